@@ -1,0 +1,406 @@
+"""The recipe: everything that decides what a run does, in one TOML file.
+
+Unknown keys are errors, and all problems are reported at once. Units stand in each field's text.
+"""
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from onnxprune.errors import RecipeError
+
+PATTERN_TEXT = r"^(unstructured|[1-9][0-9]*:[1-9][0-9]*)$"
+
+
+def pattern_sparsity(pattern: str) -> float:
+    """Sparsity that a pattern alone means: 1 - N/M, or 0 for `unstructured`."""
+    if ":" not in pattern:
+        return 0.0
+    n, m = (int(part) for part in pattern.split(":"))
+    return 1 - n / m
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelTable(_Table):
+    """`[model]`: how the source model is read."""
+
+    to_inference: bool = Field(
+        False,
+        description="Clear training flags of Dropout and BatchNormalization in the written file.",
+    )
+
+
+class DataTable(_Table):
+    """`[data]`: which samples are used."""
+
+    train: str | None = Field(None, description="Data SPEC to fine-tune on.")
+    eval: str | None = Field(None, description="Data SPEC to measure accuracy on.")
+    classes: list[str] | None = Field(
+        None, description="Class folders in the order of the model's outputs."
+    )
+    holdout: float = Field(
+        0.1, gt=0, lt=1, description="Share of `train` held out where `eval` is not given."
+    )
+    limit: int | None = Field(None, ge=1, description="Use at most this many samples of `train`.")
+
+
+class Preprocess(_Table):
+    """`[preprocess]`: from an image file to the model's input.
+
+    A pixel of 0 to 255 becomes `(pixel * scale - mean) / std`.
+    """
+
+    input: str | None = Field(None, description="Name of the image input, if there are several.")
+    resize: int | tuple[int, int] | None = Field(
+        None, description="Short side in pixels (ratio kept), or [height, width]."
+    )
+    crop: int | tuple[int, int] | None = Field(
+        None, description="Centre crop in pixels: a side, or [height, width]."
+    )
+    scale: float = Field(1 / 255, gt=0, description="Factor that pixels are multiplied with.")
+    mean: list[float] = Field([0.0], min_length=1, description="Per channel, after scaling.")
+    std: list[float] = Field([1.0], min_length=1, description="Per channel, after scaling.")
+    layout: Literal["NCHW", "NHWC"] = Field("NCHW", description="Axis order of the input.")
+    color: Literal["RGB", "BGR", "L"] = Field("RGB", description="Channel order; L is grey.")
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box"] = Field(
+        "bilinear", description="How images are resized."
+    )
+
+    @field_validator("std")
+    @classmethod
+    def _std_positive(cls, value: list[float]) -> list[float]:
+        if any(item <= 0 for item in value):
+            raise ValueError("every std must be above 0")
+        return value
+
+    @field_validator("resize", "crop")
+    @classmethod
+    def _sizes_positive(
+        cls, value: int | tuple[int, int] | None
+    ) -> int | tuple[int, int] | None:
+        sizes = value if isinstance(value, tuple) else (value,)
+        if any(size is not None and not 1 <= size <= 16384 for size in sizes):
+            raise ValueError("sizes must lie in 1 to 16384 pixels")
+        return value
+
+    @model_validator(mode="after")
+    def _channels_match(self) -> Self:
+        channels = 1 if self.color == "L" else 3
+        for key in ("mean", "std"):
+            if len(getattr(self, key)) not in (1, channels):
+                raise ValueError(f"{key} must have 1 or {channels} values for color {self.color!r}")
+        return self
+
+
+class SparsityTable(_Table):
+    """`[sparsity]`: what is removed."""
+
+    target: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Zeros / prunable weights at the end, in [0, 1); by default 0.8, or what an "
+        "N:M pattern means.",
+    )
+    method: Literal["gmp", "random", "one-shot"] = Field(
+        "gmp",
+        description="gmp: gradual magnitude pruning; random: gradual, random scores (a baseline); "
+        "one-shot: magnitude, all at once before fine-tuning.",
+    )
+    scope: Literal["global", "layerwise"] = Field(
+        "global", description="Rank all weights together, or each tensor on its own."
+    )
+    pattern: str = Field(
+        "unstructured",
+        pattern=PATTERN_TEXT,
+        description="unstructured, or N:M: at most N non-zeros in each group of M along the "
+        "reduction axis.",
+    )
+    include: list[str] = Field(
+        ["*"], description="Globs over tensor names, or `op:TYPE`; only these are pruned."
+    )
+    exclude: list[str] = Field(
+        [], description="Globs over tensor names, or `op:TYPE`; these stay dense."
+    )
+    min_density: float = Field(
+        0.01, ge=0, le=1, description="Share of weights that every tensor keeps, in [0, 1]."
+    )
+    min_density_per_tensor: dict[str, float] = Field(
+        {}, description="Glob over tensor names = minimum density in [0, 1]; the last match holds."
+    )
+
+    @field_validator("pattern")
+    @classmethod
+    def _n_below_m(cls, value: str) -> str:
+        if ":" in value:
+            n, m = (int(part) for part in value.split(":"))
+            if not 1 <= n < m <= 64:
+                raise ValueError("N:M needs 1 <= N < M <= 64")
+        return value
+
+    @field_validator("min_density_per_tensor")
+    @classmethod
+    def _densities(cls, value: dict[str, float]) -> dict[str, float]:
+        for glob, density in value.items():
+            if not 0 <= density <= 1:
+                raise ValueError(f"{glob!r}: a density lies in [0, 1], got {density}")
+        return value
+
+    @model_validator(mode="after")
+    def _target_allows_pattern(self) -> Self:
+        least = pattern_sparsity(self.pattern)
+        if self.target is not None and least and self.target < least:
+            raise ValueError(
+                f"target {self.target} is below the {least:g} that pattern {self.pattern} means; "
+                "leave the target out, or raise it"
+            )
+        return self
+
+    @property
+    def resolved_target(self) -> float:
+        """The target sparsity in [0, 1)."""
+        if self.target is not None:
+            return self.target
+        return pattern_sparsity(self.pattern) or 0.8
+
+
+class ScheduleTable(_Table):
+    """`[schedule]`: when weights are removed, in progress through training from 0 to 1."""
+
+    kind: Literal["cubic", "linear", "one-shot"] = Field(
+        "cubic", description="How sparsity rises between `begin` and `end`."
+    )
+    begin: float = Field(0.0, ge=0, lt=1, description="Progress at the first pruning event.")
+    end: float = Field(0.5, gt=0, le=1, description="Progress at which the target is reached.")
+    events: int = Field(20, ge=1, description="Number of pruning events from `begin` to `end`.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.begin >= self.end:
+            raise ValueError(f"begin ({self.begin}) must be below end ({self.end})")
+        return self
+
+
+class FinetuneTable(_Table):
+    """`[finetune]`: how the kept weights are trained."""
+
+    epochs: float = Field(4.0, ge=0, description="Passes over the training samples.")
+    batch_size: int = Field(32, ge=1, description="Samples a step.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="Which optimizer.")
+    lr: float | None = Field(
+        None, gt=0, description="Peak learning rate; by default 0.01 for sgd, 0.0003 for adamw."
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
+    weight_decay: float = Field(
+        1e-4, ge=0, description="L2 (sgd) or decoupled (adamw) decay; not on norms and biases."
+    )
+    lr_schedule: Literal["cosine", "constant", "linear", "step"] = Field(
+        "cosine", description="Course of the learning rate after warm-up."
+    )
+    warmup: float = Field(
+        0.05, ge=0, lt=1, description="Progress over which the learning rate rises from 0."
+    )
+    clip_norm: float | None = Field(
+        1.0, gt=0, description="Largest norm of the whole gradient; leave out for no limit."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Smoothing of the labels.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of training.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train.")
+    threads: int | None = Field(None, ge=1, description="CPU threads for training.")
+    workers: int = Field(0, ge=0, description="Processes that read data; 0 reads in-process.")
+    cache_mb: int = Field(
+        2048, ge=0, description="Preprocessed samples are kept in memory up to this size, in MiB."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random.")
+    checkpoint_seconds: float = Field(
+        60.0, ge=0, description="Least time between two checkpoints, in seconds; 0: every step."
+    )
+    evaluations: int = Field(
+        5, ge=0, description="How often accuracy is measured on the way, on `progress_samples`."
+    )
+    progress_samples: int = Field(256, ge=1, description="Evaluation samples used on the way.")
+    recalibrate_batches: int = Field(
+        32,
+        ge=0,
+        description="Training batches over which BatchNorm statistics are measured again at the "
+        "end; 0 keeps the running averages.",
+    )
+
+
+class DistillTable(_Table):
+    """`[distill]`: learning from the dense model."""
+
+    weight: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the distillation loss, in [0, 1]; by default 0.5 with labels and 1 "
+        "without.",
+    )
+    temperature: float = Field(1.0, gt=0, description="Softmax temperature.")
+    loss: Literal["auto", "kl", "mse", "cosine"] = Field(
+        "auto", description="auto: kl for class scores, mse for everything else."
+    )
+    cache: bool = Field(
+        True, description="Compute the dense model's outputs once for each sample and keep them."
+    )
+
+
+class ExportTable(_Table):
+    """`[export]`: the written file."""
+
+    storage: Literal["dense", "sparse"] = Field(
+        "dense", description="sparse: `sparse_initializer` where that is smaller."
+    )
+
+
+class ValidateTable(_Table):
+    """`[validate]`: measurements under ONNX Runtime at the end."""
+
+    batch_size: int = Field(32, ge=1, description="Samples a call while measuring accuracy.")
+    provider: str = Field("CPUExecutionProvider", description="Execution provider.")
+    threads: int | None = Field(None, ge=1, description="Threads of ONNX Runtime.")
+    latency: bool = Field(True, description="Measure latency.")
+    latency_batch: int = Field(1, ge=1, description="Samples a call while measuring latency.")
+    latency_seconds: float = Field(20.0, gt=0, description="Longest time for it, in seconds.")
+    shapes: dict[str, list[int]] = Field(
+        {}, description="Input name = shape, for dynamic axes while measuring latency."
+    )
+
+
+class Recipe(_Table):
+    """A whole recipe. See the attributes' classes for the tables' keys."""
+
+    model: ModelTable = ModelTable()
+    data: DataTable = DataTable()
+    preprocess: Preprocess = Preprocess()
+    sparsity: SparsityTable = SparsityTable()
+    schedule: ScheduleTable = ScheduleTable()
+    finetune: FinetuneTable = FinetuneTable()
+    distill: DistillTable = DistillTable()
+    export: ExportTable = ExportTable()
+    validation: ValidateTable = Field(ValidateTable(), alias="validate")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: object = None) -> Self:
+        """Validate a recipe given as nested dictionaries.
+
+        Raises:
+            RecipeError: It lists every problem with its key and what would be allowed.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise RecipeError(
+                "the recipe does not validate", _problems(error), where=where
+            ) from None
+
+    @classmethod
+    def from_toml(
+        cls,
+        path: str | os.PathLike[str],
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Self:
+        """Read a recipe file and replace the keys in `overrides` (table name -> key -> value).
+
+        Raises:
+            RecipeError: The file is missing, is no TOML, or does not validate.
+        """
+        path = Path(path)
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RecipeError("no such recipe file", [], where=path) from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise RecipeError("the recipe is not readable TOML", [str(error)], where=path) from None
+        return cls.from_dict(merged(values, overrides or {}), where=path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries of JSON values, without the keys that are None."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def to_toml(self) -> str:
+        """The whole recipe as TOML; `from_toml` reads it back equal."""
+        lines: list[str] = []
+        for table, values in self.to_dict().items():
+            plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
+            lines.append(f"[{table}]")
+            lines += [f"{key} = {toml_value(value)}" for key, value in plain.items()]
+            for key in [key for key in values if key not in plain]:
+                if values[key]:
+                    lines.append(f"[{table}.{key}]")
+                    lines += [f"{json.dumps(k)} = {toml_value(v)}" for k, v in values[key].items()]
+            lines.append("")
+        return "\n".join(lines)
+
+    def portable(self) -> dict[str, Any]:
+        """What shapes the result: the recipe without paths, machine choices and measurements.
+
+        Data specs are left out (data are named by their content digest), and so is everything
+        that says where and how fast to compute, not what.
+        """
+        values = self.to_dict()
+        for key in ("train", "eval"):
+            values["data"].pop(key, None)
+        for key in ("device", "threads", "workers", "cache_mb", "checkpoint_seconds"):
+            values["finetune"].pop(key, None)
+        values["distill"].pop("cache", None)
+        values.pop("validate", None)
+        return values
+
+    def sha256(self) -> str:
+        """Digest of `portable()`."""
+        text = json.dumps(self.portable(), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def merged(
+    values: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """`values` with single keys of its tables replaced; a value of None replaces nothing."""
+    result = {table: dict(v) if isinstance(v, Mapping) else v for table, v in values.items()}
+    for table, replacements in overrides.items():
+        present = {key: value for key, value in replacements.items() if value is not None}
+        if present:
+            inner = result.setdefault(table, {})
+            if isinstance(inner, dict):
+                inner.update(present)
+    return result
+
+
+def toml_value(value: object) -> str:
+    """A string, number, boolean or list as TOML, of which JSON is the common ground."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _problems(error: ValidationError) -> list[str]:
+    problems = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"]) or "recipe"
+        if item["type"] == "extra_forbidden":
+            problems.append(f"{key}: unknown key; allowed here: {_allowed(item['loc'])}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            problems.append(f"{key}: {message} (got {item['input']!r})")
+    return problems
+
+
+def _allowed(location: tuple[int | str, ...]) -> str:
+    """The keys that exist where an unknown one was found."""
+    fields = Recipe.model_fields
+    if len(location) > 1:
+        table = next(
+            (f for name, f in fields.items() if location[0] in (name, f.alias)), None
+        )
+        if table is not None and isinstance(table.annotation, type):
+            return ", ".join(table.annotation.model_fields)  # type: ignore[attr-defined]
+    return ", ".join(field.alias or name for name, field in fields.items())
