@@ -1,0 +1,25 @@
+"""Fine-tuning of a pruned model: loop, losses, distillation, checkpoints."""
+
+from onnxprune.finetune.batches import Batch, BatchSource, CachedTeacher, Teacher
+from onnxprune.finetune.checkpoint import Checkpoint, CheckpointStore
+from onnxprune.finetune.loop import Observer, Plan, Trainer, make_accelerator, named_outputs
+from onnxprune.finetune.losses import Objective
+from onnxprune.finetune.optim import DEFAULT_LR, learning_rate, make_optimizer
+
+__all__ = [
+    "DEFAULT_LR",
+    "Batch",
+    "BatchSource",
+    "CachedTeacher",
+    "Checkpoint",
+    "CheckpointStore",
+    "Objective",
+    "Observer",
+    "Plan",
+    "Teacher",
+    "Trainer",
+    "learning_rate",
+    "make_accelerator",
+    "make_optimizer",
+    "named_outputs",
+]

@@ -1,0 +1,185 @@
+"""Batches in a fixed, resumable order, from any sequence of samples."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+
+class SampleLike(Protocol):
+    """One sample: inputs by name without a batch axis, and a label if there is one."""
+
+    @property
+    def inputs(self) -> Mapping[str, np.ndarray]:
+        """Arrays by input name."""
+        ...
+
+    @property
+    def label(self) -> int | None:
+        """Class index."""
+        ...
+
+
+class SamplesLike(Protocol):
+    """A random-access collection of samples."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> SampleLike: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch on the CPU.
+
+    Attributes:
+        indices: Which samples it holds, `(batch,)`.
+        inputs: Input name -> `(batch, ...)`.
+        labels: `(batch,)` class indices, or None.
+    """
+
+    indices: Tensor
+    inputs: dict[str, Tensor]
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        return Batch(
+            self.indices,
+            {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()},
+            None if self.labels is None else self.labels.to(device, non_blocking=True),
+        )
+
+    def split(self, size: int) -> "list[Batch]":
+        """Micro-batches of at most `size` samples."""
+        return [
+            Batch(
+                self.indices[start : start + size],
+                {name: tensor[start : start + size] for name, tensor in self.inputs.items()},
+                None if self.labels is None else self.labels[start : start + size],
+            )
+            for start in range(0, len(self), size)
+        ]
+
+
+class BatchSource:
+    """Samples as batches, in an order that depends on seed and epoch alone.
+
+    Args:
+        samples: The samples; read from worker processes where `workers` is not 0.
+        batch_size: Samples a batch. Shuffled epochs leave out a last, shorter batch, unless it is
+            the only one.
+        seed: Seed of the order.
+        workers: Processes that read; 0 reads in this one.
+        cache_bytes: Samples are kept in memory until they take this many bytes (in-process only).
+    """
+
+    def __init__(
+        self,
+        samples: SamplesLike,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        workers: int = 0,
+        cache_bytes: int = 0,
+    ) -> None:
+        self.count = len(samples)
+        self.batch_size = min(batch_size, self.count)
+        self.seed = seed
+        self.workers = workers
+        self._dataset = _Samples(samples, 0 if workers else cache_bytes)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of a shuffled epoch, at least 1."""
+        return self.count // self.batch_size
+
+    def shuffled(self, first_step: int) -> Iterator[Batch]:
+        """Batches from step `first_step` on, epoch after epoch without end."""
+        epoch, skip = divmod(first_step, self.steps_per_epoch)
+        while True:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            used = order[: self.steps_per_epoch * self.batch_size]
+            yield from self._load(used[skip * self.batch_size :])
+            epoch, skip = epoch + 1, 0
+
+    def in_order(self, count: int | None = None) -> Iterator[Batch]:
+        """The first `count` samples (all by default) in their own order, once."""
+        yield from self._load(np.arange(self.count if count is None else min(count, self.count)))
+
+    def spread(self, count: int) -> Iterator[Batch]:
+        """At most `count` samples, evenly spread over all, once."""
+        count = min(count, self.count)
+        yield from self._load(np.arange(count) * self.count // count)
+
+    def _load(self, indices: np.ndarray) -> Iterator[Batch]:
+        size = self.batch_size
+        batches = [indices[start : start + size].tolist() for start in range(0, len(indices), size)]
+        loader = DataLoader(
+            self._dataset,
+            batch_sampler=batches,
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )
+        yield from loader
+
+
+class _Samples(Dataset):
+    def __init__(self, samples: SamplesLike, cache_bytes: int) -> None:
+        self.samples = samples
+        self.room = cache_bytes
+        self.cache: dict[int, SampleLike] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[int, SampleLike]:
+        if index in self.cache:
+            return index, self.cache[index]
+        sample = self.samples[index]
+        size = sum(array.nbytes for array in sample.inputs.values())
+        if size <= self.room:
+            self.room -= size
+            self.cache[index] = sample
+        return index, sample
+
+
+def _collate(items: Sequence[tuple[int, SampleLike]]) -> Batch:
+    samples = [sample for _, sample in items]
+    labels = [sample.label for sample in samples]
+    return Batch(
+        torch.tensor([index for index, _ in items]),
+        {
+            name: torch.from_numpy(np.stack([sample.inputs[name] for sample in samples]))
+            for name in samples[0].inputs
+        },
+        None if labels[0] is None else torch.tensor(labels, dtype=torch.int64),
+    )
+
+
+Teacher = Callable[[Batch], dict[str, Tensor]]
+"""The dense model: outputs by name for a batch, without gradients, on the CPU or its device."""
+
+
+class CachedTeacher:
+    """The dense model's outputs, computed once for every sample and looked up by index.
+
+    Args:
+        outputs: Output name -> `(samples, ...)`.
+    """
+
+    def __init__(self, outputs: Mapping[str, np.ndarray]) -> None:
+        self.outputs = {name: torch.from_numpy(array) for name, array in outputs.items()}
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Outputs of the batch's samples."""
+        return {name: tensor[batch.indices] for name, tensor in self.outputs.items()}

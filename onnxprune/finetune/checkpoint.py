@@ -1,0 +1,162 @@
+"""Checkpoints: safetensors with a checksum, written beside and renamed, the last two kept."""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from onnxprune.errors import CheckpointError, OutputError
+
+KEEP = 2
+_TENSORS = "state.safetensors"
+_FACTS = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a run after `step` optimizer steps.
+
+    Attributes:
+        step: Number of steps done.
+        tensors: Parameters, buffers, masks, optimizer and random state by name.
+        facts: JSON values.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints of a run in one folder.
+
+    Args:
+        folder: Holds one sub-folder a checkpoint; made when needed.
+        run_id: Identifies model, data and recipe. A checkpoint of another run is refused.
+    """
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self.folder = folder
+        self.run_id = run_id
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint and delete all but the last two.
+
+        Raises:
+            OutputError: It cannot be written; older checkpoints stay.
+        """
+        target = self.folder / f"step-{checkpoint.step:08d}"
+        partial = self.folder / f".{target.name}.tmp"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+            save_file(tensors, partial / _TENSORS)
+            facts = {
+                "run_id": self.run_id,
+                "step": checkpoint.step,
+                "sha256": _sha256(partial / _TENSORS),
+                "facts": checkpoint.facts,
+            }
+            (partial / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
+            for file in (_TENSORS, _FACTS):
+                _sync(partial / file)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(partial, target)
+            _sync(self.folder)
+        except (OSError, SafetensorError) as error:
+            raise OutputError(
+                "a checkpoint cannot be written",
+                where=target,
+                got=error,
+                remedy="free some space, then continue with --resume",
+            ) from None
+        for old in self._folders()[:-KEEP]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def latest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that is whole, and a line for each newer one that is not.
+
+        Raises:
+            CheckpointError: The checkpoints belong to another run, or all of them are damaged.
+        """
+        damaged = []
+        for folder in reversed(self._folders()):
+            try:
+                return self._read(folder), damaged
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                damaged.append(f"checkpoint {folder.name} is damaged and skipped ({error})")
+        if damaged:
+            raise CheckpointError(
+                "none of the checkpoints can be read",
+                where=self.folder,
+                got="; ".join(damaged),
+                remedy="start again in an empty run directory",
+            )
+        return None, []
+
+    def _read(self, folder: Path) -> Checkpoint:
+        stored = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        if stored["run_id"] != self.run_id:
+            raise CheckpointError(
+                "the run directory belongs to a run with another model, recipe or data",
+                where=folder.parent.parent,
+                remedy="name another --run-dir, or restore what the run was started with",
+            )
+        if stored["sha256"] != _sha256(folder / _TENSORS):
+            raise ValueError("the checksum differs")
+        return Checkpoint(int(stored["step"]), load_file(folder / _TENSORS), stored["facts"])
+
+    def _folders(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str]
+) -> dict[str, Tensor]:
+    """The per-parameter state of an optimizer as tensors named `optimizer.PARAMETER.KEY`."""
+    return {
+        f"optimizer.{names[parameter]}.{key}": torch.as_tensor(value)
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: dict[str, torch.nn.Parameter],
+    tensors: dict[str, Tensor],
+) -> None:
+    """Put back what `optimizer_tensors` took; changes the optimizer."""
+    for full_name, tensor in tensors.items():
+        if full_name.startswith("optimizer."):
+            name, key = full_name.removeprefix("optimizer.").rsplit(".", 1)
+            parameter = parameters[name]
+            per_weight = tensor.shape == parameter.shape and tensor.ndim > 0
+            optimizer.state[parameter][key] = tensor.to(parameter.device) if per_weight else tensor
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Flush a file to the disk; a folder where the platform can."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if os.name != "nt":
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
