@@ -1,0 +1,240 @@
+"""Sparsity metadata: what a pruned file says about itself, and whether that is true."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from onnxprune.model import payload_sha256
+from onnxprune.recipe import PATTERN_TEXT
+from onnxprune.tensors import GraphTensor, find_tensors
+
+KEY = "onnxprune.sparsity"
+"""Key of the entry in `ModelProto.metadata_props` and in `TensorProto.metadata_props`."""
+
+TENSOR_METADATA_IR_VERSION = 10
+"""First IR version in which tensors have metadata of their own."""
+
+_HEX64 = r"^[0-9a-f]{64}$"
+
+
+class TensorMetadata(BaseModel):
+    """What the metadata say of one prunable tensor."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(description="ONNX name of the stored tensor.")
+    shape: list[int] = Field(description="Stored shape.")
+    nonzeros: int = Field(ge=0, description="Number of values that are not zero.")
+    sparsity: float = Field(ge=0, le=1, description="zeros / size.")
+    pattern: str = Field(pattern=PATTERN_TEXT, description="`unstructured` or `N:M`.")
+    mask_sha256: str = Field(
+        pattern=_HEX64,
+        description="SHA-256 of the mask (1 where a value is not zero), row-major, eight to a "
+        "byte, the first in the highest bit.",
+    )
+
+
+class SparsityMetadata(BaseModel):
+    """The metadata of a pruned model, stored as JSON under `onnxprune.sparsity`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = Field(1, description="Version of this schema.")
+    tool_version: str = Field(description="Version of onnxprune that wrote the file.")
+    method: str = Field(description="Pruning method.")
+    target_sparsity: float = Field(ge=0, lt=1, description="The sparsity that was asked for.")
+    sparsity: float = Field(ge=0, le=1, description="zeros / size over all of `tensors`.")
+    pattern: str = Field(pattern=PATTERN_TEXT, description="`unstructured` or `N:M`.")
+    source_sha256: str = Field(pattern=_HEX64, description="Digest of the dense model's file.")
+    payload_sha256: str = Field(
+        pattern=_HEX64,
+        description="Digest over name, element type, shape and values of every tensor in the file.",
+    )
+    recipe: dict[str, Any] = Field(description="The resolved recipe, without paths.")
+    data: dict[str, Any] = Field(
+        default_factory=dict, description="Content digests of the data that were used."
+    )
+    tensors: list[TensorMetadata] = Field(description="Every tensor that pruning could touch.")
+
+
+@dataclass(frozen=True)
+class MetadataCheck:
+    """Metadata against fact.
+
+    Attributes:
+        metadata: The metadata as parsed from JSON; None if the model has none or they are no JSON.
+        true: Whether every statement holds; None if the model has no metadata.
+        problems: One line for each statement that does not.
+    """
+
+    metadata: dict[str, Any] | None
+    true: bool | None
+    problems: list[str]
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the model-level metadata."""
+    return SparsityMetadata.model_json_schema()
+
+
+def mask_sha256(values: np.ndarray) -> str:
+    """Digest of where a tensor is not zero; see `TensorMetadata.mask_sha256`."""
+    return hashlib.sha256(np.packbits(values.ravel() != 0).tobytes()).hexdigest()
+
+
+def describe_tensors(
+    tensors: Iterable[GraphTensor], patterns: Mapping[str, str]
+) -> list[TensorMetadata]:
+    """Metadata of stored tensors, computed from their values.
+
+    Args:
+        tensors: The tensors.
+        patterns: The pattern of each by name; `unstructured` where none is named.
+    """
+    described = []
+    for tensor in tensors:
+        values = tensor.array()
+        nonzeros = int(np.count_nonzero(values))
+        described.append(
+            TensorMetadata(
+                name=tensor.name,
+                shape=list(tensor.shape),
+                nonzeros=nonzeros,
+                sparsity=_share(values.size - nonzeros, values.size),
+                pattern=patterns.get(tensor.name, "unstructured"),
+                mask_sha256=mask_sha256(values),
+            )
+        )
+    return described
+
+
+def overall_sparsity(tensors: Iterable[TensorMetadata]) -> float:
+    """zeros / size over all tensors; 0 without any."""
+    tensors = list(tensors)
+    total = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in tensors)
+    return _share(total - sum(tensor.nonzeros for tensor in tensors), total)
+
+
+def _share(part: int, total: int) -> float:
+    return part / total if total else 0.0
+
+
+def write_metadata(proto: onnx.ModelProto, metadata: SparsityMetadata) -> None:
+    """Store metadata in a model and, where its IR version allows, in its tensors.
+
+    Changes `proto`; an older entry under the same key is replaced.
+    """
+    _set_prop(proto.metadata_props, _json(metadata.model_dump(mode="json")))
+    if proto.ir_version < TENSOR_METADATA_IR_VERSION:
+        return
+    stored = find_tensors(proto)
+    for tensor in metadata.tensors:
+        message = stored[tensor.name].proto
+        message = message if isinstance(message, onnx.TensorProto) else message.values
+        entry = tensor.model_dump(mode="json", exclude={"name", "shape"})
+        _set_prop(message.metadata_props, _json(entry))
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _set_prop(props: Any, value: str) -> None:
+    for entry in props:
+        if entry.key == KEY:
+            entry.value = value
+            return
+    props.add(key=KEY, value=value)
+
+
+def read_metadata(proto: onnx.ModelProto) -> dict[str, Any] | None:
+    """The model-level metadata as they stand; None if there are none or they are no JSON object."""
+    for entry in proto.metadata_props:
+        if entry.key == KEY:
+            try:
+                value = json.loads(entry.value)
+            except ValueError:
+                return None
+            return value if isinstance(value, dict) else None
+    return None
+
+
+def verify(proto: onnx.ModelProto) -> MetadataCheck:
+    """Recompute every statement of a model's metadata from the file's own tensors."""
+    if not any(entry.key == KEY for entry in proto.metadata_props):
+        return MetadataCheck(None, None, [])
+    raw = read_metadata(proto)
+    if raw is None:
+        return MetadataCheck(None, False, ["the metadata are no JSON object"])
+    try:
+        claimed = SparsityMetadata.model_validate(raw)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            for item in error.errors(include_url=False)
+        ]
+        return MetadataCheck(raw, False, problems)
+    problems = _false_statements(proto, claimed)
+    return MetadataCheck(raw, not problems, problems)
+
+
+def _false_statements(proto: onnx.ModelProto, claimed: SparsityMetadata) -> list[str]:
+    problems = []
+    stored = find_tensors(proto)
+    known = [tensor for tensor in claimed.tensors if tensor.name in stored]
+    problems += [
+        f"{tensor.name}: the model stores no such tensor"
+        for tensor in claimed.tensors
+        if tensor.name not in stored
+    ]
+    facts = describe_tensors((stored[t.name] for t in known), {t.name: t.pattern for t in known})
+    for claim, fact in zip(known, facts, strict=True):
+        for key in ("shape", "nonzeros", "sparsity", "mask_sha256"):
+            said, found = getattr(claim, key), getattr(fact, key)
+            if not _equal(said, found):
+                problems.append(f"{claim.name}: {key} is {found}, the metadata say {said}")
+        if not pattern_holds(stored[claim.name], claim.pattern):
+            problems.append(f"{claim.name}: the pattern {claim.pattern} does not hold")
+        problems += _tensor_entry_problems(stored[claim.name], claim)
+    overall = overall_sparsity(facts)
+    if not _equal(overall, claimed.sparsity):
+        problems.append(f"sparsity is {overall}, the metadata say {claimed.sparsity}")
+    payload = payload_sha256(proto)
+    if payload != claimed.payload_sha256:
+        problems.append("payload_sha256: a tensor of the file was changed after it was written")
+    return problems
+
+
+def _tensor_entry_problems(tensor: GraphTensor, claim: TensorMetadata) -> list[str]:
+    message = tensor.proto
+    message = message if isinstance(message, onnx.TensorProto) else message.values
+    expected = _json(claim.model_dump(mode="json", exclude={"name", "shape"}))
+    return [
+        f"{tensor.name}: its own metadata differ from the model's"
+        for entry in message.metadata_props
+        if entry.key == KEY and entry.value != expected
+    ]
+
+
+def _equal(said: object, found: object) -> bool:
+    if isinstance(said, float) and isinstance(found, float):
+        return abs(said - found) <= 1e-9
+    return said == found
+
+
+def pattern_holds(tensor: GraphTensor, pattern: str) -> bool:
+    """Whether a stored tensor keeps to a pattern, `unstructured` or `N:M`."""
+    if ":" not in pattern:
+        return True
+    n, m = (int(part) for part in pattern.split(":"))
+    axis = tensor.reduction_axis
+    if axis is None or tensor.shape[axis] % m:
+        return False
+    grouped = np.moveaxis(tensor.array() != 0, axis, -1).reshape(-1, m)
+    return bool((grouped.sum(axis=1) <= n).all())
