@@ -1,0 +1,85 @@
+"""`onnxprune evaluate`: accuracy under ONNX Runtime."""
+
+import click
+
+from onnxprune.cli import common
+
+
+@click.command("evaluate")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@common.data_option(required=False)
+@common.recipe_option
+@click.option("--batch-size", type=click.IntRange(1), help="Samples a call.  [default: 32]")
+@common.threads_option
+@common.provider_option
+@common.allow_python_option
+@common.set_option
+@common.json_option
+def command(
+    models: tuple[str, ...],
+    data: str | None,
+    recipe: str | None,
+    batch_size: int | None,
+    threads: int | None,
+    provider: str | None,
+    allow_python: bool,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Measure the accuracy of models on the same samples under ONNX Runtime.
+
+    The first MODEL is the reference for agreement. Preprocessing and class order come from the
+    recipe; its [data] eval, or else train, is used where --data is not given.
+
+    \b
+    Example:
+      onnxprune evaluate model.onnx pruned.onnx --data photos/val --recipe recipe.toml
+    """
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from onnxprune import model as model_io
+    from onnxprune.calibration import open_data
+    from onnxprune.errors import UsageError
+    from onnxprune.validate import class_count, evaluate
+
+    resolved = common.load_recipe(
+        recipe,
+        settings,
+        {
+            "validate": {"batch_size": batch_size, "threads": threads, "provider": provider},
+            "data": {"eval": data},
+        },
+    )
+    spec = resolved.data.eval or resolved.data.train
+    if spec is None:
+        raise UsageError("there are no data to evaluate on", remedy="give --data SPEC")
+    sources = [model_io.read(model) for model in models]
+    samples = open_data(
+        spec,
+        inputs=sources[0].inputs,
+        preprocess=resolved.preprocess,
+        classes=resolved.data.classes,
+        num_classes=class_count(sources[0]),
+        allow_python=allow_python,
+    )
+    console = common.message_console()
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
+        task = bars.add_task("evaluate", total=len(samples))
+        result = evaluate(
+            sources,
+            samples,
+            batch_size=resolved.validation.batch_size,
+            provider=resolved.validation.provider,
+            threads=resolved.validation.threads,
+            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+        ).to_json()
+    if as_json:
+        common.print_json(result)
+        return
+    names = list(dict.fromkeys(name for model in result["models"] for name in model["metrics"]))
+    table = Table("model", *names, title=f"{result['samples']} samples")
+    for model in result["models"]:
+        values = [model["metrics"].get(name) for name in names]
+        table.add_row(model["path"], *("–" if value is None else f"{value:.4f}" for value in values))
+    common.output_console().print(table)

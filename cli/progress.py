@@ -1,0 +1,98 @@
+"""Progress of long work: live bars on a terminal, a few plain lines elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_QUIET_SECONDS = 30.0
+
+
+class ProgressView:
+    """Shows the entries that `pipeline.prune` reports.
+
+    On a terminal it draws one bar a stage; elsewhere it prints stages, evaluations and messages,
+    and a training line now and then.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live = console.is_terminal
+        self._bars = Progress(
+            TextColumn("{task.description:<14}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=console,
+            disable=not self.live,
+        )
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._printed = 0.0
+
+    def __enter__(self) -> "ProgressView":
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def __call__(self, entry: dict[str, Any]) -> None:
+        """Show one entry."""
+        getattr(self, f"_on_{entry['kind']}")(entry)
+
+    def _on_stage(self, entry: dict[str, Any]) -> None:
+        self._stage = entry["name"]
+        if self._task is not None:
+            self._bars.update(self._task, visible=True, refresh=True)
+        self._task = self._bars.add_task(self._stage, total=None, facts="")
+        if not self.live:
+            self.console.print(f"{self._stage} …")
+
+    def _on_work(self, entry: dict[str, Any]) -> None:
+        self._update(entry["done"], entry["total"], "")
+
+    def _on_train(self, entry: dict[str, Any]) -> None:
+        step, progress = entry["step"], entry["progress"]
+        total = round(step / progress) if progress else step
+        facts = (
+            f"loss {entry['loss']:.4f}  sparsity {100 * entry['sparsity']:.1f} %  "
+            f"{entry['images_per_s']:.1f} samples/s"
+        )
+        self._update(step, total, facts)
+        if not self.live and time.monotonic() - self._printed > _QUIET_SECONDS:
+            self._printed = time.monotonic()
+            self.console.print(f"  step {step}/{total}  {facts}")
+
+    def _on_event(self, entry: dict[str, Any]) -> None:
+        return
+
+    def _on_eval(self, entry: dict[str, Any]) -> None:
+        metrics = "  ".join(f"{name} {value:.4f}" for name, value in entry["metrics"].items())
+        self.console.print(
+            f"  step {entry['step']}  sparsity {100 * entry['sparsity']:.1f} %  {metrics}"
+        )
+
+    def _on_message(self, entry: dict[str, Any]) -> None:
+        self.console.print(f"note: {entry['text']}")
+
+    def _update(self, done: int, total: int, facts: str) -> None:
+        if self._task is not None:
+            self._bars.update(self._task, completed=done, total=total, facts=facts)

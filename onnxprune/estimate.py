@@ -1,0 +1,95 @@
+"""What a run will cost, measured on a few steps before it begins."""
+
+import copy
+import time
+from typing import Any
+
+import torch
+
+from onnxprune.finetune import BatchSource, Objective, make_accelerator, make_optimizer, named_outputs
+from onnxprune.importer import load
+from onnxprune.pipeline import Job
+
+_MEASURED_STEPS = 2
+
+
+def estimate(job: Job) -> dict[str, Any]:
+    """Seconds and bytes that a job will take.
+
+    Two training steps run on a copy of the model with the job's own data, device and precision.
+    Nothing is written.
+
+    Returns:
+        `step_s`, `train_s`, `total_s` in seconds, and `memory_bytes` by what uses it.
+    """
+    imported = load(job.source)
+    parameters = {key: p for key, p in imported.named_parameters()}
+    weights = sum(p.numel() * p.element_size() for p in parameters.values())
+    masked = job.plan.size
+    moments = 2 if job.recipe.finetune.optimizer == "adamw" else 1
+    memory = {
+        "weights": weights,
+        "gradients": weights,
+        "optimizer": weights * moments,
+        "masks": masked * 5,
+    }
+    step_s, forward_s, activations = 0.0, 0.0, 0
+    if job.train is not None and job.total_steps:
+        step_s, forward_s, activations = _measure(job, copy.deepcopy(imported))
+        memory["activations"] = activations
+        cached = min(_sample_bytes(job) * len(job.train), job.recipe.finetune.cache_mb * 2**20)
+        memory["sample cache"] = cached
+    evaluated = 0 if job.eval is None else len(job.eval)
+    batch = job.recipe.finetune.batch_size
+    train_s = step_s * job.total_steps
+    dense_s = forward_s / batch * (0 if job.train is None else len(job.train))
+    validate_s = 2 * forward_s / batch * evaluated
+    latency_s = job.recipe.validation.latency_seconds if job.recipe.validation.latency else 0.0
+    return {
+        "step_s": step_s,
+        "train_s": train_s,
+        "total_s": train_s + dense_s + validate_s + latency_s,
+        "memory_bytes": memory,
+    }
+
+
+def _measure(job: Job, module: Any) -> tuple[float, float, int]:
+    """Seconds of a training step and of a forward pass, and bytes kept for the backward pass."""
+    assert job.train is not None
+    settings = job.recipe.finetune
+    accelerator = make_accelerator(settings)
+    model = accelerator.prepare_model(module)
+    optimizer = make_optimizer(dict(module.named_parameters()), settings)
+    objective = Objective(
+        module.output_names[0], module.output_activations, job.train.labelled, job.recipe.distill
+    )
+    batches = BatchSource(job.train, settings.batch_size).shuffled(0)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    seconds, forward = [], []
+    for _ in range(_MEASURED_STEPS):
+        started = time.monotonic()
+        batch = next(batches).to(accelerator.device)
+        model.train()
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            outputs = named_outputs(model(**batch.inputs), module.output_names)
+        forward.append(time.monotonic() - started)
+        teacher = {
+            name: tensor.detach() for name, tensor in outputs.items() if tensor.is_floating_point()
+        }
+        accelerator.backward(objective(outputs, batch.labels, teacher))
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.monotonic() - started)
+    parameters = sum(p.numel() * p.element_size() for p in module.parameters())
+    return min(seconds), min(forward), max(0, sum(kept.values()) - parameters)
+
+
+def _sample_bytes(job: Job) -> int:
+    assert job.train is not None
+    return sum(array.nbytes for array in job.train[0].inputs.values())

@@ -1,0 +1,164 @@
+"""What a recipe means for a model: which tensors are pruned, how far, and when."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from onnxprune.errors import TargetError
+from onnxprune.recipe import Recipe, SparsityTable
+from onnxprune.sparsity import (
+    Pattern,
+    Schedule,
+    min_kept,
+    parse_pattern,
+    prunable_limit,
+    target_zeros,
+)
+from onnxprune.sparsity.patterns import check_pattern
+from onnxprune.tensors import GraphTensor
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What is pruned, and how far.
+
+    Attributes:
+        tensors: The tensors in scope, in graph order.
+        skipped: Weights that stay dense, name -> why.
+        zeros: Number of zeros at the end, exactly `ceil(target * size)`.
+        floors: Name -> number of weights that are kept at least.
+        pattern: Pattern of all tensors in scope.
+        schedule: When weights go.
+    """
+
+    tensors: dict[str, GraphTensor]
+    skipped: dict[str, str]
+    zeros: int
+    floors: dict[str, int]
+    pattern: Pattern
+    schedule: Schedule
+
+    @property
+    def size(self) -> int:
+        """Number of weights in scope."""
+        return sum(tensor.size for tensor in self.tensors.values())
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Reduction axis of every tensor that has one."""
+        return {
+            name: tensor.reduction_axis
+            for name, tensor in self.tensors.items()
+            if tensor.reduction_axis is not None
+        }
+
+    def events(self, total_steps: int) -> dict[int, int]:
+        """Step -> number of zeros from then on; the last is exactly `zeros`."""
+        return {
+            step: self.zeros if fraction == 1.0 else math.floor(fraction * self.zeros)
+            for step, fraction in self.schedule.event_steps(total_steps).items()
+        }
+
+    def to_json(self, total_steps: int) -> dict[str, Any]:
+        """The plan as JSON values, for `--dry-run` and the run directory."""
+        return {
+            "prunable_parameters": self.size,
+            "target_zeros": self.zeros,
+            "target_sparsity": self.zeros / self.size,
+            "pattern": str(self.pattern or "unstructured"),
+            "tensors": [
+                {
+                    "name": tensor.name,
+                    "op_type": tensor.op_type,
+                    "shape": list(tensor.shape),
+                    "size": tensor.size,
+                    "min_kept": self.floors[tensor.name],
+                }
+                for tensor in self.tensors.values()
+            ],
+            "skipped": self.skipped,
+            "steps": total_steps,
+            "schedule": [
+                {"step": step, "zeros": zeros, "sparsity": zeros / self.size}
+                for step, zeros in self.events(total_steps).items()
+            ],
+        }
+
+
+def make_plan(tensors: Iterable[GraphTensor], recipe: Recipe) -> PruningPlan:
+    """Apply a recipe to the stored tensors of a model.
+
+    Raises:
+        TargetError: Nothing is left to prune, the pattern fits nothing, or the target cannot be
+            reached.
+    """
+    settings = recipe.sparsity
+    tensors = list(tensors)
+    chosen, skipped = _in_scope(tensors, settings)
+    if not chosen:
+        raise TargetError(
+            "no tensor is left to prune",
+            got=f"include = {settings.include}, exclude = {settings.exclude}",
+            expected="at least one weight of Conv, ConvTranspose, Gemm, MatMul or a recurrent "
+            "operator, with two or more dimensions",
+            remedy="`onnxprune inspect MODEL` lists the tensors",
+        )
+    pattern = parse_pattern(settings.pattern)
+    shapes = {name: tensor.shape for name, tensor in chosen.items()}
+    axes = {name: tensor.reduction_axis for name, tensor in chosen.items()}
+    fitting, unfit = check_pattern(pattern, shapes, axes)
+    for name in unfit:
+        skipped[name] = f"does not divide into groups for the pattern {pattern}"
+    chosen = {name: chosen[name] for name in fitting}
+    sizes = {name: tensor.size for name, tensor in chosen.items()}
+    zeros = target_zeros(settings.resolved_target, sum(sizes.values()))
+    floors = {name: _floor(name, size, settings) for name, size in sizes.items()}
+    prunable_limit(sizes, floors, zeros, what=f"sparsity {settings.resolved_target:g}")
+    one_shot = settings.method == "one-shot"
+    schedule = Schedule(
+        "one-shot" if one_shot else recipe.schedule.kind,
+        recipe.schedule.begin,
+        recipe.schedule.end,
+        recipe.schedule.events,
+    )
+    return PruningPlan(chosen, skipped, zeros, floors, pattern, schedule)
+
+
+def _in_scope(
+    tensors: list[GraphTensor], settings: SparsityTable
+) -> tuple[dict[str, GraphTensor], dict[str, str]]:
+    chosen: dict[str, GraphTensor] = {}
+    skipped: dict[str, str] = {}
+    for tensor in tensors:
+        if not tensor.prunable and not _named(tensor, settings.include):
+            if tensor.trainable and len(tensor.shape) >= 2:
+                skipped[tensor.name] = "not prunable by default (depthwise, embedding or operand)"
+            continue
+        if not any(_matches(tensor, glob) for glob in settings.include):
+            skipped[tensor.name] = "not in `include`"
+        elif any(_matches(tensor, glob) for glob in settings.exclude):
+            skipped[tensor.name] = "in `exclude`"
+        else:
+            chosen[tensor.name] = tensor
+    return chosen, skipped
+
+
+def _named(tensor: GraphTensor, globs: list[str]) -> bool:
+    """Whether a trainable tensor is included by its exact name, against the default rule."""
+    return tensor.trainable and tensor.name in globs
+
+
+def _matches(tensor: GraphTensor, glob: str) -> bool:
+    if glob.startswith("op:"):
+        return fnmatchcase(tensor.op_type, glob.removeprefix("op:"))
+    return tensor.name == glob or fnmatchcase(tensor.name, glob)
+
+
+def _floor(name: str, size: int, settings: SparsityTable) -> int:
+    density = settings.min_density
+    for glob, value in settings.min_density_per_tensor.items():
+        if name == glob or fnmatchcase(name, glob):
+            density = value
+    return min(size, min_kept(density, size))

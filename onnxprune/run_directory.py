@@ -1,0 +1,138 @@
+"""The run directory: all of its file names, its status, and its log."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from onnxprune.errors import CheckpointError, OutputError, UsageError
+from onnxprune.model import atomic_write_text
+
+SCHEMA_VERSION = 1
+Status = Literal["running", "finished", "interrupted", "failed"]
+
+
+class RunDirectory:
+    """A folder that holds one run.
+
+    Attributes:
+        path: The folder.
+        run: `run.json`: status, and what identifies the run.
+        recipe: `recipe.toml`: the resolved recipe.
+        plan: `plan.json`: what is pruned, and when.
+        log: `metrics.jsonl`: one entry a training step, pruning event and evaluation.
+        results: `results.json`: the outcome.
+        report: `report.html`: the page.
+        checkpoints: Folder of checkpoints.
+        teacher: `teacher.npz`: the dense model's outputs for the training samples.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run = path / "run.json"
+        self.recipe = path / "recipe.toml"
+        self.plan = path / "plan.json"
+        self.log = path / "metrics.jsonl"
+        self.results = path / "results.json"
+        self.report = path / "report.html"
+        self.checkpoints = path / "checkpoints"
+        self.teacher = path / "teacher.npz"
+
+    def check(self, *, resume: bool) -> None:
+        """Refuse a folder whose contents a run would destroy or cannot continue.
+
+        Raises:
+            UsageError: It holds something else, or an interrupted run and `resume` is not set.
+            OutputError: It is a file.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(
+                "the run directory is a file", where=self.path, expected="a folder, or no such path"
+            )
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not self.run.is_file():
+            raise UsageError(
+                "the run directory holds something that is not a run",
+                where=self.path,
+                expected="an empty folder, or the folder of an earlier run",
+                remedy="name another --run-dir",
+            )
+        if not resume and self.checkpoints.is_dir() and self.facts().get("status") != "finished":
+            raise UsageError(
+                "the run directory holds an unfinished run",
+                where=self.path,
+                remedy="continue it with --resume, name another --run-dir, or delete the folder",
+            )
+
+    def start(self, facts: dict[str, Any], recipe_toml: str, *, resume: bool) -> None:
+        """Make the folder, clear what an earlier run left unless resuming, and write the basics.
+
+        Raises:
+            CheckpointError: `resume`, and the folder belongs to a run with another identity.
+            OutputError: It cannot be written.
+        """
+        if resume and self.run.is_file() and self.facts().get("run_id") != facts["run_id"]:
+            raise CheckpointError(
+                "the run directory belongs to a run with another model, recipe or data",
+                where=self.path,
+                got=self._difference(facts),
+                remedy="name another --run-dir, or restore what the run was started with",
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                "the run directory cannot be made", where=self.path, got=error.strerror
+            ) from None
+        if not resume:
+            self._clear()
+        self.set_status("running", facts)
+        atomic_write_text(self.recipe, recipe_toml)
+
+    def _difference(self, facts: dict[str, Any]) -> str:
+        old = self.facts()
+        keys = ("source_sha256", "recipe_sha256", "data_sha256", "tool_version")
+        return "different " + ", ".join(key for key in keys if old.get(key) != facts.get(key))
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for file in (self.plan, self.log, self.results, self.report, self.teacher):
+            file.unlink(missing_ok=True)
+
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` holds; empty if it is missing or damaged."""
+        try:
+            value = json.loads(self.run.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def set_status(self, status: Status, facts: dict[str, Any] | None = None) -> None:
+        """Write the status, with new facts or those that stand there already."""
+        kept = self.facts() if facts is None else facts
+        self.write_json(self.run, {"schema_version": SCHEMA_VERSION, **kept, "status": status})
+
+    def write_json(self, file: Path, value: object) -> None:
+        """Write a JSON file atomically."""
+        atomic_write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Add an entry to the log."""
+        with self.log.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+
+    def rewind_log(self, step: int) -> None:
+        """Drop log entries after `step`, which a resumed run writes again."""
+        if not self.log.is_file():
+            return
+        kept = []
+        for line in self.log.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            done = entry["step"] < step if entry["kind"] == "event" else entry["step"] <= step
+            if done:
+                kept.append(line)
+        atomic_write_text(self.log, "".join(line + "\n" for line in kept))
