@@ -35,7 +35,7 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="onnxprune")
 def root() -> None:
-    """Prune production ONNX models while fine-tuning them, and prove the result.
+    r"""Prune production ONNX models while fine-tuning them, and prove the result.
 
     \b
     Example:

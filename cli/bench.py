@@ -7,11 +7,16 @@ from onnxprune.cli import common
 
 @click.command("bench")
 @click.argument("models", nargs=-1, required=True, metavar="DENSE PRUNED...")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples a call.")
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples a call."
+)
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=SIZES", help="As x=1,3,224,224.")
 @click.option("--rounds", type=click.IntRange(5), help="Rounds; by default as time allows.")
 @click.option(
-    "--seconds", type=click.FloatRange(0, min_open=True), default=20.0, show_default=True,
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=20.0,
+    show_default=True,
     help="Longest time to measure.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of order and inputs.")
@@ -29,7 +34,7 @@ def command(
     provider: str | None,
     as_json: bool,
 ) -> None:
-    """Time models against each other, interleaved in random order in one process.
+    r"""Time models against each other, interleaved in random order in one process.
 
     The first model is the baseline. The speedup is the median over rounds of its latency divided by
     the other's, with a bootstrap 95 % interval.

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from onnxprune.cli import common
+from onnxprune.errors import OnnxpruneError
 
 _PACKAGES = {
     "numpy": "base",
@@ -28,7 +29,7 @@ _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 @click.command("doctor")
 @common.json_option
 def command(as_json: bool) -> None:
-    """Show versions, execution providers and devices, and what is missing for which command.
+    r"""Show versions, execution providers and devices, and what is missing for which command.
 
     \b
     Example:
@@ -96,11 +97,12 @@ def _providers(problems: list[str]) -> list[str]:
     if importlib.util.find_spec("onnxruntime") is None:
         return []
     try:
-        from onnxruntime import get_available_providers
-    except ImportError as error:
+        from onnxprune.validate import available_providers
+
+        return available_providers()
+    except (ImportError, OnnxpruneError) as error:
         problems.append(f"ONNX Runtime does not load: {error}")
         return []
-    return list(get_available_providers())
 
 
 def _device(problems: list[str]) -> str | None:

@@ -26,7 +26,7 @@ def command(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Measure the accuracy of models on the same samples under ONNX Runtime.
+    r"""Measure the accuracy of models on the same samples under ONNX Runtime.
 
     The first MODEL is the reference for agreement. Preprocessing and class order come from the
     recipe; its [data] eval, or else train, is used where --data is not given.
@@ -41,7 +41,7 @@ def command(
     from onnxprune import model as model_io
     from onnxprune.calibration import open_data
     from onnxprune.errors import UsageError
-    from onnxprune.validate import class_count, evaluate
+    from onnxprune.validate import evaluate
 
     resolved = common.load_recipe(
         recipe,
@@ -60,7 +60,7 @@ def command(
         inputs=sources[0].inputs,
         preprocess=resolved.preprocess,
         classes=resolved.data.classes,
-        num_classes=class_count(sources[0]),
+        num_classes=sources[0].class_count,
         allow_python=allow_python,
     )
     console = common.message_console()
@@ -81,5 +81,7 @@ def command(
     table = Table("model", *names, title=f"{result['samples']} samples")
     for model in result["models"]:
         values = [model["metrics"].get(name) for name in names]
-        table.add_row(model["path"], *("–" if value is None else f"{value:.4f}" for value in values))
+        table.add_row(
+            model["path"], *("–" if value is None else f"{value:.4f}" for value in values)
+        )
     common.output_console().print(table)

@@ -9,11 +9,13 @@ from onnxprune.cli import common
 
 @click.command("init")
 @click.argument("model")
-@click.option("-o", "--output", metavar="FILE", help="The recipe to write; standard output if absent.")
+@click.option(
+    "-o", "--output", metavar="FILE", help="The recipe to write.  [default: standard output]"
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @common.json_option
 def command(model: str, output: str | None, force: bool, as_json: bool) -> None:
-    """Write a recipe for MODEL in which every key is explained.
+    r"""Write a recipe for MODEL in which every key is explained.
 
     \b
     Example:

@@ -11,7 +11,7 @@ import click
 from onnxprune.cli import common
 
 if TYPE_CHECKING:
-    from onnxprune.pipeline import Job
+    from onnxprune.job import Job
 
 
 @click.command("prune")
@@ -57,7 +57,7 @@ def command(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Prune MODEL while fine-tuning it, write it back, and validate it.
+    r"""Prune MODEL while fine-tuning it, write it back, and validate it.
 
     The written file has the same graph with other values in its tensors, and metadata that say what
     was done. Without --eval-data a tenth of the data is held out; without labels the dense model is
@@ -81,18 +81,19 @@ def command(
         },
     )
     _need_training_packages()
-    from onnxprune import pipeline
+    from onnxprune.job import prepare
 
-    job = pipeline.prepare(
+    job = prepare(
         model, output, resolved, run_dir=run_dir, resume=resume, allow_python=allow_python
     )
     if dry_run:
         _dry_run(job, as_json)
         return
     from onnxprune.cli.progress import ProgressView
+    from onnxprune.pipeline import execute
 
     with _stop_on_signal() as stop, ProgressView(common.message_console()) as view:
-        results = pipeline.execute(job, on_progress=view, stop=stop.is_set)
+        results = execute(job, on_progress=view, stop=stop.is_set)
     if as_json:
         common.print_json({**results, "output": output, "run_dir": str(job.run.path)})
     else:
@@ -141,9 +142,7 @@ def _dry_run(job: "Job", as_json: bool) -> None:
     cost = estimate(job)
     plan = job.plan.to_json(job.total_steps)
     if as_json:
-        common.print_json(
-            {**plan, "estimate": cost, "data": job.data_facts(), "notes": job.notes}
-        )
+        common.print_json({**plan, "estimate": cost, "data": job.data_facts(), "notes": job.notes})
         return
     console = common.output_console()
     table = Table("tensor", "operator", "shape", "weights", title="What would be pruned")
@@ -193,7 +192,10 @@ def _print_results(results: dict[str, Any], output: str, job: "Job") -> None:
             name,
             text(old),
             text(new),
-            "" if difference is None else f"{100 * difference:+.2f} points" if share
+            ""
+            if difference is None
+            else f"{100 * difference:+.2f} points"
+            if share
             else f"{difference:+.4f}",
         )
     table.add_row("sparsity", "", common.percent(results["sparsity"], 4), "")

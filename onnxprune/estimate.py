@@ -6,9 +6,15 @@ from typing import Any
 
 import torch
 
-from onnxprune.finetune import BatchSource, Objective, make_accelerator, make_optimizer, named_outputs
+from onnxprune.finetune import (
+    BatchSource,
+    Objective,
+    make_accelerator,
+    make_optimizer,
+    named_outputs,
+)
 from onnxprune.importer import load
-from onnxprune.pipeline import Job
+from onnxprune.job import Job
 
 _MEASURED_STEPS = 2
 
@@ -23,7 +29,7 @@ def estimate(job: Job) -> dict[str, Any]:
         `step_s`, `train_s`, `total_s` in seconds, and `memory_bytes` by what uses it.
     """
     imported = load(job.source)
-    parameters = {key: p for key, p in imported.named_parameters()}
+    parameters = dict(imported.named_parameters())
     weights = sum(p.numel() * p.element_size() for p in parameters.values())
     masked = job.plan.size
     moments = 2 if job.recipe.finetune.optimizer == "adamw" else 1

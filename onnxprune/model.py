@@ -105,6 +105,14 @@ class OnnxModel:
         """Graph outputs in graph order."""
         return [value_spec(v) for v in self.proto.graph.output]
 
+    @property
+    def class_count(self) -> int | None:
+        """Length of the first output's class axis; None unless it has two axes and a known size."""
+        shape = self.outputs[0].shape
+        if shape is not None and len(shape) == 2 and isinstance(shape[1], int):
+            return shape[1]
+        return None
+
 
 def read(source: str | os.PathLike[str] | bytes | onnx.ModelProto | OnnxModel) -> OnnxModel:
     """Read a model from a path, from serialised bytes, or from a `ModelProto`.
@@ -526,7 +534,7 @@ def write(proto: onnx.ModelProto, path: str | os.PathLike[str], *, external: boo
                 stream.write(tensor.raw_data)
                 _point_outside(tensor, data_path.name, offset)
 
-    _atomic(data_path, write_data)
+    atomic_write(data_path, write_data)
     atomic_write_bytes(path, light.SerializeToString(deterministic=True))
 
 
@@ -545,7 +553,7 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     Raises:
         OutputError: The target cannot be written; an existing file is left as it was.
     """
-    _atomic(Path(path), lambda stream: _discard(stream.write(data)))
+    atomic_write(Path(path), lambda stream: stream.write(data))
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -553,11 +561,8 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     atomic_write_bytes(path, text.encode("utf-8"))
 
 
-def _discard(_: object) -> None:
-    return None
-
-
-def _atomic(path: Path, fill: Callable[[BinaryIO], None]) -> None:
+def atomic_write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Like `atomic_write_bytes`, for data that `fill` writes to a stream bit by bit."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as stream:

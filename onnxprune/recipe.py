@@ -84,9 +84,7 @@ class Preprocess(_Table):
 
     @field_validator("resize", "crop")
     @classmethod
-    def _sizes_positive(
-        cls, value: int | tuple[int, int] | None
-    ) -> int | tuple[int, int] | None:
+    def _sizes_positive(cls, value: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
         sizes = value if isinstance(value, tuple) else (value,)
         if any(size is not None and not 1 <= size <= 16384 for size in sizes):
             raise ValueError("sizes must lie in 1 to 16384 pixels")
@@ -325,8 +323,15 @@ class Recipe(_Table):
         return cls.from_dict(merged(values, overrides or {}), where=path)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested dictionaries of JSON values, without the keys that are None."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        """Nested dictionaries of JSON values, without the keys that are None.
+
+        Of `[preprocess]`, whose missing keys follow the model, only keys that were set appear.
+        """
+        values = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        values["preprocess"] = self.preprocess.model_dump(
+            mode="json", exclude_none=True, exclude_unset=True
+        )
+        return values
 
     def to_toml(self) -> str:
         """The whole recipe as TOML; `from_toml` reads it back equal."""
@@ -363,9 +368,7 @@ class Recipe(_Table):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def merged(
-    values: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+def merged(values: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """`values` with single keys of its tables replaced; a value of None replaces nothing."""
     result = {table: dict(v) if isinstance(v, Mapping) else v for table, v in values.items()}
     for table, replacements in overrides.items():
@@ -398,9 +401,7 @@ def _allowed(location: tuple[int | str, ...]) -> str:
     """The keys that exist where an unknown one was found."""
     fields = Recipe.model_fields
     if len(location) > 1:
-        table = next(
-            (f for name, f in fields.items() if location[0] in (name, f.alias)), None
-        )
+        table = next((f for name, f in fields.items() if location[0] in (name, f.alias)), None)
         if table is not None and isinstance(table.annotation, type):
-            return ", ".join(table.annotation.model_fields)  # type: ignore[attr-defined]
+            return ", ".join(table.annotation.model_fields)
     return ", ".join(field.alias or name for name, field in fields.items())

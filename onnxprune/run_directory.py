@@ -9,6 +9,12 @@ from onnxprune.errors import CheckpointError, OutputError, UsageError
 from onnxprune.model import atomic_write_text
 
 SCHEMA_VERSION = 1
+RUN_FILE = "run.json"
+RECIPE_FILE = "recipe.toml"
+PLAN_FILE = "plan.json"
+METRICS_FILE = "metrics.jsonl"
+RESULTS_FILE = "results.json"
+REPORT_FILE = "report.html"
 Status = Literal["running", "finished", "interrupted", "failed"]
 
 
@@ -29,12 +35,12 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.run = path / "run.json"
-        self.recipe = path / "recipe.toml"
-        self.plan = path / "plan.json"
-        self.log = path / "metrics.jsonl"
-        self.results = path / "results.json"
-        self.report = path / "report.html"
+        self.run = path / RUN_FILE
+        self.recipe = path / RECIPE_FILE
+        self.plan = path / PLAN_FILE
+        self.log = path / METRICS_FILE
+        self.results = path / RESULTS_FILE
+        self.report = path / REPORT_FILE
         self.checkpoints = path / "checkpoints"
         self.teacher = path / "teacher.npz"
 
@@ -97,7 +103,7 @@ class RunDirectory:
 
     def _clear(self) -> None:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
-        for file in (self.plan, self.log, self.results, self.report, self.teacher):
+        for file in (self.run, self.plan, self.log, self.results, self.report, self.teacher):
             file.unlink(missing_ok=True)
 
     def facts(self) -> dict[str, Any]:
@@ -109,9 +115,9 @@ class RunDirectory:
         return value if isinstance(value, dict) else {}
 
     def set_status(self, status: Status, facts: dict[str, Any] | None = None) -> None:
-        """Write the status, with new facts or those that stand there already."""
-        kept = self.facts() if facts is None else facts
-        self.write_json(self.run, {"schema_version": SCHEMA_VERSION, **kept, "status": status})
+        """Write the status, with facts added to those that stand there already."""
+        kept = {**self.facts(), **(facts or {})}
+        self.write_json(self.run, {**kept, "schema_version": SCHEMA_VERSION, "status": status})
 
     def write_json(self, file: Path, value: object) -> None:
         """Write a JSON file atomically."""

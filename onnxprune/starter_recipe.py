@@ -43,7 +43,8 @@ def starter_recipe(model: OnnxModel) -> str:
     for name, field in Recipe.model_fields.items():
         table = field.alias or name
         table_class = field.annotation
-        assert isinstance(table_class, type) and issubclass(table_class, BaseModel)
+        assert isinstance(table_class, type)
+        assert issubclass(table_class, BaseModel)
         heading = (table_class.__doc__ or "").split("\n")[0].partition(": ")[2]
         lines += [f"# {heading[:1].upper()}{heading[1:]}", f"[{table}]"]
         lines += _table_lines(table, table_class, suggestions)

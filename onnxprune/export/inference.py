@@ -85,7 +85,7 @@ def _constant_true(graph: onnx.GraphProto, name: str) -> bool:
 
 
 def _used_names(proto: onnx.ModelProto) -> set[str]:
-    names = set()
+    names: set[str] = set()
     for _, graph in iter_graphs(proto):
         names.update(name for node in graph.node for name in node.input)
         names.update(value.name for value in graph.output)

@@ -115,7 +115,7 @@ def describe_tensors(
 
 
 def overall_sparsity(tensors: Iterable[TensorMetadata]) -> float:
-    """zeros / size over all tensors; 0 without any."""
+    """Zeros / size over all tensors; 0 without any."""
     tensors = list(tensors)
     total = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in tensors)
     return _share(total - sum(tensor.nonzeros for tensor in tensors), total)

@@ -12,11 +12,11 @@ from onnxprune.errors import ModelError
 from onnxprune.model import OnnxModel, iter_graphs, write
 from onnxprune.tensors import GraphTensor, find_tensors
 
-_TYPED_FIELDS = {
-    TensorProto.FLOAT: ("float_data", np.float32),
-    TensorProto.DOUBLE: ("double_data", np.float64),
-    TensorProto.FLOAT16: ("int32_data", np.uint16),
-    TensorProto.BFLOAT16: ("int32_data", np.uint16),
+_TYPED_FIELDS: dict[int, tuple[str, np.dtype]] = {
+    TensorProto.FLOAT: ("float_data", np.dtype(np.float32)),
+    TensorProto.DOUBLE: ("double_data", np.dtype(np.float64)),
+    TensorProto.FLOAT16: ("int32_data", np.dtype(np.uint16)),
+    TensorProto.BFLOAT16: ("int32_data", np.dtype(np.uint16)),
 }
 
 
@@ -111,9 +111,7 @@ def write_back(source: onnx.ModelProto, tensors: Mapping[str, np.ndarray]) -> on
     return proto
 
 
-def _separate(
-    proto: onnx.ModelProto, aliases: Set[str], stored: Mapping[str, GraphTensor]
-) -> None:
+def _separate(proto: onnx.ModelProto, aliases: Set[str], stored: Mapping[str, GraphTensor]) -> None:
     """Give aliases tensors of their own, with the values that they share; changes `proto`."""
     origins = {use.value: tensor for tensor in stored.values() for use in tensor.uses}
     for _, graph in iter_graphs(proto):
@@ -132,7 +130,7 @@ def _store(tensor: TensorProto | SparseTensorProto, values: np.ndarray) -> None:
     field, dtype = _TYPED_FIELDS[tensor.data_type]
     if len(getattr(tensor, field)):
         flat = values.ravel()
-        flat = flat.view(dtype) if flat.dtype.itemsize == dtype().itemsize else flat
+        flat = flat.view(dtype) if flat.dtype.itemsize == dtype.itemsize else flat
         tensor.ClearField(field)
         getattr(tensor, field).extend(flat.tolist())
     else:

@@ -5,6 +5,7 @@ from onnxprune.finetune.checkpoint import Checkpoint, CheckpointStore
 from onnxprune.finetune.loop import Observer, Plan, Trainer, make_accelerator, named_outputs
 from onnxprune.finetune.losses import Objective
 from onnxprune.finetune.optim import DEFAULT_LR, learning_rate, make_optimizer
+from onnxprune.finetune.probe import observed_activations, takes_batches
 
 __all__ = [
     "DEFAULT_LR",
@@ -22,4 +23,6 @@ __all__ = [
     "make_accelerator",
     "make_optimizer",
     "named_outputs",
+    "observed_activations",
+    "takes_batches",
 ]

@@ -79,6 +79,8 @@ class BatchSource:
         seed: Seed of the order.
         workers: Processes that read; 0 reads in this one.
         cache_bytes: Samples are kept in memory until they take this many bytes (in-process only).
+        order: Random generator -> an order of all samples, for data that are slow to jump in; a
+            uniform permutation by default.
     """
 
     def __init__(
@@ -89,11 +91,13 @@ class BatchSource:
         seed: int = 0,
         workers: int = 0,
         cache_bytes: int = 0,
+        order: Callable[[np.random.Generator], np.ndarray] | None = None,
     ) -> None:
         self.count = len(samples)
         self.batch_size = min(batch_size, self.count)
         self.seed = seed
         self.workers = workers
+        self._order = order or (lambda generator: generator.permutation(self.count))
         self._dataset = _Samples(samples, 0 if workers else cache_bytes)
 
     @property
@@ -105,7 +109,7 @@ class BatchSource:
         """Batches from step `first_step` on, epoch after epoch without end."""
         epoch, skip = divmod(first_step, self.steps_per_epoch)
         while True:
-            order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            order = self._order(np.random.default_rng([self.seed, epoch]))
             used = order[: self.steps_per_epoch * self.batch_size]
             yield from self._load(used[skip * self.batch_size :])
             epoch, skip = epoch + 1, 0

@@ -58,7 +58,9 @@ class CheckpointStore:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+            tensors = {
+                name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()
+            }
             save_file(tensors, partial / _TENSORS)
             facts = {
                 "run_id": self.run_id,
@@ -88,7 +90,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: The checkpoints belong to another run, or all of them are damaged.
         """
-        damaged = []
+        damaged: list[str] = []
         for folder in reversed(self._folders()):
             try:
                 return self._read(folder), damaged
@@ -120,7 +122,7 @@ class CheckpointStore:
 
 
 def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str]
+    optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
 ) -> dict[str, Tensor]:
     """The per-parameter state of an optimizer as tensors named `optimizer.PARAMETER.KEY`."""
     return {

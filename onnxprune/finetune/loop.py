@@ -155,7 +155,9 @@ class Trainer:
         """Write a checkpoint of the current step."""
         if self.checkpoints is None:
             return
-        names = {parameter: name for name, parameter in self.module.named_parameters()}
+        names: dict[Tensor, str] = {
+            parameter: name for name, parameter in self.module.named_parameters()
+        }
         tensors = {f"model.{name}": tensor for name, tensor in self._state().items()}
         tensors.update(optimizer_tensors(self.optimizer, names))
         tensors.update({f"mask.{name}": mask for name, mask in self.masks.masks.items()})

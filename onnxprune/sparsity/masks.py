@@ -37,7 +37,7 @@ class MaskSet:
 
     @property
     def sparsity(self) -> float:
-        """zeros / total, in [0, 1]; 0 without any weight."""
+        """Zeros / total, in [0, 1]; 0 without any weight."""
         return self.zeros / self.total if self.total else 0.0
 
     def update(

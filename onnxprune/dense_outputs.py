@@ -1,0 +1,73 @@
+"""The dense model's outputs, computed once under ONNX Runtime and kept in the run directory."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from onnxprune.calibration import Samples
+from onnxprune.finetune import BatchSource
+from onnxprune.model import OnnxModel, atomic_write
+from onnxprune.validate import Session
+
+
+def compute_outputs(
+    session: Session,
+    samples: Samples,
+    batch_size: int,
+    on_progress: Callable[[int, int], None],
+) -> dict[str, np.ndarray]:
+    """Every float output for every sample, by output name, as float32 of `(samples, ...)`.
+
+    Args:
+        session: The dense model.
+        samples: Its inputs, in the order of the result.
+        batch_size: Samples a call, unless the model's inputs fix it.
+        on_progress: Called with (samples done, samples in all) after each batch.
+    """
+    fixed = fixed_batch(session)
+    collected: dict[str, list[np.ndarray]] = {}
+    done = 0
+    for batch in BatchSource(samples, fixed or batch_size).in_order():
+        feeds = {name: tensor.numpy() for name, tensor in batch.inputs.items()}
+        for name, array in session.run(padded(feeds, fixed)).items():
+            if np.issubdtype(array.dtype, np.floating):
+                collected.setdefault(name, []).append(array[: len(batch)].astype(np.float32))
+        done += len(batch)
+        on_progress(done, len(samples))
+    return {name: np.concatenate(arrays) for name, arrays in collected.items()}
+
+
+def save_outputs(outputs: dict[str, np.ndarray], path: Path) -> None:
+    """Write outputs as an `.npz` file, atomically; output names need not be file names."""
+    arrays = {f"output_{index}": array for index, array in enumerate(outputs.values())}
+    arrays["names"] = np.array(list(outputs))
+    atomic_write(path, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
+
+
+def load_outputs(path: Path, count: int) -> dict[str, np.ndarray] | None:
+    """Outputs for `count` samples that `save_outputs` wrote; None if the file is not of use."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = [str(name) for name in file["names"]]
+            outputs = {name: file[f"output_{index}"] for index, name in enumerate(names)}
+    except (OSError, ValueError, KeyError):
+        return None
+    return outputs if all(len(array) == count for array in outputs.values()) else None
+
+
+def fixed_batch(source: OnnxModel | Session) -> int | None:
+    """The batch size that a model's inputs are fixed to; None if it is free."""
+    sizes = {spec.shape[0] for spec in source.inputs if spec.shape}
+    fixed = [size for size in sizes if isinstance(size, int)]
+    return fixed[0] if len(sizes) == 1 and fixed else None
+
+
+def padded(feeds: dict[str, np.ndarray], batch: int | None) -> dict[str, np.ndarray]:
+    """Inputs filled up to a fixed batch size by repeating the last sample."""
+    if batch is None:
+        return feeds
+    return {
+        name: np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)])
+        for name, array in feeds.items()
+    }

@@ -1,0 +1,192 @@
+"""A prune job, checked before any work: model, recipe, output, run directory and data."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxprune.calibration import Samples, open_data, split_holdout
+from onnxprune.errors import DataError, UnsupportedModelError, UsageError
+from onnxprune.export import training_nodes
+from onnxprune.finetune import BatchSource
+from onnxprune.model import OnnxModel, check_writable, read
+from onnxprune.planning import PruningPlan, make_plan
+from onnxprune.recipe import Recipe
+from onnxprune.run_directory import RunDirectory
+from onnxprune.tensors import find_tensors
+from onnxprune.version import __version__
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prune job, checked and ready to run.
+
+    Attributes:
+        source: The dense model as read.
+        output: Where the pruned model goes.
+        recipe: The resolved recipe.
+        plan: What is pruned, how far and when.
+        train: Training samples; None prunes without fine-tuning.
+        eval: Evaluation samples; None measures no accuracy.
+        held_out: Whether `eval` was split off `train`.
+        run: The run directory.
+        resume: Continue from the run directory's last checkpoint.
+        notes: What the user should know about the result.
+    """
+
+    source: OnnxModel
+    output: Path
+    recipe: Recipe
+    plan: PruningPlan
+    train: Samples | None
+    eval: Samples | None
+    held_out: bool
+    run: RunDirectory
+    resume: bool
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps an epoch, at least 1."""
+        if self.train is None:
+            return 1
+        return BatchSource(self.train, self.recipe.finetune.batch_size).steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        if self.train is None:
+            return 0
+        return round(self.recipe.finetune.epochs * self.steps_per_epoch)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result; checkpoints of another identity are refused."""
+        facts = {
+            "tool_version": __version__,
+            "source_sha256": self.source.sha256,
+            "recipe_sha256": self.recipe.sha256(),
+            "data_sha256": {name: facts["digest"] for name, facts in self.data_facts().items()},
+        }
+        run_id = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
+        return {**facts, "run_id": run_id}
+
+    def data_facts(self) -> dict[str, dict[str, Any]]:
+        """Number, digest and kind of the samples, without any path."""
+        facts = {}
+        for name, samples in (("train", self.train), ("eval", self.eval)):
+            if samples is not None:
+                facts[name] = {
+                    "samples": len(samples),
+                    "digest": samples.digest(),
+                    "labelled": samples.labelled,
+                }
+        if "eval" in facts:
+            facts["eval"]["held_out"] = self.held_out
+        return facts
+
+
+def prepare(
+    model: str | Path,
+    output: str | Path,
+    recipe: Recipe,
+    *,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    allow_python: bool = False,
+) -> Job:
+    """Check everything that a prune job needs, before any work.
+
+    Args:
+        model: The dense `.onnx` file.
+        output: The file to write. It must not be the model itself.
+        recipe: What to do.
+        run_dir: Folder for checkpoints, log and report; by default `OUTPUT` with `.run` for its
+            extension.
+        resume: Continue from the run directory.
+        allow_python: Whether `python:` data specs may run code.
+
+    Raises:
+        UsageError: Recipe, output or run directory make no sense.
+        ModelError: The model cannot be read or handled.
+        DataError: The data are missing or do not fit.
+    """
+    source = read(model)
+    output = Path(output)
+    if output.exists() and source.path is not None and output.samefile(source.path):
+        raise UsageError(
+            "the output would overwrite the dense model", where=output, remedy="name another file"
+        )
+    check_writable(output)
+    run = RunDirectory(Path(run_dir) if run_dir is not None else output.with_suffix(".run"))
+    run.check(resume=resume)
+    _check_training_flags(source, recipe)
+    plan = make_plan(find_tensors(source.proto).values(), recipe)
+    notes = (
+        [
+            f"{len(plan.skipped)} weights stay dense: "
+            + ", ".join(f"{name} ({why})" for name, why in list(plan.skipped.items())[:8])
+            + (" ..." if len(plan.skipped) > 8 else "")
+        ]
+        if plan.skipped
+        else []
+    )
+    train, evaluation, held_out = _open_samples(source, recipe, allow_python, notes)
+    preprocess = next((s.preprocess for s in (train, evaluation) if s is not None), None)
+    if preprocess is not None:
+        recipe = recipe.model_copy(update={"preprocess": preprocess})
+    return Job(source, output, recipe, plan, train, evaluation, held_out, run, resume, notes)
+
+
+def _check_training_flags(source: OnnxModel, recipe: Recipe) -> None:
+    nodes = training_nodes(source.proto)
+    if nodes and not recipe.model.to_inference:
+        raise UnsupportedModelError(
+            "the file runs nodes in training mode: deployed, it would drop activations at random "
+            "or normalise with the statistics of each batch",
+            where=source.label,
+            got=", ".join(nodes[:8]) + (" ..." if len(nodes) > 8 else ""),
+            remedy="pass --to-inference, which clears these flags in the written file",
+        )
+
+
+def _open_samples(
+    source: OnnxModel, recipe: Recipe, allow_python: bool, notes: list[str]
+) -> tuple[Samples | None, Samples | None, bool]:
+    def open_spec(spec: str, limit: int | None) -> Samples:
+        return open_data(
+            spec,
+            inputs=source.inputs,
+            preprocess=recipe.preprocess,
+            classes=recipe.data.classes,
+            num_classes=source.class_count,
+            allow_python=allow_python,
+            limit=limit,
+            seed=recipe.finetune.seed,
+        )
+
+    settings = recipe.data
+    if settings.train is None and recipe.finetune.epochs > 0:
+        raise UsageError(
+            "there are no data to fine-tune on",
+            remedy="give --data SPEC, or --epochs 0 to prune without fine-tuning",
+        )
+    evaluation = open_spec(settings.eval, None) if settings.eval is not None else None
+    if settings.train is None:
+        return None, evaluation, False
+    train = open_spec(settings.train, settings.limit)
+    if evaluation is not None:
+        return train, evaluation, False
+    if len(train) < 2:
+        raise DataError(
+            "too few samples to hold some out",
+            where=settings.train,
+            got=len(train),
+            expected="at least 2",
+            remedy="give more samples, or --eval-data SPEC",
+        )
+    train, evaluation = split_holdout(train, settings.holdout, recipe.finetune.seed)
+    notes.append(
+        f"no evaluation data were given: {len(evaluation)} samples ({settings.holdout:.0%}) of the "
+        "training data are held out"
+    )
+    return train, evaluation, True

@@ -1,0 +1,549 @@
+"""Which tensors of an ONNX graph are parameters, and what they are used for.
+
+The answer comes from the graph alone, without PyTorch and without decoding weights: every slot of
+every operator that holds learned values is followed back, through nodes that only rename or
+rearrange, to the initializer or `Constant` node in which the values are stored.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto
+
+from onnxprune.errors import ModelFileError
+from onnxprune.model import dense_array, tensor_array
+
+WEIGHT_ROLES = frozenset({"weight", "recurrent"})
+"""Roles of tensors that products are summed over."""
+
+STATISTICS_ROLES = frozenset({"running_mean", "running_var"})
+"""Roles of tensors that training updates, but not by gradients."""
+
+_CONTRIB = "com.microsoft"
+_SLOTS: dict[tuple[str, str], dict[int, str]] = {
+    ("", "Conv"): {1: "weight", 2: "bias"},
+    ("", "ConvTranspose"): {1: "weight", 2: "bias"},
+    ("", "DeformConv"): {1: "weight", 3: "bias"},
+    ("", "Gemm"): {0: "weight", 1: "weight", 2: "bias"},
+    ("", "MatMul"): {0: "weight", 1: "weight"},
+    ("", "BatchNormalization"): {1: "scale", 2: "shift", 3: "running_mean", 4: "running_var"},
+    ("", "InstanceNormalization"): {1: "scale", 2: "shift"},
+    ("", "LayerNormalization"): {1: "scale", 2: "shift"},
+    ("", "GroupNormalization"): {1: "scale", 2: "shift"},
+    ("", "RMSNormalization"): {1: "scale"},
+    ("", "PRelu"): {1: "slope"},
+    ("", "Gather"): {0: "embedding"},
+    ("", "LSTM"): {1: "recurrent", 2: "recurrent", 3: "bias", 7: "bias"},
+    ("", "GRU"): {1: "recurrent", 2: "recurrent", 3: "bias"},
+    ("", "RNN"): {1: "recurrent", 2: "recurrent", 3: "bias"},
+    (_CONTRIB, "FusedConv"): {1: "weight", 2: "bias"},
+    (_CONTRIB, "FusedMatMul"): {0: "weight", 1: "weight"},
+    (_CONTRIB, "FusedGemm"): {0: "weight", 1: "weight", 2: "bias"},
+    (_CONTRIB, "Attention"): {1: "weight", 2: "bias"},
+    (_CONTRIB, "BiasGelu"): {1: "bias"},
+    (_CONTRIB, "FastGelu"): {1: "bias"},
+    (_CONTRIB, "LayerNormalization"): {1: "scale", 2: "shift"},
+    (_CONTRIB, "SimplifiedLayerNormalization"): {1: "scale"},
+    ("", "SimplifiedLayerNormalization"): {1: "scale"},
+    (_CONTRIB, "SkipLayerNormalization"): {2: "scale", 3: "shift", 4: "bias"},
+    (_CONTRIB, "SkipSimplifiedLayerNormalization"): {2: "scale", 3: "bias"},
+    (_CONTRIB, "EmbedLayerNormalization"): {
+        2: "embedding",
+        3: "embedding",
+        4: "embedding",
+        5: "scale",
+        6: "shift",
+    },
+}
+_PRUNABLE_OPS = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"}
+    | {"FusedConv", "FusedMatMul", "FusedGemm"}
+)
+_LINEAR_OPS = _PRUNABLE_OPS | {"Einsum"}
+_ELEMENTWISE = frozenset({"Mul", "Add", "Sub", "Div"})
+_JOINING = frozenset({"Concat", "Expand"})
+_REARRANGING = frozenset(
+    {"Identity", "Transpose", "Reshape", "Cast", "Unsqueeze", "Squeeze", "Flatten"}
+)
+_FLOAT_TYPES = frozenset(
+    {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
+)
+_FOLDED_CONSTANT = re.compile(r"onnx::\w+|_?val_\d+|const(ant)?_?\d*(_\w*)?|ortshared_\w+", re.I)
+"""Names that exporters give to constants which they computed themselves."""
+
+_MAX_CALL_DEPTH = 64
+
+
+@dataclass(frozen=True)
+class Use:
+    """One operator input that a stored tensor feeds.
+
+    Attributes:
+        node: Name of the node, or of its first output where it has none.
+        op_type: Operator of the node, without its domain.
+        slot: Index of the input.
+        role: What the operator takes the tensor for; None for an operand without learned values.
+        value: Name by which the node reads it: the tensor's own, or that of an alias.
+        reduction_axis: Axis of the stored tensor along which the operator sums products.
+        depthwise: Whether the operator is a depthwise convolution.
+    """
+
+    node: str
+    op_type: str
+    slot: int
+    role: str | None
+    value: str
+    reduction_axis: int | None = None
+    depthwise: bool = False
+
+
+@dataclass(frozen=True)
+class GraphTensor:
+    """A tensor that an ONNX model stores.
+
+    Attributes:
+        name: Its ONNX name: the initializer's, or the output name of its `Constant` node. Where
+            scopes repeat a name, the later ones get their scope in front.
+        scope: Sub-graph or function that holds it; empty for the main graph.
+        proto: The live message inside the model.
+        kind: `initializer` or `constant`.
+        shape: Stored shape.
+        dtype: NumPy element type; `ml_dtypes` for those that NumPy lacks.
+        role: What it is used for: weight, bias, scale, shift, slope, embedding, recurrent,
+            running_mean, running_var, operand (of Mul, Add, Sub, Div), or None.
+        op_type: Operator that uses it in this role, empty if none.
+        node: Name of that node.
+        trainable: Whether fine-tuning should change it.
+        prunable: Whether pruning takes it by default.
+        depthwise: Whether it is the weight of a depthwise convolution.
+        reduction_axis: Axis of the stored tensor along which its products are summed; None where
+            there is none, or where a Reshape mixes axes.
+        uses: Every operator input that it feeds.
+    """
+
+    name: str
+    scope: str
+    proto: TensorProto | SparseTensorProto
+    kind: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    role: str | None
+    op_type: str
+    node: str
+    trainable: bool
+    prunable: bool
+    depthwise: bool
+    reduction_axis: int | None
+    uses: tuple[Use, ...]
+
+    @property
+    def elem_type(self) -> int:
+        """Element type as ONNX numbers it."""
+        proto = self.proto
+        return proto.values.data_type if isinstance(proto, SparseTensorProto) else proto.data_type
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def array(self) -> np.ndarray:
+        """The values in their stored shape and type; read-only where no decoding is needed."""
+        return stored_array(self.proto)
+
+
+def stored_array(proto: TensorProto | SparseTensorProto) -> np.ndarray:
+    """Values of a stored tensor, dense also where it is stored sparse."""
+    return dense_array(proto) if isinstance(proto, SparseTensorProto) else tensor_array(proto)
+
+
+def find_tensors(proto: onnx.ModelProto) -> dict[str, GraphTensor]:
+    """Find the stored tensors of a model and what they are used for.
+
+    Sub-graphs and the model's own functions are searched, too. A tensor that is reached under
+    several names (`Identity` aliases) is one entry, with all of its uses.
+
+    Returns:
+        Tensors by name, in graph order.
+
+    Raises:
+        ModelFileError: Functions of the model call each other in a circle.
+    """
+    finder = _Finder(proto)
+    finder.visit(_graph_scope(proto.graph, "", None), proto.graph.node, 0)
+    return finder.result()
+
+
+def constant_tensor(node: NodeProto) -> TensorProto | SparseTensorProto | None:
+    """The tensor attribute of a `Constant` node; None if it holds a plain number or string."""
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return None
+    for attribute in node.attribute:
+        if attribute.name == "value" and attribute.type == AttributeProto.TENSOR:
+            return attribute.t
+        if attribute.name == "sparse_value":
+            return attribute.sparse_tensor
+    return None
+
+
+@dataclass
+class _Stored:
+    name: str
+    scope: str
+    proto: TensorProto | SparseTensorProto
+    kind: str
+    uses: list[Use] = field(default_factory=list)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(int(dim) for dim in self.proto.dims)
+
+    @property
+    def data_type(self) -> int:
+        proto = self.proto
+        return proto.values.data_type if isinstance(proto, SparseTensorProto) else proto.data_type
+
+
+@dataclass
+class _Scope:
+    """Names of one graph or function call, and how to go on outside of it."""
+
+    path: str
+    stored: dict[str, TensorProto | SparseTensorProto]
+    inputs: set[str]
+    parent: "_Scope | None" = None
+    bindings: dict[str, tuple["_Scope", str]] = field(default_factory=dict)
+    producers: dict[str, NodeProto] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _View:
+    """How a stored tensor looks where it is used.
+
+    `axes` names for each axis the stored axis that it is, or None for a mixed or new one.
+    """
+
+    tensor: _Stored
+    shape: tuple[int, ...]
+    axes: tuple[int | None, ...]
+
+    def axis(self, index: int) -> int | None:
+        return self.axes[index] if -len(self.axes) <= index < len(self.axes) else None
+
+
+def _graph_scope(graph: GraphProto, path: str, parent: _Scope | None) -> _Scope:
+    stored: dict[str, TensorProto | SparseTensorProto] = {t.name: t for t in graph.initializer}
+    stored.update({t.values.name: t for t in graph.sparse_initializer})
+    inputs = {value.name for value in graph.input} - stored.keys()
+    return _Scope(path, stored, inputs, parent)
+
+
+class _Finder:
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self._functions = {(f.domain, f.name): f for f in proto.functions}
+        self._by_id: dict[int, _Stored] = {}
+        self._by_name: dict[str, _Stored] = {}
+        self._operands: list[tuple[_Stored, Use]] = []
+
+    def visit(self, scope: _Scope, nodes: Iterable[NodeProto], depth: int) -> None:
+        if depth > _MAX_CALL_DEPTH:
+            raise ModelFileError(
+                "functions or sub-graphs of the model are nested without end",
+                where=scope.path,
+                expected=f"at most {_MAX_CALL_DEPTH} levels",
+            )
+        for name, stored in scope.stored.items():
+            self._add(name, scope.path, stored, "initializer")
+        nodes = list(nodes)
+        for node in nodes:
+            for output in node.output:
+                scope.producers[output] = node
+            tensor = constant_tensor(node)
+            if tensor is not None and node.output:
+                self._add(node.output[0], scope.path, tensor, "constant")
+        for index, node in enumerate(nodes):
+            self._visit_uses(scope, node)
+            self._visit_inner(scope, node, index, depth)
+
+    def _visit_inner(self, scope: _Scope, node: NodeProto, index: int, depth: int) -> None:
+        label = node.name or f"{node.op_type}_{index}"
+        for attribute in node.attribute:
+            graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
+            for graph in graphs:
+                path = "/".join(filter(None, [scope.path, f"{label}.{attribute.name}"]))
+                self.visit(_graph_scope(graph, path, scope), graph.node, depth + 1)
+        function = self._functions.get((node.domain, node.op_type))
+        if function is not None:
+            inner = _Scope(f"{function.domain}::{function.name}", {}, set())
+            inner.bindings = {
+                formal: (scope, actual)
+                for formal, actual in zip(function.input, node.input, strict=False)
+                if actual
+            }
+            self.visit(inner, function.node, depth + 1)
+
+    def _add(self, name: str, path: str, proto: TensorProto | SparseTensorProto, kind: str) -> None:
+        if id(proto) in self._by_id:
+            return
+        unique = name
+        if unique in self._by_name:
+            unique = f"{path}/{name}"
+            while unique in self._by_name:
+                unique += "'"
+        stored = _Stored(unique, path, proto, kind)
+        self._by_id[id(proto)] = self._by_name[unique] = stored
+
+    def _visit_uses(self, scope: _Scope, node: NodeProto) -> None:
+        if node.op_type in _REARRANGING or (node.domain, node.op_type) in self._functions:
+            return
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        roles = _SLOTS.get((domain, node.op_type), {})
+        for slot, value in enumerate(node.input):
+            view = self._resolve(scope, value) if value else None
+            if view is None:
+                continue
+            role = roles.get(slot)
+            if domain == "" and role is None:
+                role = self._operand_role(scope, node, slot)
+            use = Use(
+                node=node.name or next(iter(node.output), ""),
+                op_type=node.op_type,
+                slot=slot,
+                role=role if view.tensor.data_type in _FLOAT_TYPES else None,
+                value=value,
+                reduction_axis=_reduction_axis(node, slot, view) if role else None,
+                depthwise=role == "weight" and _is_depthwise(node, view),
+            )
+            view.tensor.uses.append(use)
+
+    def _operand_role(self, scope: _Scope, node: NodeProto, slot: int) -> str | None:
+        if node.op_type == "Einsum":
+            return "weight"
+        if node.op_type in _JOINING and (node.op_type == "Concat" or slot == 0):
+            return "operand"
+        if node.op_type not in _ELEMENTWISE or len(node.input) != 2:
+            return None
+        other = node.input[1 - slot]
+        if self._comes_from_input(scope, other):
+            return None
+        producer = scope.producers.get(other)
+        if node.op_type == "Add" and producer is not None and producer.op_type in _LINEAR_OPS:
+            return "bias"
+        return "operand"
+
+    def _comes_from_input(self, scope: _Scope, name: str) -> bool:
+        """Whether a value is a graph input up to normalisation with constants."""
+        for _ in range(16):
+            if name in scope.bindings:
+                scope, name = scope.bindings[name]
+                continue
+            if name in scope.inputs:
+                return scope.parent is None
+            node = scope.producers.get(name)
+            if node is None or not node.input:
+                return False
+            if node.op_type in _ELEMENTWISE and len(node.input) == 2:
+                stored = [self._resolve(scope, value) is not None for value in node.input]
+                if stored[0] == stored[1]:
+                    return False
+                name = node.input[stored.index(False)]
+            elif node.op_type in _REARRANGING:
+                name = node.input[0]
+            else:
+                return False
+        return False
+
+    def _resolve(self, scope: _Scope, name: str) -> _View | None:
+        """Follow a value back to the stored tensor that it is a rearrangement of."""
+        chain: list[tuple[_Scope, NodeProto]] = []
+        for _ in range(4096):
+            if name in scope.bindings:
+                scope, name = scope.bindings[name]
+            elif name in scope.stored:
+                return self._replay(self._by_id[id(scope.stored[name])], chain)
+            elif name in scope.producers:
+                node = scope.producers[name]
+                tensor = constant_tensor(node)
+                if tensor is not None:
+                    return self._replay(self._by_id[id(tensor)], chain)
+                if node.op_type not in _REARRANGING or not node.input:
+                    return None
+                chain.append((scope, node))
+                name = node.input[0]
+            elif scope.parent is not None and name not in scope.inputs:
+                scope = scope.parent
+            else:
+                return None
+        return None
+
+    def _replay(self, tensor: _Stored, chain: list[tuple[_Scope, NodeProto]]) -> _View | None:
+        if chain and tensor.data_type not in _FLOAT_TYPES:
+            return None
+        view = _View(tensor, tensor.shape, tuple(range(len(tensor.shape))))
+        for scope, node in reversed(chain):
+            view = self._rearranged(view, scope, node)
+        return view
+
+    def _rearranged(self, view: _View, scope: _Scope, node: NodeProto) -> _View:
+        rank = len(view.shape)
+        if node.op_type == "Transpose":
+            perm = _attribute(node, "perm") or list(range(rank))[::-1]
+            if sorted(perm) == list(range(rank)):
+                shape = tuple(view.shape[i] for i in perm)
+                return _View(view.tensor, shape, tuple(view.axes[i] for i in perm))
+        if node.op_type in ("Identity", "Cast"):
+            return view
+        return _reshaped(view, self._target_shape(view, scope, node))
+
+    def _target_shape(self, view: _View, scope: _Scope, node: NodeProto) -> tuple[int, ...] | None:
+        """Shape after Reshape, Flatten, Squeeze or Unsqueeze; None if the file does not say."""
+        rank = len(view.shape)
+        if node.op_type == "Flatten":
+            axis = _attribute(node, "axis", 1)
+            axis += rank if axis < 0 else 0
+            return int(np.prod(view.shape[:axis])), int(np.prod(view.shape[axis:]))
+        key = "shape" if node.op_type == "Reshape" else "axes"
+        ints = _attribute(node, key)
+        if ints is None and len(node.input) > 1:
+            ints = self._small_ints(scope, node.input[1])
+        if node.op_type == "Squeeze":
+            if ints is None:
+                return tuple(dim for dim in view.shape if dim != 1)
+            drop = {axis % rank for axis in ints} if rank else set()
+            return tuple(dim for axis, dim in enumerate(view.shape) if axis not in drop)
+        if ints is None:
+            return None
+        if node.op_type == "Unsqueeze":
+            new = {axis % (rank + len(ints)) for axis in ints}
+            rest = iter(view.shape)
+            return tuple(1 if i in new else next(rest, 1) for i in range(rank + len(ints)))
+        sizes = [view.shape[i] if dim == 0 and i < rank else int(dim) for i, dim in enumerate(ints)]
+        if sizes.count(-1) == 1:
+            known = int(np.prod([dim for dim in sizes if dim != -1]))
+            sizes[sizes.index(-1)] = int(np.prod(view.shape)) // known if known else 0
+        return tuple(sizes)
+
+    def _small_ints(self, scope: _Scope, name: str) -> list[int] | None:
+        view = self._resolve(scope, name)
+        if view is None or view.tensor.data_type != TensorProto.INT64:
+            return None
+        if int(np.prod(view.tensor.shape)) > 64:
+            return None
+        return [int(item) for item in stored_array(view.tensor.proto).ravel()]
+
+    def result(self) -> dict[str, GraphTensor]:
+        in_constants = self._weights_in_constants()
+        return {name: _classified(t, in_constants) for name, t in self._by_name.items()}
+
+    def _weights_in_constants(self) -> bool:
+        kinds = {
+            tensor.kind
+            for tensor in self._by_name.values()
+            if any(use.role in WEIGHT_ROLES for use in tensor.uses)
+        }
+        return kinds == {"constant"}
+
+
+def _classified(stored: _Stored, weights_in_constants: bool) -> GraphTensor:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(stored.data_type)
+    size = int(np.prod(stored.shape, dtype=np.int64))
+    named = not _FOLDED_CONSTANT.fullmatch(stored.name)
+    if stored.kind == "constant":
+        named = weights_in_constants
+    uses = [use for use in stored.uses if _keeps_role(use, stored, size, named)]
+    best = min(uses, key=_rank_of_use, default=None)
+    depthwise = best is not None and best.depthwise
+    return GraphTensor(
+        name=stored.name,
+        scope=stored.scope,
+        proto=stored.proto,
+        kind=stored.kind,
+        shape=stored.shape,
+        dtype=np.dtype(dtype),
+        role=best.role if best else None,
+        op_type=best.op_type if best else "",
+        node=best.node if best else "",
+        trainable=any(use.role not in STATISTICS_ROLES for use in uses),
+        prunable=(
+            best is not None
+            and best.role in WEIGHT_ROLES
+            and best.op_type in _PRUNABLE_OPS
+            and len(stored.shape) >= 2
+            and size > 0
+            and not depthwise
+        ),
+        depthwise=depthwise,
+        reduction_axis=best.reduction_axis if best else None,
+        uses=tuple(stored.uses),
+    )
+
+
+def _keeps_role(use: Use, stored: _Stored, size: int, named: bool) -> bool:
+    if use.role is None or size == 0:
+        return False
+    if use.role == "embedding":
+        return len(stored.shape) >= 2
+    if use.role == "operand" or (use.role == "bias" and use.op_type == "Add"):
+        return named and size > 1
+    return True
+
+
+def _rank_of_use(use: Use) -> int:
+    if use.role in WEIGHT_ROLES and use.op_type in _PRUNABLE_OPS:
+        return 1 if use.depthwise else 0
+    if use.role in STATISTICS_ROLES:
+        return 4
+    return 3 if use.role == "operand" else 2
+
+
+def _attribute(node: NodeProto, name: str, default: object = None) -> object:  # type: ignore[misc]
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return onnx.helper.get_attribute_value(attribute)
+    return default
+
+
+def _reshaped(view: _View, shape: tuple[int, ...] | None) -> _View:
+    """Carry axis names through a reshape: an axis keeps its name if no other one is mixed in."""
+    if shape is None:
+        return _View(view.tensor, (), ())
+    old = [(dim, axis) for dim, axis in zip(view.shape, view.axes, strict=True) if dim != 1]
+    axes: list[int | None] = [None] * len(shape)
+    before: dict[int, tuple[int, int | None]] = {}
+    offset = 1
+    for dim, axis in old:
+        before[offset] = (dim, axis)
+        offset *= dim
+    offset = 1
+    for index, dim in enumerate(shape):
+        if dim != 1 and before.get(offset, (0, None))[0] == dim:
+            axes[index] = before[offset][1]
+        offset *= dim
+    return _View(view.tensor, shape, tuple(axes))
+
+
+def _reduction_axis(node: NodeProto, slot: int, view: _View) -> int | None:
+    rank = len(view.shape)
+    if node.op_type in ("Conv", "FusedConv", "DeformConv"):
+        return view.axis(1) if slot == 1 else None
+    if node.op_type == "ConvTranspose":
+        return view.axis(0) if slot == 1 else None
+    if node.op_type in ("MatMul", "FusedMatMul", "Gemm", "FusedGemm") and slot < 2:
+        if rank < 2:
+            return view.axis(0) if rank else None
+        transposed = bool(_attribute(node, "transB" if slot else "transA", 0))
+        return view.axis(-2 if (slot == 1) != transposed else -1)
+    if node.op_type in ("LSTM", "GRU", "RNN"):
+        return view.axis(2) if slot in (1, 2) else None
+    if node.op_type == "Attention" and slot == 1:
+        return view.axis(0)
+    return None
+
+
+def _is_depthwise(node: NodeProto, view: _View) -> bool:
+    if node.op_type not in ("Conv", "ConvTranspose", "FusedConv") or len(view.shape) < 2:
+        return False
+    return int(_attribute(node, "group", 1)) > 1 and view.shape[1] == 1  # type: ignore[call-overload]
