@@ -1,0 +1,31 @@
+"""Samples and preprocessing, and the statistics that are measured with them.
+
+`open_data` turns a data spec into `Samples` that fit a model. Only `recalibrate` and the
+`torchvision:` reader need torch, which they import when called.
+"""
+
+from onnxprune.calibration.batchnorm import recalibrate
+from onnxprune.calibration.preprocess import preprocess_image, resize_and_crop, to_array
+from onnxprune.calibration.readers import open_data
+from onnxprune.calibration.samples import (
+    Sample,
+    Samples,
+    shuffled_order,
+    split_holdout,
+    stack,
+    subset,
+)
+
+__all__ = [
+    "Sample",
+    "Samples",
+    "open_data",
+    "preprocess_image",
+    "recalibrate",
+    "resize_and_crop",
+    "shuffled_order",
+    "split_holdout",
+    "stack",
+    "subset",
+    "to_array",
+]

@@ -1,0 +1,242 @@
+import contextlib
+import io
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxprune.calibration import arrays, npz, open_data, shuffled_order
+from onnxprune.errors import DataError
+from onnxprune.model import ValueSpec
+
+FLOAT = np.dtype(np.float32)
+INPUTS = [ValueSpec("a", FLOAT, ("N", 3)), ValueSpec("b", np.dtype(np.int32), ("N", 2, None))]
+
+
+def values(count=6, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "a": rng.standard_normal((count, 3)).astype(np.float32),
+        "b": rng.integers(0, 9, (count, 2, 4)),
+        "label": rng.integers(0, 5, count),
+    }
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_rows_become_samples(tmp_path, save):
+    data = values()
+    save(tmp_path / "d.npz", **data)
+    samples = open_data(str(tmp_path / "d.npz"), inputs=INPUTS, num_classes=5)
+    assert len(samples) == 6
+    for index, sample in enumerate(samples):
+        np.testing.assert_array_equal(sample.inputs["a"], data["a"][index])
+        np.testing.assert_array_equal(sample.inputs["b"], data["b"][index])
+        assert sample.inputs["b"].dtype == np.int32
+        assert sample.label == data["label"][index]
+        sample.inputs["a"][:] = 0  # a sample is the caller's own
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_shards_join_in_order_and_keep_the_digest(tmp_path, save):
+    data = values(10)
+    np.savez(tmp_path / "whole.npz", **data)
+    (tmp_path / "shards").mkdir()
+    for index, (start, stop) in enumerate([(0, 4), (4, 4), (4, 10)]):
+        part = {name: array[start:stop] for name, array in data.items()}
+        save(tmp_path / "shards" / f"{index}.npz", **part)
+    whole = open_data(str(tmp_path / "whole.npz"), inputs=INPUTS)
+    shards = open_data(str(tmp_path / "shards"), inputs=INPUTS)
+    assert [s.label for s in shards] == data["label"].tolist()
+    np.testing.assert_array_equal(shards[4].inputs["a"], data["a"][4])
+    assert shards.digest() == whole.digest()
+
+
+def test_compressed_shards_stay_within_the_cache(tmp_path, monkeypatch):
+    for index in range(4):
+        np.savez_compressed(tmp_path / f"{index}.npz", **values(5, index))
+    monkeypatch.setattr(arrays, "CACHE_BYTES", 800)
+    opened = []
+    monkeypatch.setattr(
+        arrays, "open_array", lambda p, m: opened.append(p.name) or npz.open_array(p, m)
+    )
+    samples = open_data(str(tmp_path), inputs=INPUTS)
+    opened.clear()
+    assert samples.locality.tolist() == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
+    for index in shuffled_order(samples, np.random.default_rng(0)):
+        sample = samples[int(index)]
+        expected = values(5, int(index) // 5)["a"][int(index) % 5]
+        np.testing.assert_array_equal(sample.inputs["a"], expected)
+        held = sum(array.nbytes for array in samples._cache.values())
+        assert held <= 800
+    assert len(opened) == 8
+
+
+def test_uncompressed_shards_are_mapped(tmp_path):
+    np.savez(tmp_path / "d.npz", **values())
+    samples = open_data(str(tmp_path / "d.npz"), inputs=INPUTS)
+    samples[0]
+    assert all(isinstance(array, np.memmap) for array in samples._cache.values())
+    assert samples.locality is None
+    copy = pickle.loads(pickle.dumps(samples))
+    assert not copy._cache
+    np.testing.assert_array_equal(copy[3].inputs["a"], samples[3].inputs["a"])
+
+
+def test_fortran_order_and_casts(tmp_path):
+    array = np.asfortranarray(values()["a"].astype(np.float64))
+    np.savez(tmp_path / "d.npz", a=array)
+    samples = open_data(str(tmp_path / "d.npz"), inputs=INPUTS[:1])
+    assert samples[2].inputs["a"].dtype == np.float32
+    np.testing.assert_allclose(samples[2].inputs["a"], array[2], rtol=1e-6)
+    assert not samples.labelled
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"b": None}, "nothing for 'b'"),
+        ({"c": np.zeros(6)}, "'c'"),
+        ({"a": np.zeros((6, 4), np.float32)}, r"float32\[4\] a sample(.|\n)*float32\[3\] a sample"),
+        ({"a": np.zeros((6, 3, 1), np.float32)}, r"float32\[3, 1\]"),
+        ({"a": np.float32(1)}, "a scalar"),
+        ({"b": np.zeros((6, 2, 4))}, "element type(.|\n)*float64(.|\n)*int32"),
+        ({"a": np.zeros((5, 3), np.float32)}, "'a': 5, 'b': 6"),
+        ({"label": np.zeros(6)}, "not integers"),
+        ({"label": np.eye(6, dtype=int)}, "one label a sample"),
+        ({"label": np.array([0, 1, 2, 5, 0, 9])}, "sample 3(.|\n)*got: 5(.|\n)*0 to 4"),
+        ({"label": np.array([0, -1, 2, 5, 0, 9])}, "sample 1(.|\n)*got: -1"),
+        ({"a": np.array([["x"] * 3] * 6)}, "no plain numbers"),
+    ],
+)
+def test_data_that_do_not_fit(tmp_path, change, message):
+    data = {name: array for name, array in (values() | change).items() if array is not None}
+    np.savez(tmp_path / "d.npz", **data)
+    with pytest.raises(DataError, match=message) as caught:
+        open_data(str(tmp_path / "d.npz"), inputs=INPUTS, num_classes=5)
+    assert "d.npz" in str(caught.value)
+
+
+def test_values_out_of_range_of_the_input(tmp_path):
+    data = values()
+    data["b"][4, 1, 1] = 2**40
+    np.savez(tmp_path / "d.npz", **data)
+    samples = open_data(str(tmp_path / "d.npz"), inputs=INPUTS)
+    samples[3]
+    with pytest.raises(DataError, match=f"sample 4(.|\n)*{2**40}"):
+        samples[4]
+
+
+def test_half_precision_overflow(tmp_path):
+    np.savez(tmp_path / "d.npz", a=np.full((1, 3), 1e6, np.float32))
+    half = [ValueSpec("a", np.dtype(np.float16), ("N", 3))]
+    with pytest.raises(DataError, match="out of the range of float16"):
+        open_data(str(tmp_path / "d.npz"), inputs=half)[0]
+
+
+def test_no_rows(tmp_path):
+    np.savez(tmp_path / "d.npz", a=np.zeros((0, 3), np.float32))
+    with pytest.raises(DataError, match="no samples"):
+        open_data(str(tmp_path / "d.npz"), inputs=INPUTS[:1])
+
+
+def test_labels_in_some_shards_only(tmp_path):
+    data = values()
+    np.savez(tmp_path / "0.npz", **data)
+    del data["label"]
+    np.savez(tmp_path / "1.npz", **data)
+    with pytest.raises(DataError, match=r"1\.npz"):
+        open_data(str(tmp_path), inputs=INPUTS)
+
+
+def test_pickles_are_refused(tmp_path):
+    np.savez(tmp_path / "d.npz", a=np.array([{}, []], dtype=object))
+    with pytest.raises(DataError, match="pickled"):
+        open_data(str(tmp_path / "d.npz"), inputs=INPUTS[:1])
+
+
+def header(shape: tuple[int, ...], descr: str = "<f4") -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize(
+    "content",
+    [
+        header((10**12, 3)),
+        header((2, 3)) + bytes(23),
+        header((2, 3)) + bytes(25),
+        header((2, 3))[:20],
+        b"\x93NUMPY\x01\x00\xff\xff{",
+        b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4'}\n",
+        b"garbage",
+        header((-2, -3)) + bytes(24),
+    ],
+)
+def test_lying_headers_do_not_allocate(tmp_path, content, compression):
+    with zipfile.ZipFile(tmp_path / "d.npz", "w", compression) as archive:
+        archive.writestr("a.npy", content)
+    with pytest.raises(DataError, match="damaged"):
+        open_data(str(tmp_path / "d.npz"), inputs=INPUTS[:1])
+
+
+def test_compressed_arrays_have_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz, "MAX_COMPRESSED_ARRAY_BYTES", 100)
+    np.savez_compressed(tmp_path / "c.npz", a=np.zeros((9, 3), np.float32))
+    with pytest.raises(DataError, match="too large"):
+        open_data(str(tmp_path / "c.npz"), inputs=INPUTS[:1])
+    np.savez(tmp_path / "s.npz", a=np.zeros((9, 3), np.float32))
+    assert len(open_data(str(tmp_path / "s.npz"), inputs=INPUTS[:1])) == 9
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_truncated_and_damaged_files(tmp_path, save):
+    rng = np.random.default_rng(0)
+    save(tmp_path / "d.npz", a=rng.standard_normal((200, 3)).astype(np.float32))
+    whole = (tmp_path / "d.npz").read_bytes()
+    (tmp_path / "t.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="damaged"):
+        open_data(str(tmp_path / "t.npz"), inputs=INPUTS[:1])
+    if save is np.savez_compressed:
+        broken = bytearray(whole)
+        broken[1000:1100] = bytes(100)
+        (tmp_path / "b.npz").write_bytes(broken)
+        with pytest.raises(DataError, match="damaged"):
+            open_data(str(tmp_path / "b.npz"), inputs=INPUTS[:1])[0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(position=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_changed_byte_never_ends_in_another_error(tmp_path_factory, save, position, byte):
+    stream = io.BytesIO()
+    save(stream, a=values(2)["a"], label=np.array([0, 1]))
+    content = bytearray(stream.getvalue())
+    content[int(position * len(content))] = byte
+    path = tmp_path_factory.getbasetemp() / "fuzz.npz"
+    path.write_bytes(content)
+    with contextlib.suppress(DataError):
+        for sample in open_data(str(path), inputs=INPUTS[:1]):
+            assert sample.inputs["a"].shape == (3,)
+
+
+def test_other_files(tmp_path):
+    (tmp_path / "d.npz").write_bytes(b"")
+    with pytest.raises(DataError, match="damaged"):
+        open_data(str(tmp_path / "d.npz"), inputs=INPUTS)
+    (tmp_path / "d.csv").write_text("1,2")
+    with pytest.raises(DataError, match="not known"):
+        open_data(str(tmp_path / "d.csv"), inputs=INPUTS)
+
+
+def test_an_input_called_label(tmp_path):
+    np.savez(tmp_path / "d.npz", label=np.zeros((2, 3), np.float32))
+    samples = open_data(str(tmp_path / "d.npz"), inputs=[ValueSpec("label", FLOAT, ("N", 3))])
+    assert not samples.labelled
+    assert samples[0].inputs["label"].shape == (3,)
