@@ -1,0 +1,30 @@
+"""What can be said of a model without torch: accuracy and latency under ONNX Runtime, reports.
+
+`onnxruntime` is imported when a session is opened, so the rest works without it.
+"""
+
+from onnxprune.validate.accuracy import EvaluationResult, ModelAccuracy, evaluate
+from onnxprune.validate.environment import describe_machine
+from onnxprune.validate.inspection import Inspection, inspect_model
+from onnxprune.validate.latency import BenchResult, ModelLatency, Speedup, bench
+from onnxprune.validate.report import build_report, write_report
+from onnxprune.validate.session import ModelSource, Session, available_providers, open_session
+
+__all__ = [
+    "BenchResult",
+    "EvaluationResult",
+    "Inspection",
+    "ModelAccuracy",
+    "ModelLatency",
+    "ModelSource",
+    "Session",
+    "Speedup",
+    "available_providers",
+    "bench",
+    "build_report",
+    "describe_machine",
+    "evaluate",
+    "inspect_model",
+    "open_session",
+    "write_report",
+]
