@@ -8,6 +8,7 @@ rearrange, to the initializer or `Constant` node in which the values are stored.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
@@ -499,7 +500,7 @@ def _rank_of_use(use: Use) -> int:
     return 3 if use.role == "operand" else 2
 
 
-def _attribute(node: NodeProto, name: str, default: object = None) -> object:  # type: ignore[misc]
+def _attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     for attribute in node.attribute:
         if attribute.name == name:
             return onnx.helper.get_attribute_value(attribute)
@@ -546,4 +547,4 @@ def _reduction_axis(node: NodeProto, slot: int, view: _View) -> int | None:
 def _is_depthwise(node: NodeProto, view: _View) -> bool:
     if node.op_type not in ("Conv", "ConvTranspose", "FusedConv") or len(view.shape) < 2:
         return False
-    return int(_attribute(node, "group", 1)) > 1 and view.shape[1] == 1  # type: ignore[call-overload]
+    return int(_attribute(node, "group", 1)) > 1 and view.shape[1] == 1

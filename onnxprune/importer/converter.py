@@ -1,0 +1,465 @@
+"""Walk an ONNX graph and build the fx graph."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, numpy_helper
+from torch import fx, nn
+
+from onnxprune.errors import ModelFileError, UnsupportedModelError
+from onnxprune.importer import hosts
+from onnxprune.importer.builder import GraphBuilder, identifier
+from onnxprune.importer.functions import (
+    Schema,
+    bound_attributes,
+    find_schema,
+    instantiate,
+    standard_body,
+)
+from onnxprune.importer.module import ImportInfo
+from onnxprune.importer.op import Op
+from onnxprune.importer.registry import Builder, UnsupportedNode, find_builder
+from onnxprune.importer.values import HALF_DTYPES, Host, Value, numpy_dtype, tensor_type, type_shape
+from onnxprune.model import OnnxModel
+from onnxprune.tensors import GraphTensor, constant_tensor, find_tensors
+
+OLDEST_OPSET = 7
+_MAX_DEPTH = 32
+_ACTIVATIONS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
+_TRANSPARENT = frozenset({"Identity", "Cast", "Reshape", "Flatten", "Squeeze"})
+
+
+@dataclass
+class Scope:
+    """Values and types by name, in a graph or in the body of a function.
+
+    Attributes:
+        versions: Operator set version of each domain.
+        outer: Scope around a sub-graph; a function body has none.
+        readers: How often each name is read in this scope.
+    """
+
+    versions: dict[str, int]
+    outer: "Scope | None" = None
+    depth: int = 0
+    values: dict[str, Value | None] = field(default_factory=dict)
+    types: dict[str, TypeProto] = field(default_factory=dict)
+    readers: Counter[str] = field(default_factory=Counter)
+
+    def find(self, name: str) -> tuple[Value | None, TypeProto | None]:
+        """A value and its type; None for one that could not be converted."""
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.values:
+                return scope.values[name], scope.types.get(name)
+            scope = scope.outer
+        return None, None
+
+
+class Converter:
+    """Turns one model into an fx graph, and collects whatever cannot be converted."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self.model = model
+        self.tensors = find_tensors(model.proto)
+        self.root = nn.Module()
+        self.builder = GraphBuilder(self.root)
+        self._stored = {id(tensor.proto): tensor for tensor in self.tensors.values()}
+        self._functions = {(f.domain, f.name): f for f in model.proto.functions}
+        self._hosts: dict[int, Host] = {}
+        self._problems: dict[str, list[str]] = {}
+
+    def run(self) -> tuple[nn.Module, fx.Graph, ImportInfo]:
+        """Convert the main graph.
+
+        Raises:
+            UnsupportedModelError: An operator set version or operators are not supported; the
+                error lists all of them.
+        """
+        graph = self.model.proto.graph
+        scope = Scope(self._checked_versions())
+        argument_names = self._add_inputs(scope)
+        self._add_initializers(scope, graph)
+        outputs = [value.name for value in graph.output]
+        self.convert_nodes(scope, graph.node, outputs, self.builder)
+        self._raise_problems()
+        self._add_outputs(scope, graph)
+        self.builder.graph.eliminate_dead_code(_is_border)
+        _read_late(self.builder.graph)
+        self.builder.graph.lint()
+        return self.root, self.builder.graph, self._info(argument_names)
+
+    def _checked_versions(self) -> dict[str, int]:
+        versions: dict[str, int] = {}
+        for opset in self.model.proto.opset_import:
+            versions["" if opset.domain == "ai.onnx" else opset.domain] = int(opset.version)
+        newest = onnx.defs.onnx_opset_version()
+        version = versions.setdefault("", newest if self._functions else 0)
+        if not OLDEST_OPSET <= version <= newest:
+            raise UnsupportedModelError(
+                "the model's operator set version is not supported",
+                where=self.model.label,
+                got=f"ai.onnx {version}",
+                expected=f"{OLDEST_OPSET} to {newest}",
+                remedy="convert it with onnx.version_converter"
+                if version < OLDEST_OPSET
+                else "install a newer `onnx` package",
+            )
+        return versions
+
+    def _add_inputs(self, scope: Scope) -> dict[str, str]:
+        graph = self.model.proto.graph
+        types = {value.name: value.type for value in graph.input}
+        argument_names = {}
+        for spec in self.model.inputs:
+            if not types[spec.name].HasField("tensor_type"):
+                self._problem("input of a non-tensor type", spec.name)
+                continue
+            node = self.builder.placeholder(spec.name)
+            argument_names[spec.name] = str(node.target)
+            scope.types[spec.name] = types[spec.name]
+            elem_type = types[spec.name].tensor_type.elem_type
+            scope.values[spec.name] = node
+            if elem_type in HALF_DTYPES:
+                scope.values[spec.name] = self.builder.method("float", node)
+        return argument_names
+
+    def _add_initializers(self, scope: Scope, graph: GraphProto) -> None:
+        for tensor in graph.initializer:
+            self._store(scope, tensor.name, self._stored[id(tensor)])
+        for sparse in graph.sparse_initializer:
+            self._store(scope, sparse.values.name, self._stored[id(sparse)])
+
+    def _store(self, scope: Scope, name: str, tensor: GraphTensor) -> None:
+        scope.types[name] = tensor_type(tensor.elem_type, tensor.shape)
+        scope.values[name] = None
+        if tensor.trainable:
+            scope.values[name] = self.builder.parameter(tensor)
+        elif tensor.elem_type != TensorProto.STRING:
+            scope.values[name] = self._host(name, tensor)
+
+    def _host(self, name: str, tensor: GraphTensor) -> Host:
+        host = self._hosts.get(id(tensor.proto))
+        if host is None:
+            array = tensor.array()
+            if tensor.elem_type in HALF_DTYPES:
+                array = array.astype(np.float32)
+            host = self._hosts[id(tensor.proto)] = Host(array, tensor.elem_type, name)
+            self.builder.stored[id(array)] = tensor
+        return host
+
+    def convert_nodes(
+        self,
+        scope: Scope,
+        nodes: Iterable[NodeProto],
+        outputs: Iterable[str],
+        builder: GraphBuilder,
+    ) -> None:
+        """Convert those nodes of a graph or function body that its outputs depend on."""
+        needed = _needed_nodes(list(nodes), outputs, scope.readers)
+        for node in needed:
+            self._convert_node(scope, node, builder)
+
+    def _convert_node(self, scope: Scope, node: NodeProto, builder: GraphBuilder) -> None:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if domain == "" and node.op_type == "Constant":
+            self._convert_constant(scope, node)
+            return
+        version = scope.versions.get(domain, 1)
+        schema = find_schema(domain, node.op_type, version)
+        found = [scope.find(name) if name else (None, None) for name in node.input]
+        for name in node.output:
+            scope.values[name] = None
+        blocked = any(
+            value is None and name for (value, _), name in zip(found, node.input, strict=True)
+        )
+        types = self._infer(scope, schema, node, found)
+        op = Op(
+            node,
+            version,
+            [value for value, _ in found],
+            [value_type for _, value_type in found],
+            [types.get(name) for name in node.output],
+            [bool(name) and scope.readers[name] > 0 for name in node.output],
+            builder,
+            lambda graph, inputs: self.convert_graph(scope, graph, inputs, builder),
+        )
+        self._bind(scope, op, None if blocked else self._guarded(op, hosts.evaluate))
+        if not blocked and node.output and scope.values[node.output[0]] is not None:
+            return
+        build = find_builder(domain, node.op_type, version)
+        if build is not None:
+            if not blocked:
+                self._build(scope, op, build)
+            return
+        self._expand(scope, op, schema, domain)
+
+    def _build(self, scope: Scope, op: Op, build: Builder) -> None:
+        try:
+            result = self._guarded(op, build)
+        except UnsupportedNode as reason:
+            self._problem(f"{op.node.op_type}: {reason}", op.label)
+            return
+        outputs = [result] if isinstance(result, fx.Node | Host) else list(result)
+        self._bind(scope, op, outputs)
+
+    def _guarded(self, op: Op, function: Callable[[Op], Any]) -> Any:
+        """Call a builder, and blame what it stumbles over on the node."""
+        try:
+            return function(op)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ModelFileError(
+                f"a {op.node.op_type} node does not make sense",
+                where=f"{self.model.label}, node {op.label!r}",
+                got=f"{type(error).__name__}: {error}",
+            ) from error
+
+    def _bind(self, scope: Scope, op: Op, outputs: list[Value] | list[Host] | None) -> None:
+        """Give a node's results their ONNX names and types."""
+        for index, (name, value) in enumerate(zip(op.node.output, outputs or [], strict=False)):
+            if not name or value is None:
+                continue
+            scope.values[name] = value
+            value_type = op.output_types[index]
+            if isinstance(value, Host):
+                value_type = tensor_type(value.elem_type, value.array.shape)
+            elif value_type is None or type_shape(value_type) is None:
+                value_type = value.meta.get("type", value_type)
+            if value_type is not None:
+                scope.types[name] = value_type
+            if isinstance(value, fx.Node):
+                _rename(value, name)
+
+    def _convert_constant(self, scope: Scope, node: NodeProto) -> None:
+        name = node.output[0]
+        proto = constant_tensor(node)
+        if proto is not None and id(proto) in self._stored:
+            self._store(scope, name, self._stored[id(proto)])
+            return
+        if isinstance(proto, TensorProto):
+            array, elem_type = numpy_helper.to_array(proto), int(proto.data_type)
+        else:
+            attribute = node.attribute[0]
+            array = np.array(onnx.helper.get_attribute_value(attribute))
+            if array.dtype.kind not in "if":
+                self._problem("Constant of strings", name)
+                scope.values[name] = None
+                return
+            is_float = attribute.type in (AttributeProto.FLOAT, AttributeProto.FLOATS)
+            elem_type = TensorProto.FLOAT if is_float else TensorProto.INT64
+        if elem_type in HALF_DTYPES or proto is None:
+            array = array.astype(numpy_dtype(elem_type))
+        scope.values[name] = Host(array, elem_type, name)
+        scope.types[name] = tensor_type(elem_type, array.shape)
+
+    def _expand(self, scope: Scope, op: Op, schema: Schema | None, domain: str) -> None:
+        """Convert a node through its function body."""
+        node = op.node
+        function = self._functions.get((node.domain, node.op_type))
+        if function is None and schema is not None:
+            function = standard_body(schema, node, op.version, op.input_types)
+        if function is None or scope.depth >= _MAX_DEPTH:
+            kind = f"{domain}.{node.op_type}" if domain else node.op_type
+            self._problem(f"{kind} (version {op.version})", op.label)
+            return
+        versions = {**scope.versions, **{o.domain: int(o.version) for o in function.opset_import}}
+        inner = Scope(versions, depth=scope.depth + 1)
+        for index, formal in enumerate(function.input):
+            given = index < len(node.input) and node.input[index]
+            inner.values[formal], value_type = (
+                scope.find(node.input[index]) if given else (None, None)
+            )
+            if value_type is not None:
+                inner.types[formal] = value_type
+        absent = {f for i, f in enumerate(function.input) if not op.has(i)}
+        body = instantiate(function.node, bound_attributes(node, function, schema))
+        body = [_without_inputs(inner_node, absent) for inner_node in body]
+        self.convert_nodes(inner, body, function.output, op.builder)
+        outputs = [inner.values.get(name) for name in function.output]
+        for index, name in enumerate(function.output):
+            if index < len(op.output_types) and op.output_types[index] is None:
+                op.output_types[index] = inner.types.get(name)
+        self._bind(scope, op, outputs)  # type: ignore[arg-type]
+
+    def convert_graph(
+        self, scope: Scope, graph: GraphProto, inputs: list[TypeProto | None], outer: GraphBuilder
+    ) -> tuple[GraphBuilder, list[Value | None]]:
+        """Convert a sub-graph with a builder of its own; returns it and the sub-graph's outputs."""
+        builder = GraphBuilder(self.root, outer)
+        inner = Scope(scope.versions, outer=scope, depth=scope.depth + 1)
+        for value, value_type in zip(graph.input, inputs, strict=False):
+            inner.values[value.name] = builder.placeholder(value.name)
+            known = value_type is not None and value_type.HasField("tensor_type")
+            inner.types[value.name] = value_type if known and value_type else value.type
+        self._add_initializers(inner, graph)
+        names = [value.name for value in graph.output]
+        self.convert_nodes(inner, graph.node, names, builder)
+        return builder, [inner.find(name)[0] for name in names]
+
+    def _infer(
+        self,
+        scope: Scope,
+        schema: Schema | None,
+        node: NodeProto,
+        found: list[tuple[Value | None, TypeProto | None]],
+    ) -> dict[str, TypeProto]:
+        """Types of a node's outputs as far as ONNX can tell."""
+        if schema is None:
+            return {name: found[0][1] for name in node.output[:1] if found and found[0][1]}
+        types: dict[str, TypeProto] = {}
+        data: dict[str, TensorProto] = {}
+        for name, (value, value_type) in zip(node.input, found, strict=True):
+            if not name:
+                continue
+            types[name] = value_type or TypeProto()
+            if isinstance(value, Host) and value.literal and value.array.size <= 64:
+                array = value.array.astype(numpy_dtype(value.elem_type), copy=False)
+                data[name] = numpy_helper.from_array(array, name)
+        if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
+            types = {**_visible_types(scope), **types}
+        opsets = [onnx.helper.make_opsetid(d, v) for d, v in scope.versions.items()]
+        try:
+            return dict(
+                onnx.shape_inference.infer_node_outputs(
+                    schema, node, types, data, opset_imports=opsets
+                )
+            )
+        except onnx.checker.ValidationError as error:
+            raise ModelFileError(
+                "a node does not fit its operator",
+                where=f"{self.model.label}, node {node.name or list(node.output)!r}",
+                got=str(error).strip(),
+            ) from None
+        except (onnx.shape_inference.InferenceError, ValueError, KeyError, RuntimeError):
+            return {}
+
+    def _add_outputs(self, scope: Scope, graph: GraphProto) -> None:
+        results = []
+        for value in graph.output:
+            result, value_type = scope.find(value.name)
+            if result is None:
+                raise UnsupportedModelError(
+                    "an output of the model is not a tensor", where=value.name
+                )
+            node = self.builder.materialise(result)
+            elem_type = value_type.tensor_type.elem_type if value_type is not None else 0
+            elem_type = elem_type or value.type.tensor_type.elem_type
+            if elem_type in HALF_DTYPES:
+                node = self.builder.method("to", node, HALF_DTYPES[elem_type])
+            results.append(node)
+        self.builder.graph.output(results[0] if len(results) == 1 else tuple(results))
+
+    def _problem(self, what: str, node: str) -> None:
+        self._problems.setdefault(what, []).append(node)
+
+    def _raise_problems(self) -> None:
+        if not self._problems:
+            return
+        lines = []
+        for what, nodes in sorted(self._problems.items()):
+            shown = ", ".join(repr(name) for name in nodes[:8])
+            more = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
+            lines.append(f"{what} at {shown}{more}")
+        raise UnsupportedModelError(
+            "the model uses operators that cannot be imported",
+            where=self.model.label,
+            got="\n    " + "\n    ".join(lines),
+            remedy="export the model without these operators, or simplify it before the import",
+        )
+
+    def _info(self, argument_names: dict[str, str]) -> ImportInfo:
+        nodes = self.builder.graph.nodes
+        attributes = {str(n.target) for n in nodes if n.op == "get_attr"}
+        modules = {str(n.target) for n in nodes if n.op == "call_module"}
+        graph = self.model.proto.graph
+        producers = {name: node for node in graph.node for name in node.output}
+        return ImportInfo(
+            source=self.model,
+            tensors=self.tensors,
+            tensor_names={k: v for k, v in self.builder.tensor_names.items() if k in attributes},
+            buffer_names={
+                k: v for k, v in self.builder.buffer_names.items() if k.split(".")[0] in modules
+            },
+            input_names=[spec.name for spec in self.model.inputs],
+            output_names=[value.name for value in graph.output],
+            argument_names=argument_names,
+            output_activations={
+                value.name: _final_activation(producers, value.name) for value in graph.output
+            },
+        )
+
+
+def _is_border(node: fx.Node) -> bool:
+    return node.op in ("placeholder", "output")
+
+
+def _read_late(graph: fx.Graph) -> None:
+    """Move reads of parameters and buffers to where they are used first."""
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in [node for node in graph.nodes if node.op == "get_attr"]:
+        min(node.users, key=order.__getitem__).prepend(node)
+
+
+def _rename(node: fx.Node, name: str) -> None:
+    """Give an fx node the name of the ONNX value that it computes, unless it has one already."""
+    if node.op in ("placeholder", "get_attr") or node.meta.get("named"):
+        return
+    node._rename(identifier(name))
+    node.meta["named"] = True
+
+
+def _needed_nodes(
+    nodes: list[NodeProto], outputs: Iterable[str], readers: Counter[str]
+) -> list[NodeProto]:
+    """Nodes that the outputs depend on, in their order; counts who reads each name."""
+    readers.update(outputs)
+    needed = []
+    for node in reversed(nodes):
+        if any(readers[name] for name in node.output if name):
+            needed.append(node)
+            _count_reads(node, readers)
+    return needed[::-1]
+
+
+def _count_reads(node: NodeProto, readers: Counter[str]) -> None:
+    readers.update(name for name in node.input if name)
+    for attribute in node.attribute:
+        graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
+        for graph in graphs:
+            readers.update(value.name for value in graph.output)
+            for inner in graph.node:
+                _count_reads(inner, readers)
+
+
+def _without_inputs(node: NodeProto, absent: set[str]) -> NodeProto:
+    """A node of a function body with the inputs emptied that the caller leaves out."""
+    if not absent.intersection(node.input):
+        return node
+    result = NodeProto()
+    result.CopyFrom(node)
+    result.input[:] = ["" if name in absent else name for name in node.input]
+    return result
+
+
+def _visible_types(scope: Scope | None) -> dict[str, TypeProto]:
+    types: dict[str, TypeProto] = {}
+    while scope is not None:
+        types = {**scope.types, **types}
+        scope = scope.outer
+    return types
+
+
+def _final_activation(producers: dict[str, NodeProto], name: str) -> str | None:
+    """The activation that an output ends in, looking through nodes that only rearrange it."""
+    seen = 0
+    while name in producers and seen <= len(producers):
+        node = producers[name]
+        if node.op_type not in _TRANSPARENT or node.domain not in ("", "ai.onnx"):
+            return _ACTIVATIONS.get(node.op_type)
+        name = node.input[0]
+        seen += 1
+    return None

@@ -1,0 +1,109 @@
+"""The imported model as a PyTorch module."""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from onnxprune.model import OnnxModel
+from onnxprune.tensors import GraphTensor
+
+
+@dataclass(frozen=True)
+class ImportInfo:
+    """What an imported module knows of the file that it comes from."""
+
+    source: OnnxModel
+    tensors: dict[str, GraphTensor]
+    tensor_names: dict[str, str]
+    buffer_names: dict[str, str]
+    input_names: list[str]
+    output_names: list[str]
+    argument_names: dict[str, str]
+    output_activations: dict[str, str | None]
+
+
+class ImportedModel(fx.GraphModule):
+    """An ONNX model as a trainable PyTorch module.
+
+    It is called with tensors in the order of `input_names`, or by these names, and returns one
+    tensor or a tuple in the order of `output_names`. Half-precision models take and return half
+    precision, and compute in float32: inputs are cast to float32 and outputs are cast back.
+
+    `train()` trains: BatchNorm uses batch statistics and updates the running ones, and Dropout
+    drops. `eval()` follows the file and so equals ONNX Runtime.
+
+    `print(model.code)` shows the model in plain PyTorch, with the names of the ONNX graph.
+    """
+
+    _info: ImportInfo
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, info: ImportInfo) -> None:
+        super().__init__(root, graph, class_name="ImportedModel")
+        self._info = info
+
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        """Run the model.
+
+        Args:
+            args: Input tensors in graph order.
+            inputs: Input tensors by ONNX name.
+        """
+        names = self._info.argument_names
+        return super().__call__(*args, **{names.get(key, key): v for key, v in inputs.items()})
+
+    @property
+    def source(self) -> OnnxModel:
+        """The model as it was read."""
+        return self._info.source
+
+    @property
+    def tensors(self) -> dict[str, GraphTensor]:
+        """All stored tensors of the ONNX graph by name."""
+        return self._info.tensors
+
+    @property
+    def tensor_names(self) -> dict[str, str]:
+        """ONNX tensor name of each parameter, one to one."""
+        return self._info.tensor_names
+
+    @property
+    def buffer_names(self) -> dict[str, str]:
+        """ONNX name of each buffer that training changes.
+
+        It is the name of the stored tensor. Where the file lets several users share that tensor
+        through `Identity` aliases, each has a buffer of its own under the name of its alias.
+        """
+        return self._info.buffer_names
+
+    @property
+    def input_names(self) -> list[str]:
+        """ONNX names of the inputs, in calling order."""
+        return self._info.input_names
+
+    @property
+    def output_names(self) -> list[str]:
+        """ONNX names of the outputs, in the order in which they are returned."""
+        return self._info.output_names
+
+    @property
+    def output_activations(self) -> dict[str, str | None]:
+        """For each output, whether it ends in `softmax`, `log_softmax` or `sigmoid`."""
+        return self._info.output_activations
+
+    def export_tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters and running statistics by ONNX name, detached, in the file's shapes."""
+        parameters = dict(self.named_parameters())
+        buffers = dict(self.named_buffers())
+        result = {name: parameters[key].detach() for key, name in self.tensor_names.items()}
+        result.update({name: buffers[key].detach() for key, name in self.buffer_names.items()})
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ImportedModel":
+        """Copy parameters, buffers and graph; what describes the file is shared."""
+        info: Any = self._info
+        memo[id(info)] = info
+        result: Any = super().__deepcopy__(memo)
+        result._info = info
+        return cast(ImportedModel, result)

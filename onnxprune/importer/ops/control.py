@@ -1,0 +1,184 @@
+"""Control flow: If, Loop and Scan, each a module that holds its sub-graphs."""
+
+from typing import Any
+
+import torch
+from onnx import TensorProto, TypeProto
+from torch import Tensor, fx, nn
+
+from onnxprune.importer.builder import GraphBuilder
+from onnxprune.importer.op import Op
+from onnxprune.importer.registry import Result, UnsupportedNode, register
+from onnxprune.importer.values import Value, tensor_type, type_shape
+
+
+class If(nn.Module):
+    """Runs one of two graphs.
+
+    Args:
+        then_branch: Graph for a true condition.
+        else_branch: Graph for a false one.
+        then_inputs: How many of the outer values the first graph reads; the second reads the rest.
+    """
+
+    def __init__(self, then_branch: nn.Module, else_branch: nn.Module, then_inputs: int) -> None:
+        super().__init__()
+        self.then_branch = then_branch
+        self.else_branch = else_branch
+        self.then_inputs = then_inputs
+
+    def forward(self, condition: Any, *outer: Any) -> Any:
+        """Run the branch that the condition asks for on the values that it reads."""
+        if bool(condition):
+            return self.then_branch(*outer[: self.then_inputs])
+        return self.else_branch(*outer[self.then_inputs :])
+
+
+class Loop(nn.Module):
+    """Repeats a graph, carrying values from one turn to the next.
+
+    Args:
+        body: Graph from (turn, condition, carried..., outer...) to (condition, carried...,
+            collected...).
+        carried: Number of carried values.
+    """
+
+    def __init__(self, body: nn.Module, carried: int) -> None:
+        super().__init__()
+        self.body = body
+        self.carried = carried
+
+    def forward(self, limit: Any, condition: Any, *values: Any) -> tuple[Any, ...]:
+        """Carried values after the last turn, and the collected ones of all turns stacked."""
+        state, outer = list(values[: self.carried]), values[self.carried :]
+        collected: list[list[Tensor]] = []
+        turn = 0
+        proceed = torch.tensor(True if condition is None else bool(condition))
+        while bool(proceed) and (limit is None or turn < int(limit)):
+            proceed, *results = self.body(torch.tensor(turn), proceed, *state, *outer)
+            state = results[: self.carried]
+            collected.append(results[self.carried :])
+            turn += 1
+        stacked = [torch.stack(list(parts)) for parts in zip(*collected, strict=True)]
+        return (*state, *stacked)
+
+
+class Scan(nn.Module):
+    """Runs a graph over the slices of tensors, carrying a state.
+
+    Args:
+        body: Graph from (state..., slices..., outer...) to (state..., collected...).
+        states: Number of state values.
+        inputs: Axis of each scanned input, and whether it is scanned backwards.
+        outputs: The same of each collected output.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        states: int,
+        inputs: list[tuple[int, bool]],
+        outputs: list[tuple[int, bool]],
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.states = states
+        self.inputs = inputs
+        self.outputs = outputs
+
+    def forward(self, *values: Any) -> tuple[Any, ...]:
+        """The last state, and the collected outputs."""
+        state, rest = list(values[: self.states]), values[self.states :]
+        scanned, outer = rest[: len(self.inputs)], rest[len(self.inputs) :]
+        collected: list[list[Tensor]] = [[] for _ in self.outputs]
+        steps = scanned[0].shape[self.inputs[0][0]]
+        for step in range(steps):
+            slices = [
+                tensor.select(axis, steps - 1 - step if backward else step)
+                for tensor, (axis, backward) in zip(scanned, self.inputs, strict=True)
+            ]
+            results = self.body(*state, *slices, *outer)
+            state = list(results[: self.states])
+            for parts, result in zip(collected, results[self.states :], strict=True):
+                parts.append(result)
+        stacked = [
+            torch.stack(parts[::-1] if backward else parts, dim=axis)
+            for parts, (axis, backward) in zip(collected, self.outputs, strict=True)
+        ]
+        return (*state, *stacked)
+
+
+def _finished(op: Op, builder: GraphBuilder, outputs: list[Value | None]) -> nn.Module:
+    """The module of a converted sub-graph, which always returns a tuple."""
+    if any(value is None for value in outputs):
+        raise UnsupportedNode("its sub-graph cannot be imported")
+    nodes = tuple(builder.materialise(value) for value in outputs if value is not None)
+    builder.graph.output(nodes)
+    builder.graph.lint()
+    return fx.GraphModule(builder.root, builder.graph)
+
+
+def _convert(op: Op, attribute: str, inputs: list[TypeProto | None]) -> tuple[nn.Module, list[Any]]:
+    """A sub-graph as a module, and the outer values that it reads after its own inputs."""
+    if op.convert_graph is None:
+        raise UnsupportedNode("sub-graphs cannot be converted here")
+    builder, outputs = op.convert_graph(op.attr(attribute), inputs)
+    module = _finished(op, builder, outputs)
+    return module, list(builder.captures)
+
+
+@register("If")
+def _conditional(op: Op) -> Result:
+    count = len(op.node.output)
+    then_branch, then_outer = _convert(op, "then_branch", [])
+    else_branch, else_outer = _convert(op, "else_branch", [])
+    number = op.number(0)
+    condition = op.tensor(0) if number is None else number
+    module = If(then_branch, else_branch, len(then_outer))
+    return op.unpack(op.module(module, condition, *then_outer, *else_outer), count)
+
+
+def _loose(value_type: TypeProto | None) -> TypeProto | None:
+    """A type without sizes, which may change from turn to turn."""
+    shape = type_shape(value_type)
+    if value_type is None or shape is None:
+        return value_type
+    return tensor_type(value_type.tensor_type.elem_type, (None,) * len(shape))
+
+
+@register("Loop")
+def _loop(op: Op) -> Result:
+    carried = len(op.inputs) - 2
+    types = [_loose(value_type) for value_type in op.input_types[2:]]
+    counter, flag = tensor_type(TensorProto.INT64, ()), tensor_type(TensorProto.BOOL, ())
+    body, outer = _convert(op, "body", [counter, flag, *types])
+    limit, condition = (
+        op.number(index) if op.number(index) is not None else op.optional(index) for index in (0, 1)
+    )
+    state = [op.tensor(index + 2) for index in range(carried)]
+    result = op.module(Loop(body, carried), limit, condition, *state, *outer)
+    return op.unpack(result, len(op.node.output))
+
+
+def _scan_axes(op: Op, what: str, count: int) -> list[tuple[int, bool]]:
+    axes = op.attr(f"scan_{what}_axes") or [0] * count
+    directions = op.attr(f"scan_{what}_directions") or [0] * count
+    return [(axis, bool(backward)) for axis, backward in zip(axes, directions, strict=True)]
+
+
+@register("Scan", since=9)
+def _scan(op: Op) -> Result:
+    scanned = op.attr("num_scan_inputs")
+    states = len(op.inputs) - scanned
+    inputs = _scan_axes(op, "input", scanned)
+    outputs = _scan_axes(op, "output", len(op.node.output) - states)
+    types = [_loose(value_type) for value_type in op.input_types[:states]]
+    for index, (axis, _) in enumerate(inputs):
+        shape = list(op.shape(states + index) or ())
+        known = op.shape(states + index) is not None
+        if known:
+            shape.pop(axis)
+        types.append(tensor_type(op.elem_type(states + index), tuple(shape) if known else None))
+    body, outer = _convert(op, "body", types)
+    module = Scan(body, states, inputs, outputs)
+    return op.unpack(op.module(module, *op.tensors(), *outer), len(op.node.output))

@@ -1,0 +1,85 @@
+"""Which function turns which ONNX operator into PyTorch.
+
+A builder is registered for an operator, a domain and a range of operator set versions::
+
+    @register("HardSwish", since=14)
+    def _hard_swish(op: Op) -> Result:
+        return op.call(F.hardswish, op.tensor(0))
+
+`op` gives it the node's inputs and attributes and emits calls into the graph under construction. An
+operator without a builder is expanded from its ONNX function body where it has one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from onnxprune.importer.values import Value
+
+if TYPE_CHECKING:
+    from onnxprune.importer.op import Op
+
+Result: TypeAlias = Value | Sequence[Value | None]
+"""One output, or all outputs of a node in order."""
+
+Builder: TypeAlias = Callable[["Op"], "Result"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A builder and the operator set versions that it is for.
+
+    Attributes:
+        domain: Operator domain; empty for standard ONNX.
+        op_type: Operator.
+        since: First operator set version that it handles.
+        until: First one that it no longer handles; None if there is none.
+        builder: The function.
+    """
+
+    domain: str
+    op_type: str
+    since: int
+    until: int | None
+    builder: Builder
+
+
+class UnsupportedNode(Exception):
+    """A builder cannot handle a node; the message says why."""
+
+
+_ENTRIES: dict[tuple[str, str], list[Entry]] = {}
+
+
+def register(
+    *op_types: str, domain: str = "", since: int = 1, until: int | None = None
+) -> Callable[[Builder], Builder]:
+    """Declare the decorated function the builder of one or more operators.
+
+    Args:
+        op_types: Operators.
+        domain: Their domain; empty for standard ONNX.
+        since: First operator set version that the builder handles.
+        until: First operator set version that it does not handle any more.
+    """
+
+    def keep(builder: Builder) -> Builder:
+        for op_type in op_types:
+            entry = Entry(domain, op_type, since, until, builder)
+            _ENTRIES.setdefault((domain, op_type), []).append(entry)
+        return builder
+
+    return keep
+
+
+def find_builder(domain: str, op_type: str, version: int) -> Builder | None:
+    """The builder of an operator in one operator set version, or None."""
+    for entry in _ENTRIES.get((domain, op_type), []):
+        if entry.since <= version and (entry.until is None or version < entry.until):
+            return entry.builder
+    return None
+
+
+def entries() -> list[Entry]:
+    """Everything that is registered, by domain and operator."""
+    return [entry for key in sorted(_ENTRIES) for entry in _ENTRIES[key]]

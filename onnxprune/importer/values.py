@@ -1,0 +1,113 @@
+"""Values of an ONNX graph while it is converted, and how ONNX types map to PyTorch.
+
+A value is a tensor, which is a node of the fx graph, or a `Host` value: numbers that are known at
+import or that the host computes from shapes while the module runs. Shape arithmetic stays on the
+host, so that it never waits for a GPU and `torch.compile` sees plain (symbolic) integers.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from onnx import TensorProto, TypeProto, helper
+from torch import fx
+
+TORCH_DTYPES: dict[int, torch.dtype] = {
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.FLOAT16: torch.float32,
+    TensorProto.BFLOAT16: torch.float32,
+    TensorProto.DOUBLE: torch.float64,
+    TensorProto.INT8: torch.int8,
+    TensorProto.INT16: torch.int16,
+    TensorProto.INT32: torch.int32,
+    TensorProto.INT64: torch.int64,
+    TensorProto.UINT8: torch.uint8,
+    TensorProto.UINT16: torch.uint16,
+    TensorProto.UINT32: torch.uint32,
+    TensorProto.UINT64: torch.uint64,
+    TensorProto.BOOL: torch.bool,
+    TensorProto.COMPLEX64: torch.complex64,
+    TensorProto.COMPLEX128: torch.complex128,
+}
+"""Type that a tensor is computed in; half precision is computed in float32."""
+
+HALF_DTYPES: dict[int, torch.dtype] = {
+    TensorProto.FLOAT16: torch.float16,
+    TensorProto.BFLOAT16: torch.bfloat16,
+}
+"""Types that exist only at the borders of an imported module."""
+
+FLOAT_TYPES = frozenset(
+    {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
+)
+WIDE_UNSIGNED_TYPES = frozenset({TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64})
+"""Types for which PyTorch lacks most arithmetic."""
+
+HOST_LIMIT = 1024
+"""Largest number of elements that shape arithmetic is followed through."""
+
+
+@dataclass(frozen=True, eq=False)
+class Host:
+    """Numbers that live on the host.
+
+    Attributes:
+        array: Numbers known at import; or, with `object` elements, numbers and fx nodes that
+            compute numbers.
+        elem_type: ONNX element type.
+        name: ONNX name under which it becomes a buffer where a tensor is needed.
+    """
+
+    array: np.ndarray
+    elem_type: int
+    name: str
+
+    @property
+    def literal(self) -> bool:
+        """Whether all of it is known at import."""
+        return not self.array.dtype.hasobject
+
+    def items(self) -> list[object]:
+        """All elements as Python numbers or fx nodes, in row-major order."""
+        return list(self.array.ravel().tolist())
+
+
+Value: TypeAlias = fx.Node | Host
+
+
+def as_host(array: np.ndarray, elem_type: int, name: str) -> Host:
+    """A host value of an object array that may turn out to hold numbers alone."""
+    if array.dtype.hasobject and not any(isinstance(item, fx.Node) for item in array.ravel()):
+        array = array.astype(numpy_dtype(elem_type))
+    return Host(array, elem_type, name)
+
+
+def numpy_dtype(elem_type: int) -> np.dtype:
+    """NumPy type in which numbers of an ONNX type are held; float32 for half precision."""
+    if elem_type in HALF_DTYPES:
+        return np.dtype(np.float32)
+    return np.dtype(helper.tensor_dtype_to_np_dtype(elem_type))
+
+
+def tensor_type(elem_type: int, shape: tuple[int | None, ...] | None) -> TypeProto:
+    """The ONNX type of a tensor; an unknown rank is given as None."""
+    result = TypeProto()
+    result.tensor_type.elem_type = elem_type
+    if shape is not None:
+        result.tensor_type.shape.SetInParent()
+        for size in shape:
+            dim = result.tensor_type.shape.dim.add()
+            if size is not None:
+                dim.dim_value = size
+    return result
+
+
+def type_shape(value_type: TypeProto | None) -> tuple[int | None, ...] | None:
+    """Sizes that a type states, None for each unknown one, or None for an unknown rank."""
+    if value_type is None or not value_type.tensor_type.HasField("shape"):
+        return None
+    return tuple(
+        int(dim.dim_value) if dim.HasField("dim_value") else None
+        for dim in value_type.tensor_type.shape.dim
+    )

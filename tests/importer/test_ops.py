@@ -1,0 +1,353 @@
+"""Operators against ONNX Runtime, where geometry, versions or types make a difference."""
+
+import numpy as np
+import pytest
+import torch
+
+from onnxprune.errors import UnsupportedModelError
+from onnxprune.importer import load
+
+from .helpers import assert_equals_runtime, normal, text_model
+
+IMAGE = "g (float[N,C,H,W] x) => (float[A,B,D,E] y)"
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        "",
+        "strides = [2, 1], dilations = [1, 2], pads = [1, 2, 1, 2]",
+        "strides = [2, 2], pads = [0, 1, 2, 3]",
+        'auto_pad = "SAME_UPPER", strides = [2, 3]',
+        'auto_pad = "SAME_LOWER", strides = [2, 2]',
+        'auto_pad = "VALID"',
+    ],
+)
+def test_convolution_geometry(attributes: str) -> None:
+    proto = text_model(
+        f"{IMAGE} {{ y = Conv<{attributes}>(x, w, b) }}".replace("<>", ""),
+        {"w": normal(6, 4, 3, 2), "b": normal(6)},
+    )
+    assert_equals_runtime(proto, {"x": normal(2, 4, 9, 8)}, {"x": normal(1, 4, 12, 7)})
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_convolution_of_other_ranks(rank: int) -> None:
+    dims = ",".join("dhw"[:rank])
+    proto = text_model(
+        f"g (float[N,C,{dims}] x) => (float[N,C,{dims}] y) {{ y = Conv<group = 2>(x, w) }}",
+        {"w": normal(4, 1, *[3] * rank)},
+    )
+    assert_equals_runtime(proto, {"x": normal(2, 2, *[5] * rank)})
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        "strides = [2, 2], pads = [1, 1, 1, 1], output_padding = [1, 1]",
+        "strides = [2, 2], pads = [0, 1, 1, 0]",
+        "strides = [2, 3], output_shape = [11, 20]",
+        "strides = [2, 2], dilations = [2, 1], group = 2",
+        'auto_pad = "SAME_UPPER", strides = [2, 2]',
+    ],
+)
+def test_transposed_convolution_geometry(attributes: str) -> None:
+    out = 6 if "group" in attributes else 3
+    proto = text_model(
+        f"{IMAGE} {{ y = ConvTranspose<{attributes}>(x, w, b) }}",
+        {"w": normal(4, 3, 3, 3), "b": normal(out)},
+    )
+    assert_equals_runtime(proto, {"x": normal(2, 4, 5, 6)})
+
+
+@pytest.mark.parametrize("ceil", [0, 1])
+@pytest.mark.parametrize("pads", ["[0,0,0,0]", "[1,1,1,1]", "[0,1,1,2]"])
+@pytest.mark.parametrize(
+    "operator", ["MaxPool", "AveragePool", "AveragePool<count_include_pad = 1>"]
+)
+def test_pooling_geometry(operator: str, pads: str, ceil: int) -> None:
+    name, _, extra = operator.partition("<")
+    settings = f"kernel_shape = [3,3], strides = [2,2], pads = {pads}, ceil_mode = {ceil}"
+    settings += f", {extra[:-1]}" if extra else ""
+    proto = text_model(f"{IMAGE} {{ y = {name}<{settings}>(x) }}", opset=19)
+    assert_equals_runtime(proto, {"x": normal(2, 3, 8, 9)}, {"x": normal(1, 3, 7, 10)})
+
+
+@pytest.mark.parametrize("name", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER"])
+def test_pooling_to_the_same_size(name: str, auto_pad: str) -> None:
+    settings = f'kernel_shape = [3,2], strides = [2,2], auto_pad = "{auto_pad}"'
+    proto = text_model(f"{IMAGE} {{ y = {name}<{settings}>(x) }}")
+    assert_equals_runtime(proto, {"x": normal(1, 2, 7, 8)})
+
+
+@pytest.mark.parametrize(
+    "body", ["alpha = 0.5, beta = 2.0", "transA = 1", "transB = 1, beta = 0.5"]
+)
+def test_gemm(body: str) -> None:
+    trans_a, trans_b = "transA" in body, "transB" in body
+    proto = text_model(
+        f"g (float[a,b] x) => (float[c,d] y) {{ y = Gemm<{body}>(x, w, c) }}",
+        {"w": normal(3, 4) if trans_b else normal(4, 3), "c": normal(1, 3)},
+    )
+    assert_equals_runtime(proto, {"x": normal(4, 2) if trans_a else normal(2, 4)})
+
+
+@pytest.mark.parametrize("opset", [11, 13])
+@pytest.mark.parametrize("operator", ["Softmax", "LogSoftmax"])
+def test_softmax_flattens_before_version_13(operator: str, opset: int) -> None:
+    proto = text_model(
+        f"g (float[N,3,4] x) => (float[N,3,4] y) {{ y = {operator}<axis = 1>(x) }}", opset=opset
+    )
+    assert_equals_runtime(proto, {"x": normal(2, 3, 4)})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Clip<min = -0.5, max = 0.5>(x)",
+        "y = HardSigmoid<alpha = 0.3>(x)",
+        "y = Selu(x)",
+        "y = PRelu(x, s)",
+        "y = LRN<size = 3>(x)",
+        "y = LpNormalization<axis = 1, p = 1>(x)",
+        "y = InstanceNormalization(x, c, c)",
+        "y = Transpose(x)",
+        'y = Pad<mode = "reflect", pads = [0,0,2,1,0,0,1,2]>(x)',
+        'y = Pad<mode = "edge", pads = [1,0,2,1,0,1,1,2]>(x)',
+        "y = Pad<pads = [0,0,-1,1,0,0,1,2], value = 3.0>(x)",
+        "y = DepthToSpace<blocksize = 2>(x)",
+        'y = Upsample<mode = "linear">(x, up)',
+    ],
+)
+def test_old_versions_of_operators(body: str) -> None:
+    opset = 9 if "Upsample" in body else 10
+    arrays = {"s": normal(4, 1, 1), "c": normal(4), "up": np.float32([1, 1, 2, 3])}
+    used = {name: array for name, array in arrays.items() if name in body.split("(")[1]}
+    proto = text_model(f"{IMAGE} {{ {body} }}", used, opset=opset)
+    assert_equals_runtime(proto, {"x": normal(2, 4, 5, 6)})
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize(
+    "coordinates", ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"]
+)
+@pytest.mark.parametrize("target", ["scales", "sizes"])
+def test_resize(mode: str, coordinates: str, target: str) -> None:
+    arrays = {
+        "scales": np.array([1, 1, 2, 0.6], dtype=np.float32),
+        "sizes": np.array([2, 3, 9, 5]),
+    }
+    inputs = "x, , scales" if target == "scales" else "x, , , sizes"
+    settings = f'mode = "{mode}", coordinate_transformation_mode = "{coordinates}"'
+    proto = text_model(f"{IMAGE} {{ y = Resize<{settings}>({inputs}) }}", {target: arrays[target]})
+    assert_equals_runtime(proto, {"x": normal(2, 3, 5, 6)})
+
+
+def test_resize_uses_interpolate_where_it_is_the_same() -> None:
+    proto = text_model(
+        f'{IMAGE} {{ y = Resize<mode = "linear">(x, , scales) }}',
+        {"scales": np.array([1, 1, 2, 2], dtype=np.float32)},
+    )
+    module = assert_equals_runtime(proto, {"x": normal(1, 2, 4, 5)}, {"x": normal(2, 2, 3, 3)})
+    assert "functional.interpolate" in module.code
+
+
+@pytest.mark.parametrize(
+    ("body", "dtype"),
+    [
+        ("y = Div(x, k)", "int64"),
+        ("y = Mod(x, k)", "int32"),
+        ("y = Mod<fmod = 1>(x, k)", "int32"),
+        ("y = ReduceMean<axes = [1]>(x)", "int32"),
+        ("y = ReduceSum(x)", "int32"),
+    ],
+)
+def test_integer_arithmetic_stays_integer(body: str, dtype: str) -> None:
+    onnx_type = dtype
+    arrays = {"k": np.array([[3, -3, 2]], dtype=dtype)} if "k)" in body else {}
+    graph = f"g ({onnx_type}[N,3] x) => ({onnx_type}[N,M] y) {{ {body} }}"
+    x = np.array([[7, 7, -7], [-8, 5, 9]], dtype=dtype)
+    assert_equals_runtime(text_model(graph, arrays), {"x": x})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Gather<axis = 1>(x, i)",
+        "y = Gather(x, j)",
+        "y = GatherElements<axis = 1>(x, e)",
+        "y = GatherND(x, n)",
+        "y = ScatterND(x, n, u)",
+        'y = ScatterND<reduction = "add">(x, n, u)',
+        "y = ScatterElements<axis = 1>(x, e, v)",
+        'y = ScatterElements<axis = 1, reduction = "mul">(x, e, v)',
+        "y, k = TopK<axis = 1, largest = 0>(x, two)",
+        "y = CumSum<exclusive = 1, reverse = 1>(x, one)",
+        "y = Tile(x, reps)",
+        "y = Slice(x, s0, s1, s2, s3)",
+    ],
+)
+def test_indexing(body: str) -> None:
+    arrays = {
+        "i": np.array([[0, -1], [2, 1]]),
+        "j": np.array(-2),
+        "e": np.array([[0, -1], [2, 1], [1, 3]]),
+        "n": np.array([[0, 1], [2, -1]]),
+        "u": normal(2),
+        "v": normal(3, 2),
+        "two": np.array([2]),
+        "one": np.array(1),
+        "reps": np.array([2, 1]),
+        "s0": np.array([-1, 100]),
+        "s1": np.array([-100, 0]),
+        "s2": np.array([0, -1]),
+        "s3": np.array([-1, -2]),
+    }
+    used = {
+        k: a for k, a in arrays.items() if k in body[body.rindex("(") :].strip("()").split(", ")
+    }
+    proto = text_model(f"g (float[3,4] x) => (float[p,q] y) {{ {body} }}", used)
+    del proto.graph.output[0].type.tensor_type.shape.dim[:]
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    assert_equals_runtime(proto, {"x": normal(3, 4)})
+
+
+SHAPE_MATH = """g (float[N,C,H,W] x) => (float[A,B,D] y, float[A,B] z) {
+    shape = Shape(x)
+    n = Gather<axis = 0>(shape, zero)
+    n1 = Unsqueeze(n, axis0)
+    hw = Slice(shape, two, four)
+    area = ReduceProd<axes = [0]>(hw)
+    target = Concat<axis = 0>(n1, minus, area)
+    y = Reshape(x, target)
+    count = Cast<to = 1>(area)
+    root = Sqrt(count)
+    pooled = ReduceSum<keepdims = 0>(y, last)
+    z = Div(pooled, root)
+}"""
+SHAPE_ARRAYS = {
+    "zero": np.array(0),
+    "axis0": np.array([0]),
+    "two": np.array([2]),
+    "four": np.array([4]),
+    "minus": np.array([-1]),
+    "last": np.array([2]),
+}
+
+
+def test_shape_arithmetic_stays_on_the_host_and_dynamic() -> None:
+    module = assert_equals_runtime(
+        text_model(SHAPE_MATH, SHAPE_ARRAYS),
+        {"x": normal(2, 3, 4, 5)},
+        {"x": normal(5, 2, 3, 3)},
+    )
+    assert not list(module.buffers())
+    compiled = torch.compile(module, backend="eager", fullgraph=True, dynamic=True)
+    x = torch.from_numpy(normal(2, 3, 6, 5))
+    torch.testing.assert_close(compiled(x), module(x))
+
+
+def test_nothing_is_made_on_a_fixed_device() -> None:
+    proto = text_model(
+        """g (float[N,4] x) => (float[N,4] y) {
+            shape = Shape(x)
+            zeros = ConstantOfShape(shape)
+            n = Gather<axis = 0>(shape, zero)
+            numbers = Range(zero, n, one)
+            column = Unsqueeze(numbers, axis1)
+            floats = Cast<to = 1>(column)
+            a = Add(x, zeros)
+            b = Add(a, floats)
+            y = Add(b, k)
+        }""",
+        {"zero": np.array(0), "one": np.array(1), "axis1": np.array([1]), "k": normal(2, 4)[:1]},
+    )
+    module = assert_equals_runtime(proto, {"x": normal(3, 4)})
+    module.to("meta")
+    assert module(torch.empty(5, 4, device="meta")).device.type == "meta"
+
+
+def test_dynamic_shape_input_is_read_while_running() -> None:
+    proto = text_model("g (float[N,4] x, int64[2] s) => (float[A,B] y) { y = Reshape(x, s) }")
+    assert_equals_runtime(
+        proto,
+        {"x": normal(3, 4), "s": np.array([0, -1])},
+        {"x": normal(3, 4), "s": np.array([6, 2])},
+    )
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("lengths", [False, True])
+def test_recurrent_layers(kind: str, direction: str, lengths: bool) -> None:
+    gates, count = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind], 1 + (direction == "bidirectional")
+    arrays = {
+        "w": normal(count, gates * 5, 3, seed=1),
+        "r": normal(count, gates * 5, 5, seed=2),
+        "b": normal(count, 2 * gates * 5, seed=3),
+    }
+    arguments = "x, w, r, b"
+    if lengths:
+        arrays["n"] = np.array([4, 2], dtype=np.int32)
+        arguments += ", n"
+    settings = f'hidden_size = 5, direction = "{direction}"'
+    settings += ", linear_before_reset = 1" if kind == "GRU" and not lengths else ""
+    proto = text_model(
+        f"""g (float[T,N,3] x) => (float[T,D,N,5] y, float[D,N,5] h) {{
+            y, h = {kind}<{settings}>({arguments})
+        }}""",
+        arrays,
+    )
+    module = assert_equals_runtime(proto, {"x": normal(4, 2, 3)})
+    assert set(module.tensor_names.values()) == {"w", "r", "b"}
+    module(torch.from_numpy(normal(4, 2, 3)))[0].sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+def test_branches_train_the_weights_that_they_use() -> None:
+    proto = text_model(
+        """g (float[N,2] x, bool c) => (float[N,2] y) {
+            y = If(c) <
+                then_branch = t () => (float[N,2] a) <float[2,2] v = {1, 2, 3, 4}> {
+                    h = MatMul(x, v)
+                    a = MatMul(h, w)
+                },
+                else_branch = e () => (float[N,2] b) { b = MatMul(x, w) }
+            >
+        }""",
+        {"w": normal(2, 2)},
+    )
+    x = normal(3, 2)
+    module = assert_equals_runtime(
+        proto, {"x": x, "c": np.array(True)}, {"x": x, "c": np.array(False)}
+    )
+    assert set(module.tensor_names.values()) == {"w", "v"}
+    module(torch.from_numpy(x), torch.tensor(False)).sum().backward()
+    assert module.w.grad is not None
+    assert module.v.grad is None
+
+
+def test_loop_carries_and_collects() -> None:
+    proto = text_model(
+        """g (int64 n, float[2] x) => (float[2] last, float[T,2] all) {
+            go = Constant<value = bool {1}>()
+            last, all = Loop(n, go, x) <
+                body = b (int64 i, bool c, float[2] s) => (bool c2, float[2] s2, float[2] out) {
+                    c2 = Identity(c)
+                    s2 = Add(s, x)
+                    out = Mul(s2, s)
+                }
+            >
+        }"""
+    )
+    assert_equals_runtime(proto, {"n": np.array(3), "x": normal(2)})
+
+
+def test_unsupported_settings_are_named_with_their_node() -> None:
+    proto = text_model(
+        "g (float[N,C,H,W] x, float[N,4] r, int64[N] b) => (float[N,C,H,W] y) "
+        '{ y = RoiAlign<mode = "max">(x, r, b) }'
+    )
+    with pytest.raises(UnsupportedModelError, match=r"RoiAlign: mode 'max' at 'y'"):
+        load(proto)

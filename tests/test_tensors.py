@@ -1,0 +1,252 @@
+"""Which stored tensors count as parameters."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper, parser
+
+from onnxprune.errors import ModelFileError
+from onnxprune.tensors import find_tensors
+
+
+def floats(name: str, *shape: int) -> TensorProto:
+    """An initializer of random numbers."""
+    rng = np.random.default_rng(len(name))
+    return numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name)
+
+
+def model(text: str, *initializers: TensorProto, opset: int = 17) -> onnx.ModelProto:
+    """A model from the text of its graph."""
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {text}')
+    proto.graph.initializer.extend(initializers)
+    return proto
+
+
+def test_convolution_weight_is_prunable_along_its_input_channels() -> None:
+    proto = model(
+        "g (float[N,3,8,8] x) => (float[N,4,8,8] y) { y = Conv<pads=[1,1,1,1]>(x, w, b) }",
+        floats("w", 4, 3, 3, 3),
+        floats("b", 4),
+    )
+    tensors = find_tensors(proto)
+    weight, bias = tensors["w"], tensors["b"]
+    assert (weight.role, weight.op_type, weight.prunable, weight.reduction_axis) == (
+        "weight",
+        "Conv",
+        True,
+        1,
+    )
+    assert (bias.role, bias.trainable, bias.prunable) == ("bias", True, False)
+    assert weight.size == 108
+    np.testing.assert_array_equal(weight.array(), numpy_helper.to_array(proto.graph.initializer[0]))
+
+
+def test_depthwise_weight_trains_and_is_not_pruned() -> None:
+    proto = model(
+        "g (float[N,4,8,8] x) => (float[N,4,6,6] y) { y = Conv<group=4>(x, w) }",
+        floats("w", 4, 1, 3, 3),
+    )
+    weight = find_tensors(proto)["w"]
+    assert weight.depthwise
+    assert weight.trainable
+    assert not weight.prunable
+
+
+def test_grouped_weight_with_several_input_channels_is_pruned() -> None:
+    proto = model(
+        "g (float[N,4,8,8] x) => (float[N,4,6,6] y) { y = Conv<group=2>(x, w) }",
+        floats("w", 4, 2, 3, 3),
+    )
+    assert find_tensors(proto)["w"].prunable
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "axis"),
+    [
+        ("y = MatMul(x, w)", (6, 4), 0),
+        ("y = Gemm(x, w)", (6, 4), 0),
+        ("y = Gemm<transB=1>(x, w)", (4, 6), 1),
+        ("t = Transpose<perm=[1,0]>(w) y = MatMul(x, t)", (4, 6), 1),
+        ("t = Transpose(w) y = MatMul(x, t)", (4, 6), 1),
+        ("i = Identity(w) c = Cast<to=1>(i) y = MatMul(x, c)", (6, 4), 0),
+        ("t = Squeeze<axes=[0]>(w) y = MatMul(x, t)", (1, 6, 4), 1),
+        ("t = Flatten<axis=2>(w) y = MatMul(x, t)", (1, 6, 4), 1),
+        ("t = Reshape(w, s) y = MatMul(x, t)", (6, 2, 2), 0),
+        ("t = Reshape(w, s) y = MatMul(x, t)", (3, 2, 4), None),
+    ],
+)
+def test_reduction_axis_follows_rearrangements(
+    body: str, shape: tuple[int, ...], axis: int | None
+) -> None:
+    proto = model(
+        f"g (float[N,6] x) => (float[N,4] y) {{ {body} }}",
+        floats("w", *shape),
+        numpy_helper.from_array(np.array([6, -1]), "s"),
+        opset=12,
+    )
+    weight = find_tensors(proto)["w"]
+    assert weight.prunable
+    assert weight.reduction_axis == axis
+
+
+def test_transposed_convolution_reduces_over_its_first_axis() -> None:
+    proto = model(
+        "g (float[N,3,8,8] x) => (float[N,4,10,10] y) { y = ConvTranspose(x, w) }",
+        floats("w", 3, 4, 3, 3),
+    )
+    assert find_tensors(proto)["w"].reduction_axis == 0
+
+
+def test_norm_tensors_train_or_are_statistics() -> None:
+    proto = model(
+        "g (float[N,4,8,8] x) => (float[N,4,8,8] y) { y = BatchNormalization(x, s, b, m, v) }",
+        *(floats(name, 4) for name in "sbmv"),
+    )
+    tensors = find_tensors(proto)
+    roles = {name: (t.role, t.trainable, t.prunable) for name, t in tensors.items()}
+    assert roles == {
+        "s": ("scale", True, False),
+        "b": ("shift", True, False),
+        "m": ("running_mean", False, False),
+        "v": ("running_var", False, False),
+    }
+
+
+def test_elementwise_operands_need_a_name_and_more_than_one_element() -> None:
+    proto = model(
+        """g (float[N,6] x) => (float[N,4] y) {
+            h = MatMul(x, w)
+            p = Add(h, bias)
+            q = Mul(p, scale)
+            r = Div(q, one)
+            k = Constant<value = float[4] {1, 2, 3, 4}>()
+            s = Sub(r, k)
+            y = Add(s, folded)
+        }""".replace("folded", "onnx__Add_7"),
+        floats("w", 6, 4),
+        floats("bias", 4),
+        floats("scale", 4),
+        floats("one", 1),
+        floats("onnx__Add_7", 4),
+    )
+    proto.graph.initializer[-1].name = "onnx::Add_7"
+    proto.graph.node[-1].input[1] = "onnx::Add_7"
+    tensors = find_tensors(proto)
+    assert {name for name, t in tensors.items() if t.trainable} == {"w", "bias", "scale"}
+    assert tensors["bias"].role == "bias"
+    assert tensors["scale"].role == "operand"
+
+
+def test_constants_count_where_weights_are_constants() -> None:
+    proto = model(
+        """g (float[N,2] x) => (float[N,2] y) {
+            w = Constant<value = float[2,2] {1, 2, 3, 4}>()
+            b = Constant<value = float[2] {1, 2}>()
+            h = MatMul(x, w)
+            y = Add(h, b)
+        }"""
+    )
+    tensors = find_tensors(proto)
+    assert tensors["w"].kind == "constant"
+    assert tensors["w"].prunable
+    assert tensors["b"].trainable
+
+
+def test_input_normalisation_is_not_trained() -> None:
+    proto = model(
+        """g (uint8[N,3,4,4] image) => (float[N,3,4,4] y) {
+            x = Cast<to=1>(image)
+            c = Sub(x, mean)
+            n = Div(c, std)
+            y = Mul(n, gain)
+        }""",
+        *(floats(name, 3, 1, 1) for name in ("mean", "std", "gain")),
+    )
+    assert not any(t.trainable for t in find_tensors(proto).values())
+
+
+def test_tied_tensor_is_one_entry_that_is_pruned_as_a_weight() -> None:
+    proto = model(
+        """g (int64[N] ids) => (float[N,8] y) {
+            e = Gather(table, ids)
+            t = Transpose<perm=[1,0]>(table)
+            y = MatMul(e, t)
+        }""",
+        floats("table", 8, 4),
+    )
+    tensors = find_tensors(proto)
+    assert list(tensors) == ["table"]
+    table = tensors["table"]
+    assert table.role == "weight"
+    assert table.prunable
+    assert table.reduction_axis == 1
+    assert [use.role for use in table.uses] == ["embedding", "weight"]
+
+
+def test_integer_tensors_are_never_trained() -> None:
+    proto = model(
+        "g (int32[N,2] x) => (int32[N,2] y) { y = MatMul(x, w) }",
+        numpy_helper.from_array(np.eye(2, dtype=np.int32), "w"),
+    )
+    assert not find_tensors(proto)["w"].trainable
+
+
+def test_sub_graph_and_function_tensors_get_unique_names() -> None:
+    proto = parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+        g (float[N,2] x, bool c) => (float[N,2] y) <float[2,2] w = {1, 2, 3, 4}> {
+            h = local.Layer(x, w)
+            y = If(c) <
+                then_branch = t () => (float[N,2] a) <float[2,2] w = {1, 0, 0, 1}> {
+                    a = MatMul(h, w)
+                },
+                else_branch = e () => (float[N,2] b) { b = Identity(h) }
+            >
+        }
+        <domain: "local", opset_import: ["" : 17]>
+        Layer (x, weight) => (y) {
+            bias = Constant<value = float[2] {1, 2}>()
+            z = MatMul(x, weight)
+            y = Add(z, bias)
+        }"""
+    )
+    tensors = find_tensors(proto)
+    assert tensors["w"].uses[0].value == "weight"
+    assert tensors["w"].prunable
+    inner = [t for t in tensors.values() if t.scope.endswith("then_branch")]
+    assert len(inner) == 1
+    assert inner[0].prunable
+    assert inner[0].name != "w"
+    assert tensors["bias"].scope == "local::Layer"
+
+
+def test_functions_that_call_each_other_are_an_error() -> None:
+    proto = parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+        g (float[N] x) => (float[N] y) { y = local.A(x) }
+        <domain: "local", opset_import: ["local" : 1]>
+        A (x) => (y) { y = local.B(x) }
+        <domain: "local", opset_import: ["local" : 1]>
+        B (x) => (y) { y = local.A(x) }"""
+    )
+    with pytest.raises(ModelFileError, match="nested without end"):
+        find_tensors(proto)
+
+
+def test_sparse_initializer_is_found_with_its_dense_shape() -> None:
+    values = helper.make_tensor("w", TensorProto.FLOAT, [2], [5.0, 7.0])
+    indices = helper.make_tensor("w_indices", TensorProto.INT64, [2], [1, 3])
+    proto = model("g (float[N,2] x) => (float[N,2] y) { y = MatMul(x, w) }")
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [2, 2]))
+    weight = find_tensors(proto)["w"]
+    assert weight.shape == (2, 2)
+    assert weight.prunable
+    np.testing.assert_array_equal(weight.array(), [[0, 5], [0, 7]])
+
+
+def test_real_model_with_weights_in_constant_nodes(real_model) -> None:
+    proto = onnx.load(real_model("ch_ppocr_mobile_v2.0_cls_infer.onnx"))
+    tensors = find_tensors(proto).values()
+    assert len(proto.graph.initializer) == 0
+    assert sum(t.size for t in tensors if t.trainable) == 129_356
+    assert sum(t.size for t in tensors if t.prunable) == 103_496
