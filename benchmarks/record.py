@@ -1,0 +1,48 @@
+"""Results files: what was measured, with everything that is needed to measure it again."""
+
+import datetime
+import json
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from onnxprune.validate import describe_machine
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("onnxprune", "numpy", "onnx", "torch", "accelerate", "onnxruntime-gpu", "onnxruntime")
+
+
+def write_results(name: str, settings: dict[str, Any], results: Any) -> Path:
+    """Write `results/NAME.json` with settings, versions, machine, command line and date."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    record = {
+        "benchmark": name,
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "machine": describe_machine(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "settings": settings,
+        "results": results,
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(results, indent=1))
+    return path
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Minimum, median and maximum of repeated measurements."""
+    ordered = sorted(values)
+    return {"min": ordered[0], "median": ordered[len(ordered) // 2], "max": ordered[-1]}
