@@ -142,7 +142,7 @@ def _dry_run(job: "Job", as_json: bool) -> None:
     cost = estimate(job)
     plan = job.plan.to_json(job.total_steps)
     if as_json:
-        common.print_json({**plan, "estimate": cost, "data": job.data_facts(), "notes": job.notes})
+        common.print_json({**plan, "estimate": cost, "data": job.data_facts, "notes": job.notes})
         return
     console = common.output_console()
     table = Table("tensor", "operator", "shape", "weights", title="What would be pruned")

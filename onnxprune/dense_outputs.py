@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from onnxprune.calibration import Samples
-from onnxprune.finetune import BatchSource
+from onnxprune.finetune import BatchSource, takes_batches
 from onnxprune.model import OnnxModel, atomic_write
 from onnxprune.validate import Session
 
@@ -61,6 +62,14 @@ def fixed_batch(source: OnnxModel | Session) -> int | None:
     sizes = {spec.shape[0] for spec in source.inputs if spec.shape}
     fixed = [size for size in sizes if isinstance(size, int)]
     return fixed[0] if len(sizes) == 1 and fixed else None
+
+
+def only_batch(module: nn.Module, source: OnnxModel, samples: Samples | None) -> int | None:
+    """The only batch size that an imported graph takes, found by trying; None for any."""
+    if samples is None or len(samples) < 2:
+        return None
+    pair = next(BatchSource(samples, 2).in_order())
+    return None if takes_batches(module, pair) else fixed_batch(source) or 1
 
 
 def padded(feeds: dict[str, np.ndarray], batch: int | None) -> dict[str, np.ndarray]:

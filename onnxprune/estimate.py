@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from onnxprune.dense_outputs import only_batch
 from onnxprune.finetune import (
     BatchSource,
     Objective,
@@ -76,22 +77,25 @@ def _measure(job: Job, module: Any) -> tuple[float, float, int]:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
+    size = only_batch(module, job.source, job.train)
+    model.train()
     seconds, forward = [], []
     for _ in range(_MEASURED_STEPS):
-        started = time.monotonic()
+        started, forward_s = time.monotonic(), 0.0
         batch = next(batches).to(accelerator.device)
-        model.train()
-        kept.clear()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            outputs = named_outputs(model(**batch.inputs), module.output_names)
-        forward.append(time.monotonic() - started)
-        teacher = {
-            name: tensor.detach() for name, tensor in outputs.items() if tensor.is_floating_point()
-        }
-        accelerator.backward(objective(outputs, batch.labels, teacher))
+        for piece in batch.split(size or len(batch)):
+            part = piece.padded(size or 0)
+            part_started = time.monotonic()
+            kept.clear()
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                outputs = named_outputs(model(**part.inputs), module.output_names)
+            forward_s += time.monotonic() - part_started
+            teacher = {n: t.detach() for n, t in outputs.items() if t.is_floating_point()}
+            accelerator.backward(objective(outputs, part.labels, teacher))
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.monotonic() - started)
+        forward.append(forward_s)
     parameters = sum(p.numel() * p.element_size() for p in module.parameters())
     return min(seconds), min(forward), max(0, sum(kept.values()) - parameters)
 

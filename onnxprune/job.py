@@ -1,15 +1,16 @@
 """A prune job, checked before any work: model, recipe, output, run directory and data."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from onnxprune.calibration import Samples, open_data, split_holdout
 from onnxprune.errors import DataError, UnsupportedModelError, UsageError
-from onnxprune.export import training_nodes
+from onnxprune.export import clear_training, training_nodes, write_back
 from onnxprune.finetune import BatchSource
-from onnxprune.model import OnnxModel, check_writable, read
+from onnxprune.model import OnnxModel, check_writable, external_data_path, read
 from onnxprune.planning import PruningPlan, make_plan
 from onnxprune.recipe import Recipe
 from onnxprune.run_directory import RunDirectory
@@ -22,7 +23,7 @@ class Job:
     """A prune job, checked and ready to run.
 
     Attributes:
-        source: The dense model as read.
+        source: The dense model as read, with its training flags cleared if the recipe says so.
         output: Where the pruned model goes.
         recipe: The resolved recipe.
         plan: What is pruned, how far and when.
@@ -59,17 +60,19 @@ class Job:
             return 0
         return round(self.recipe.finetune.epochs * self.steps_per_epoch)
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the result; checkpoints of another identity are refused."""
         facts = {
             "tool_version": __version__,
             "source_sha256": self.source.sha256,
             "recipe_sha256": self.recipe.sha256(),
-            "data_sha256": {name: facts["digest"] for name, facts in self.data_facts().items()},
+            "data_sha256": {name: facts["digest"] for name, facts in self.data_facts.items()},
         }
         run_id = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
         return {**facts, "run_id": run_id}
 
+    @cached_property
     def data_facts(self) -> dict[str, dict[str, Any]]:
         """Number, digest and kind of the samples, without any path."""
         facts = {}
@@ -112,24 +115,18 @@ def prepare(
     """
     source = read(model)
     output = Path(output)
-    if output.exists() and source.path is not None and output.samefile(source.path):
-        raise UsageError(
-            "the output would overwrite the dense model", where=output, remedy="name another file"
-        )
-    check_writable(output)
     run = RunDirectory(Path(run_dir) if run_dir is not None else output.with_suffix(".run"))
+    _check_output(output, source, run)
     run.check(resume=resume)
-    _check_training_flags(source, recipe)
+    notes: list[str] = []
+    source = _in_inference(source, recipe, notes)
     plan = make_plan(find_tensors(source.proto).values(), recipe)
-    notes = (
-        [
+    if plan.skipped:
+        notes.append(
             f"{len(plan.skipped)} weights stay dense: "
             + ", ".join(f"{name} ({why})" for name, why in list(plan.skipped.items())[:8])
             + (" ..." if len(plan.skipped) > 8 else "")
-        ]
-        if plan.skipped
-        else []
-    )
+        )
     train, evaluation, held_out = _open_samples(source, recipe, allow_python, notes)
     preprocess = next((s.preprocess for s in (train, evaluation) if s is not None), None)
     if preprocess is not None:
@@ -137,16 +134,46 @@ def prepare(
     return Job(source, output, recipe, plan, train, evaluation, held_out, run, resume, notes)
 
 
-def _check_training_flags(source: OnnxModel, recipe: Recipe) -> None:
+def _check_output(output: Path, source: OnnxModel, run: RunDirectory) -> None:
+    """Refuse an output that cannot be written, or that would overwrite the dense model."""
+    kept = [*source.external_files] if source.path is None else [source.path, *source.external_files]
+    for target in (output, external_data_path(output)):
+        if target.exists() and any(target.samefile(file) for file in kept):
+            raise UsageError(
+                "the output would overwrite the dense model",
+                where=target,
+                remedy="name another file",
+            )
+    if output.absolute() == run.path.absolute():
+        raise UsageError(
+            "the output and the run directory have the same name",
+            where=output,
+            remedy="name another file, or another --run-dir",
+        )
+    check_writable(output)
+
+
+def _in_inference(source: OnnxModel, recipe: Recipe, notes: list[str]) -> OnnxModel:
+    """The model with its training flags cleared, if the recipe says so and it has any."""
     nodes = training_nodes(source.proto)
-    if nodes and not recipe.model.to_inference:
+    if not nodes:
+        return source
+    listed = ", ".join(nodes[:8]) + (" ..." if len(nodes) > 8 else "")
+    if not recipe.model.to_inference:
         raise UnsupportedModelError(
             "the file runs nodes in training mode: deployed, it would drop activations at random "
             "or normalise with the statistics of each batch",
             where=source.label,
-            got=", ".join(nodes[:8]) + (" ..." if len(nodes) > 8 else ""),
+            got=listed,
             remedy="pass --to-inference, which clears these flags in the written file",
         )
+    proto = write_back(source.proto, {})
+    clear_training(proto)
+    notes.append(
+        f"training mode is cleared in {len(nodes)} nodes: {listed}; the dense model that the "
+        "result is compared with is the file without these flags"
+    )
+    return replace(source, proto=proto)
 
 
 def _open_samples(

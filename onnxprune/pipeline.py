@@ -7,7 +7,6 @@ model, recipe, output and data is found before anything long begins.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from onnxprune.dense_outputs import (
     compute_outputs,
     fixed_batch,
     load_outputs,
+    only_batch,
     padded,
     save_outputs,
 )
@@ -27,7 +27,6 @@ from onnxprune.errors import Interrupted, ModelError, OnnxpruneError, UsageError
 from onnxprune.export import (
     SPARSE_BREAK_EVEN,
     SparsityMetadata,
-    clear_training,
     describe_tensors,
     overall_sparsity,
     read_metadata,
@@ -45,7 +44,6 @@ from onnxprune.finetune import (
     Trainer,
     named_outputs,
     observed_activations,
-    takes_batches,
 )
 from onnxprune.importer import ImportedModel, load
 from onnxprune.job import Job, prepare
@@ -100,7 +98,7 @@ def execute(
         Interrupted: `stop` said so.
         OnnxpruneError: Anything else that went wrong; the output file is then untouched.
     """
-    job.run.start(job.identity(), job.recipe.to_toml(), resume=job.resume)
+    job.run.start(job.identity, job.recipe.to_toml(), resume=job.resume)
     job.run.write_json(job.run.plan, job.plan.to_json(job.total_steps))
     try:
         with _deterministic(job.recipe):
@@ -130,13 +128,14 @@ class _Run:
     def execute(self) -> dict[str, Any]:
         started = time.monotonic()
         with self._stage("import"):
-            source_proto = self._source_proto()
-            imported = load(replace(self.job.source, proto=source_proto))
+            imported = load(self.job.source)
         trainer = self._trainer(imported)
         with self._stage("train"):
-            if self.job.resume and trainer.resume():
+            if self.job.resume:
+                resumed = trainer.resume()
                 self.job.run.rewind_log(trainer.step)
-                self.message(f"resumed after step {trainer.step} of {trainer.plan.total_steps}")
+                if resumed:
+                    self.message(f"resumed after step {trainer.step} of {trainer.plan.total_steps}")
             trainer.fit()
             if trainer.plan.total_steps:
                 trainer.save()
@@ -146,7 +145,7 @@ class _Run:
         self._recalibrate(trainer, module)
         module.to("cpu").eval()
         with self._stage("export"):
-            proto = self._export(source_proto, module, trainer.masks)
+            proto = self._export(module, trainer.masks)
             difference = self._compare_with_runtime(module, proto)
             write(proto, self.job.output, external=self.job.source.has_external_data)
         validation = self._validate()
@@ -155,16 +154,6 @@ class _Run:
         results = self._results(proto, validation, latency, difference)
         self.job.run.write_json(self.job.run.results, results)
         return results
-
-    def _source_proto(self) -> Any:
-        """The original graph, with its training flags cleared if the recipe says so."""
-        if not self.recipe.model.to_inference:
-            return self.job.source.proto
-        proto = write_back(self.job.source.proto, {})
-        changed = clear_training(proto)
-        if changed:
-            self.message(f"training mode is cleared in {len(changed)} nodes: {', '.join(changed)}")
-        return proto
 
     def message(self, text: str) -> None:
         """Tell the user, and keep it for the report."""
@@ -218,7 +207,7 @@ class _Run:
             plan=self._plan(),
             observer=self,
             **self._progress_evaluation(),
-            checkpoints=CheckpointStore(job.run.checkpoints, job.identity()["run_id"]),
+            checkpoints=CheckpointStore(job.run.checkpoints, job.identity["run_id"]),
             stop=self.stop,
             micro_batch=self._micro_batch(imported),
         )
@@ -227,8 +216,9 @@ class _Run:
         """How outputs end: as the graph says or, where it is silent, as they look on samples."""
         if self.job.train is None:
             return imported.output_activations
-        batch = next(BatchSource(self.job.train, fixed_batch(self.job.source) or 8).in_order())
-        return observed_activations(imported, batch)
+        size = fixed_batch(self.job.source) or 8
+        batch = next(BatchSource(self.job.train, size).in_order())
+        return observed_activations(imported, batch.padded(fixed_batch(self.job.source) or 0))
 
     def _choose(self, masks: MaskSet, zeros: int) -> dict[str, torch.Tensor]:
         settings = self.recipe.sparsity
@@ -298,18 +288,14 @@ class _Run:
         return {"evaluation": source.in_order, "evaluation_teacher": teacher}
 
     def _micro_batch(self, imported: ImportedModel) -> int | None:
-        """The largest batch that the graph takes, found by trying; None for any."""
-        if self.job.train is None or len(self.job.train) < 2:
-            return None
-        batch = next(BatchSource(self.job.train, 2).in_order())
-        if takes_batches(imported, batch):
-            return None
-        limit = fixed_batch(self.job.source) or 1
-        self.message(
-            f"the graph computes {limit} sample{'s' if limit > 1 else ''} at a time: gradients "
-            "are accumulated, and BatchNorm keeps its statistics while training"
-        )
-        return limit
+        """The only batch size that the graph takes; None for any."""
+        size = only_batch(imported, self.job.source, self.job.train)
+        if size is not None and self.job.total_steps:
+            self.message(
+                f"the graph computes {size} sample{'s' if size > 1 else ''} at a time: gradients "
+                "are accumulated, and BatchNorm keeps its statistics while training"
+            )
+        return size
 
     def _recalibrate(self, trainer: Trainer, module: ImportedModel) -> None:
         count = self.recipe.finetune.recalibrate_batches
@@ -320,11 +306,11 @@ class _Run:
             batches = trainer.batches.spread(samples)
             recalibrate(module, (batch.to(trainer.device).inputs for batch in batches))
 
-    def _export(self, source_proto: Any, module: ImportedModel, masks: MaskSet) -> Any:
+    def _export(self, module: ImportedModel, masks: MaskSet) -> Any:
         tensors = {name: t.cpu().float().numpy() for name, t in module.export_tensors().items()}
         for name, mask in masks.masks.items():
             tensors[name] = np.where(mask.cpu().numpy(), tensors[name], 0.0).astype(np.float32)
-        proto = write_back(source_proto, tensors)
+        proto = write_back(self.job.source.proto, tensors)
         stored = find_tensors(proto)
         pattern = self.recipe.sparsity.pattern
         described = describe_tensors(
@@ -340,7 +326,7 @@ class _Run:
             source_sha256=self.job.source.sha256,
             payload_sha256=payload_sha256(proto),
             recipe=self.recipe.portable(),
-            data=self.job.data_facts(),
+            data=self.job.data_facts,
             tensors=described,
         )
         write_metadata(proto, metadata)
@@ -447,7 +433,7 @@ class _Run:
                     "payload_sha256",
                 )
             },
-            "data": self.job.data_facts(),
+            "data": self.job.data_facts,
             "validation": {**validation, "torch_vs_runtime_max_abs_error": difference},
             "latency": latency,
             "tensors": list(tensor_table(self.job.source, proto, set(self.job.plan.tensors))),

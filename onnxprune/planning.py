@@ -1,7 +1,7 @@
 """What a recipe means for a model: which tensors are pruned, how far, and when."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from onnxprune.errors import TargetError
 from onnxprune.recipe import Recipe, SparsityTable
 from onnxprune.sparsity import (
+    NM,
     Pattern,
     Schedule,
     min_kept,
@@ -115,7 +116,10 @@ def make_plan(tensors: Iterable[GraphTensor], recipe: Recipe) -> PruningPlan:
     sizes = {name: tensor.size for name, tensor in chosen.items()}
     zeros = target_zeros(settings.resolved_target, sum(sizes.values()))
     floors = {name: _floor(name, size, settings) for name, size in sizes.items()}
+    if pattern is not None:
+        _check_pattern_floors(pattern, sizes, floors)
     prunable_limit(sizes, floors, zeros, what=f"sparsity {settings.resolved_target:g}")
+    _check_floors(pattern, sizes, floors)
     one_shot = settings.method == "one-shot"
     schedule = Schedule(
         "one-shot" if one_shot else recipe.schedule.kind,
@@ -124,6 +128,34 @@ def make_plan(tensors: Iterable[GraphTensor], recipe: Recipe) -> PruningPlan:
         recipe.schedule.events,
     )
     return PruningPlan(chosen, skipped, zeros, floors, pattern, schedule)
+
+
+def _check_pattern_floors(pattern: NM, sizes: Mapping[str, int], floors: Mapping[str, int]) -> None:
+    """A pattern holds only in tensors that may lose all that it removes."""
+    for name, size in sizes.items():
+        if floors[name] * pattern.m > size * pattern.n:
+            raise TargetError(
+                f"the minimum density of a tensor rules out the pattern {pattern}",
+                where=name,
+                got=f"{floors[name]} of {size} weights are kept at least",
+                expected=f"at most {size * pattern.n // pattern.m}",
+                remedy="lower its `min_density`, or exclude the tensor",
+            )
+
+
+def _check_floors(pattern: Pattern, sizes: dict[str, int], floors: dict[str, int]) -> None:
+    """Refuse a minimum density above what the pattern keeps: the pattern could not hold."""
+    if pattern is None:
+        return
+    above = [name for name, size in sizes.items() if floors[name] * pattern.m > size * pattern.n]
+    if above:
+        raise TargetError(
+            f"the minimum density is above what the pattern {pattern} keeps",
+            where=", ".join(above[:5]),
+            got=", ".join(f"{floors[name] / sizes[name]:.4f}" for name in above[:5]),
+            expected=f"at most {pattern.n / pattern.m:g}",
+            remedy="lower `min_density`, or exclude these tensors",
+        )
 
 
 def _in_scope(

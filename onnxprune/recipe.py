@@ -9,13 +9,25 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from onnxprune.errors import RecipeError
 
 PATTERN_TEXT = r"^(unstructured|[1-9][0-9]*:[1-9][0-9]*)$"
+
+
+_Pair = Annotated[tuple[int, int], Strict(False)]
+"""Two sizes, which TOML and JSON write as a list."""
 
 
 def pattern_sparsity(pattern: str) -> float:
@@ -27,7 +39,7 @@ def pattern_sparsity(pattern: str) -> float:
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelTable(_Table):
@@ -60,10 +72,10 @@ class Preprocess(_Table):
     """
 
     input: str | None = Field(None, description="Name of the image input, if there are several.")
-    resize: int | tuple[int, int] | None = Field(
+    resize: int | _Pair | None = Field(
         None, description="Short side in pixels (ratio kept), or [height, width]."
     )
-    crop: int | tuple[int, int] | None = Field(
+    crop: int | _Pair | None = Field(
         None, description="Centre crop in pixels: a side, or [height, width]."
     )
     scale: float = Field(1 / 255, gt=0, description="Factor that pixels are multiplied with.")
@@ -207,8 +219,8 @@ class FinetuneTable(_Table):
     warmup: float = Field(
         0.05, ge=0, lt=1, description="Progress over which the learning rate rises from 0."
     )
-    clip_norm: float | None = Field(
-        1.0, gt=0, description="Largest norm of the whole gradient; leave out for no limit."
+    clip_norm: float = Field(
+        1.0, ge=0, description="Largest norm of the whole gradient; 0 for no limit."
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Smoothing of the labels.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of training.")
@@ -320,6 +332,8 @@ class Recipe(_Table):
             raise RecipeError("no such recipe file", [], where=path) from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise RecipeError("the recipe is not readable TOML", [str(error)], where=path) from None
+        except RecursionError:
+            raise RecipeError("the recipe is nested too deeply", [], where=path) from None
         return cls.from_dict(merged(values, overrides or {}), where=path)
 
     def to_dict(self) -> dict[str, Any]:
@@ -343,7 +357,7 @@ class Recipe(_Table):
             for key in [key for key in values if key not in plain]:
                 if values[key]:
                     lines.append(f"[{table}.{key}]")
-                    lines += [f"{json.dumps(k)} = {toml_value(v)}" for k, v in values[key].items()]
+                    lines += [f"{toml_value(k)} = {toml_value(v)}" for k, v in values[key].items()]
             lines.append("")
         return "\n".join(lines)
 
@@ -382,7 +396,7 @@ def merged(values: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]
 
 def toml_value(value: object) -> str:
     """A string, number, boolean or list as TOML, of which JSON is the common ground."""
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _problems(error: ValidationError) -> list[str]:

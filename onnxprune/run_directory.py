@@ -57,7 +57,7 @@ class RunDirectory:
             )
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return
-        if not self.run.is_file():
+        if "run_id" not in self.facts():
             raise UsageError(
                 "the run directory holds something that is not a run",
                 where=self.path,
@@ -136,9 +136,9 @@ class RunDirectory:
         for line in self.log.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
-            except ValueError:
+                done = entry["step"] < step if entry["kind"] == "event" else entry["step"] <= step
+            except (ValueError, KeyError, TypeError):
                 continue
-            done = entry["step"] < step if entry["kind"] == "event" else entry["step"] <= step
             if done:
                 kept.append(line)
         atomic_write_text(self.log, "".join(line + "\n" for line in kept))

@@ -35,8 +35,8 @@ def starter_recipe(model: OnnxModel) -> str:
     """
     suggestions = _suggestions(model)
     lines = [
-        f"# Recipe for {model.path.name if model.path else 'a model'}: "
-        + "; ".join(f"input {spec.name} {spec.describe()}" for spec in model.inputs),
+        f"# Recipe for {_plain(model.path.name) if model.path else 'a model'}: "
+        + _plain("; ".join(f"input {spec.name} {spec.describe()}" for spec in model.inputs)),
         "# Lines that begin with `# key =` show an optional key.",
         "",
     ]
@@ -100,6 +100,11 @@ def _prunable_lines(tensors: Iterable[GraphTensor], limit: int = 60) -> Iterator
     yield f"# Prunable by default ({sum(t.size for t in prunable):,} weights):"
     for tensor in prunable[:limit]:
         shape = "×".join(map(str, tensor.shape))
-        yield f"#   {tensor.name}  {tensor.op_type} {shape}"
+        yield f"#   {_plain(tensor.name)}  {_plain(tensor.op_type)} {shape}"
     if len(prunable) > limit:
         yield f"#   and {len(prunable) - limit} more; `onnxprune inspect` lists them all"
+
+
+def _plain(text: str) -> str:
+    """A name out of the model for a comment, which a line break in it must not end."""
+    return "".join(char if char.isprintable() else "?" for char in text)

@@ -1,11 +1,17 @@
 """Training flags that a file carries, and how to clear them."""
 
+from collections import ChainMap
+from collections.abc import Iterable, Iterator
+
 import onnx
-from onnx import numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto
 
 from onnxprune.errors import UnsupportedModelError
-from onnxprune.model import iter_graphs
+from onnxprune.payload import inner_graphs, iter_graphs, tensor_array
 from onnxprune.tensors import constant_tensor
+
+_Scope = ChainMap[str, TensorProto]
+"""Stored tensors by the names under which a node sees them, its own graph first."""
 
 
 def training_nodes(proto: onnx.ModelProto) -> list[str]:
@@ -16,8 +22,8 @@ def training_nodes(proto: onnx.ModelProto) -> list[str]:
     """
     return [
         f"{node.op_type} {node.name or node.output[0]!r}"
-        for graph, node in _candidates(proto)
-        if _trains(graph, node)
+        for scope, node in _candidates(proto)
+        if _trains(scope, node)
     ]
 
 
@@ -32,8 +38,8 @@ def clear_training(proto: onnx.ModelProto) -> list[str]:
     """
     changed = []
     used = _used_names(proto)
-    for graph, node in _candidates(proto):
-        if not _trains(graph, node):
+    for scope, node in list(_candidates(proto)):
+        if not _trains(scope, node):
             continue
         label = f"{node.op_type} {node.name or node.output[0]!r}"
         if node.op_type == "Dropout":
@@ -56,36 +62,42 @@ def clear_training(proto: onnx.ModelProto) -> list[str]:
     return changed
 
 
-def _candidates(proto: onnx.ModelProto) -> list[tuple[onnx.GraphProto, onnx.NodeProto]]:
-    return [
-        (graph, node)
-        for _, graph in iter_graphs(proto)
-        for node in graph.node
-        if node.op_type in ("Dropout", "BatchNormalization")
-    ]
+def _candidates(proto: onnx.ModelProto) -> Iterator[tuple[_Scope, NodeProto]]:
+    """Nodes that have a training mode, with the constants that they can see."""
+    yield from _in_graph(proto.graph, ChainMap())
+    for function in proto.functions:
+        yield from _in_nodes(function.node, ChainMap())
 
 
-def _trains(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
+def _in_graph(graph: GraphProto, outer: _Scope) -> Iterator[tuple[_Scope, NodeProto]]:
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    yield from _in_nodes(graph.node, outer.new_child(stored))
+
+
+def _in_nodes(nodes: Iterable[NodeProto], outer: _Scope) -> Iterator[tuple[_Scope, NodeProto]]:
+    scope = outer.new_child()
+    for node in nodes:
+        tensor = constant_tensor(node)
+        if node.op_type == "Identity" and node.input:
+            tensor = scope.get(node.input[0])
+        if isinstance(tensor, TensorProto) and node.output:
+            scope[node.output[0]] = tensor
+        if node.op_type in ("Dropout", "BatchNormalization") and node.domain in ("", "ai.onnx"):
+            yield scope, node
+        for _, graph in inner_graphs(node):
+            yield from _in_graph(graph, scope)
+
+
+def _trains(scope: _Scope, node: NodeProto) -> bool:
     if node.op_type == "BatchNormalization":
         return any(a.name == "training_mode" and a.i == 1 for a in node.attribute)
-    return len(node.input) > 2 and bool(node.input[2]) and _constant_true(graph, node.input[2])
-
-
-def _constant_true(graph: onnx.GraphProto, name: str) -> bool:
-    for tensor in graph.initializer:
-        if tensor.name == name:
-            return bool(numpy_helper.to_array(tensor).any())
-    for node in graph.node:
-        if name in node.output:
-            tensor = constant_tensor(node)
-            return isinstance(tensor, onnx.TensorProto) and bool(
-                numpy_helper.to_array(tensor).any()
-            )
-    return False
+    flag = scope.get(node.input[2]) if len(node.input) > 2 else None
+    return flag is not None and bool(tensor_array(flag).any())
 
 
 def _used_names(proto: onnx.ModelProto) -> set[str]:
-    names: set[str] = set()
+    names = {name for function in proto.functions for name in function.output}
+    names.update(n for function in proto.functions for node in function.node for n in node.input)
     for _, graph in iter_graphs(proto):
         names.update(name for node in graph.node for name in node.input)
         names.update(value.name for value in graph.output)

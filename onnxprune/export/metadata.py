@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -128,29 +129,34 @@ def _share(part: int, total: int) -> float:
 def write_metadata(proto: onnx.ModelProto, metadata: SparsityMetadata) -> None:
     """Store metadata in a model and, where its IR version allows, in its tensors.
 
-    Changes `proto`; an older entry under the same key is replaced.
+    Changes `proto`; older entries under the same key are removed, wherever they are.
     """
-    _set_prop(proto.metadata_props, _json(metadata.model_dump(mode="json")))
+    stored = {name: _message(tensor) for name, tensor in find_tensors(proto).items()}
+    _remove_entry(proto)
+    for message in stored.values():
+        _remove_entry(message)
+    proto.metadata_props.add(key=KEY, value=_json(metadata.model_dump(mode="json")))
     if proto.ir_version < TENSOR_METADATA_IR_VERSION:
         return
-    stored = find_tensors(proto)
     for tensor in metadata.tensors:
-        message = stored[tensor.name].proto
-        message = message if isinstance(message, onnx.TensorProto) else message.values
         entry = tensor.model_dump(mode="json", exclude={"name", "shape"})
-        _set_prop(message.metadata_props, _json(entry))
+        stored[tensor.name].metadata_props.add(key=KEY, value=_json(entry))
+
+
+def _message(tensor: GraphTensor) -> onnx.TensorProto:
+    """The message that holds a tensor's values, and its metadata."""
+    proto = tensor.proto
+    return proto if isinstance(proto, onnx.TensorProto) else proto.values
+
+
+def _remove_entry(holder: onnx.ModelProto | onnx.TensorProto) -> None:
+    for index in reversed(range(len(holder.metadata_props))):
+        if holder.metadata_props[index].key == KEY:
+            del holder.metadata_props[index]
 
 
 def _json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def _set_prop(props: Any, value: str) -> None:
-    for entry in props:
-        if entry.key == KEY:
-            entry.value = value
-            return
-    props.add(key=KEY, value=value)
 
 
 def read_metadata(proto: onnx.ModelProto) -> dict[str, Any] | None:
@@ -159,7 +165,7 @@ def read_metadata(proto: onnx.ModelProto) -> dict[str, Any] | None:
         if entry.key == KEY:
             try:
                 value = json.loads(entry.value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return None
             return value if isinstance(value, dict) else None
     return None
@@ -167,8 +173,11 @@ def read_metadata(proto: onnx.ModelProto) -> dict[str, Any] | None:
 
 def verify(proto: onnx.ModelProto) -> MetadataCheck:
     """Recompute every statement of a model's metadata from the file's own tensors."""
-    if not any(entry.key == KEY for entry in proto.metadata_props):
+    entries = sum(entry.key == KEY for entry in proto.metadata_props)
+    if not entries:
         return MetadataCheck(None, None, [])
+    if entries > 1:
+        return MetadataCheck(None, False, [f"the model has {entries} entries of this kind"])
     raw = read_metadata(proto)
     if raw is None:
         return MetadataCheck(None, False, ["the metadata are no JSON object"])
@@ -187,6 +196,8 @@ def verify(proto: onnx.ModelProto) -> MetadataCheck:
 def _false_statements(proto: onnx.ModelProto, claimed: SparsityMetadata) -> list[str]:
     problems = []
     stored = find_tensors(proto)
+    counts = Counter(tensor.name for tensor in claimed.tensors)
+    problems += [f"{name}: listed {count} times" for name, count in counts.items() if count > 1]
     known = [tensor for tensor in claimed.tensors if tensor.name in stored]
     problems += [
         f"{tensor.name}: the model stores no such tensor"
@@ -199,9 +210,12 @@ def _false_statements(proto: onnx.ModelProto, claimed: SparsityMetadata) -> list
             said, found = getattr(claim, key), getattr(fact, key)
             if not _equal(said, found):
                 problems.append(f"{claim.name}: {key} is {found}, the metadata say {said}")
-        if not pattern_holds(stored[claim.name], claim.pattern):
-            problems.append(f"{claim.name}: the pattern {claim.pattern} does not hold")
-        problems += _tensor_entry_problems(stored[claim.name], claim)
+        for pattern in sorted({claim.pattern, claimed.pattern}):
+            if not pattern_holds(stored[claim.name], pattern):
+                problems.append(f"{claim.name}: the pattern {pattern} does not hold")
+    claims = {claim.name: claim for claim in known}
+    for name, tensor in stored.items():
+        problems += _tensor_entry_problems(tensor, claims.get(name))
     overall = overall_sparsity(facts)
     if not _equal(overall, claimed.sparsity):
         problems.append(f"sparsity is {overall}, the metadata say {claimed.sparsity}")
@@ -211,13 +225,12 @@ def _false_statements(proto: onnx.ModelProto, claimed: SparsityMetadata) -> list
     return problems
 
 
-def _tensor_entry_problems(tensor: GraphTensor, claim: TensorMetadata) -> list[str]:
-    message = tensor.proto
-    message = message if isinstance(message, onnx.TensorProto) else message.values
-    expected = _json(claim.model_dump(mode="json", exclude={"name", "shape"}))
+def _tensor_entry_problems(tensor: GraphTensor, claim: TensorMetadata | None) -> list[str]:
+    """A tensor's own entry has to say what the model's says of it; it need not be there."""
+    expected = claim and _json(claim.model_dump(mode="json", exclude={"name", "shape"}))
     return [
         f"{tensor.name}: its own metadata differ from the model's"
-        for entry in message.metadata_props
+        for entry in _message(tensor).metadata_props
         if entry.key == KEY and entry.value != expected
     ]
 

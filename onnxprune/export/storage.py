@@ -42,12 +42,21 @@ def to_sparse(proto: onnx.ModelProto, names: set[str]) -> list[str]:
 def _sparse(tensor: onnx.TensorProto) -> onnx.SparseTensorProto | None:
     """The sparse form of a tensor, or None if it would be no smaller."""
     flat = numpy_helper.to_array(tensor).ravel()
-    indices = np.flatnonzero(flat)
+    indices = stored_indices(flat)
     if len(indices) * (flat.dtype.itemsize + 8) >= flat.size * flat.dtype.itemsize:
         return None
     values = numpy_helper.from_array(flat[indices], tensor.name)
     values.doc_string = tensor.doc_string
     values.metadata_props.extend(tensor.metadata_props)
     return onnx.helper.make_sparse_tensor(
-        values, numpy_helper.from_array(indices.astype(np.int64)), list(tensor.dims)
+        values, numpy_helper.from_array(indices), list(tensor.dims)
     )
+
+
+def stored_indices(flat: np.ndarray) -> np.ndarray:
+    """Linear int64 indices of the values that a sparse tensor has to hold.
+
+    That is every value but +0.0, so that its dense form is equal bit for bit.
+    """
+    held = np.ascontiguousarray(flat).view(np.uint8).reshape(flat.size, flat.dtype.itemsize)
+    return np.flatnonzero(held.any(axis=1)).astype(np.int64)

@@ -9,6 +9,7 @@ import onnx
 from onnx import SparseTensorProto, TensorProto
 
 from onnxprune.errors import ModelError
+from onnxprune.export.storage import stored_indices
 from onnxprune.model import OnnxModel, iter_graphs, write
 from onnxprune.tensors import GraphTensor, find_tensors
 
@@ -18,6 +19,7 @@ _TYPED_FIELDS: dict[int, tuple[str, np.dtype]] = {
     TensorProto.FLOAT16: ("int32_data", np.dtype(np.uint16)),
     TensorProto.BFLOAT16: ("int32_data", np.dtype(np.uint16)),
 }
+_ALL_TYPED_FIELDS = (*sorted({field for field, _ in _TYPED_FIELDS.values()}), "int64_data")
 
 
 class Exportable(Protocol):
@@ -83,41 +85,67 @@ def write_back(source: onnx.ModelProto, tensors: Mapping[str, np.ndarray]) -> on
     proto = onnx.ModelProto()
     proto.CopyFrom(source)
     stored = find_tensors(proto)
-    aliases = tensors.keys() - stored.keys()
-    if aliases:
-        _separate(proto, aliases, stored)
-        stored = find_tensors(proto)
+    origins = {use.value: tensor for tensor in stored.values() for use in tensor.uses}
+    changed = {}
     for name, values in tensors.items():
-        if name not in stored:
+        tensor = stored.get(name) or origins.get(name)
+        if tensor is None:
             raise ModelError("the model stores no such tensor", where=name)
-        if tuple(values.shape) != stored[name].shape:
-            raise ModelError(
-                "a tensor has another shape than in the model",
-                where=name,
-                got=tuple(values.shape),
-                expected=stored[name].shape,
-            )
-        if not np.isfinite(values).all():
-            raise ModelError(
-                "a trained tensor is not finite",
-                where=name,
-                got="NaN or infinity",
-                remedy="lower the learning rate",
-            )
-        tensor = stored[name]
-        converted = values.astype(tensor.dtype)
+        converted = _converted(name, values, tensor)
         if converted.tobytes() != np.ascontiguousarray(tensor.array()).tobytes():
-            _store(tensor.proto, converted)
+            changed[name] = converted
+    aliases = changed.keys() - stored.keys()
+    if aliases:
+        _separate(proto, aliases, origins)
+        stored = find_tensors(proto)
+    for name, converted in changed.items():
+        if name not in stored:
+            raise ModelError("an alias is no output of an Identity node", where=name)
+        _store(stored[name].proto, converted)
     return proto
 
 
-def _separate(proto: onnx.ModelProto, aliases: Set[str], stored: Mapping[str, GraphTensor]) -> None:
+def _converted(name: str, values: np.ndarray, tensor: GraphTensor) -> np.ndarray:
+    """Values in the stored element type, if they fit."""
+    if tuple(values.shape) != tensor.shape:
+        raise ModelError(
+            "a tensor has another shape than in the model",
+            where=name,
+            got=tuple(values.shape),
+            expected=tensor.shape,
+        )
+    if not np.isfinite(values).all():
+        raise ModelError(
+            "a trained tensor is not finite",
+            where=name,
+            got="NaN or infinity",
+            remedy="lower the learning rate",
+        )
+    if tensor.elem_type not in _TYPED_FIELDS:
+        raise ModelError(
+            "only float tensors can be written back", where=name, got=tensor.dtype, expected="float"
+        )
+    with np.errstate(over="ignore"):
+        converted = values.astype(tensor.dtype)
+    if not np.isfinite(converted).all():
+        raise ModelError(
+            "a trained tensor does not fit its element type",
+            where=name,
+            got=f"magnitudes up to {np.abs(values).max():g}",
+            expected=f"finite values in {tensor.dtype}",
+            remedy="lower the learning rate, or raise weight_decay",
+        )
+    return converted
+
+
+def _separate(
+    proto: onnx.ModelProto, aliases: Set[str], origins: Mapping[str, GraphTensor]
+) -> None:
     """Give aliases tensors of their own, with the values that they share; changes `proto`."""
-    origins = {use.value: tensor for tensor in stored.values() for use in tensor.uses}
     for _, graph in iter_graphs(proto):
         for node in graph.node:
             alias = node.output[0] if node.output else ""
-            if node.op_type == "Identity" and alias in aliases and alias in origins:
+            if node.op_type == "Identity" and alias in aliases:
                 tensor = onnx.numpy_helper.from_array(origins[alias].array(), alias)
                 constant = onnx.helper.make_node("Constant", [], [alias], node.name, value=tensor)
                 node.CopyFrom(constant)
@@ -141,7 +169,10 @@ def _store(tensor: TensorProto | SparseTensorProto, values: np.ndarray) -> None:
 def _store_sparse(tensor: SparseTensorProto, values: np.ndarray) -> None:
     """Replace the non-zeros of a tensor that the file stores as a sparse one."""
     flat = values.ravel()
-    indices = np.flatnonzero(flat)
-    name = tensor.values.name
-    tensor.values.CopyFrom(onnx.numpy_helper.from_array(flat[indices], name))
-    tensor.indices.CopyFrom(onnx.numpy_helper.from_array(indices.astype(np.int64), ""))
+    indices = stored_indices(flat)
+    for message, array in ((tensor.values, flat[indices]), (tensor.indices, indices)):
+        fresh = onnx.numpy_helper.from_array(array)
+        for field in (*_ALL_TYPED_FIELDS, "dims"):
+            message.ClearField(field)
+        message.dims.extend(fresh.dims)
+        message.raw_data = fresh.raw_data

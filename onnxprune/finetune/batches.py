@@ -57,6 +57,21 @@ class Batch:
             None if self.labels is None else self.labels.to(device, non_blocking=True),
         )
 
+    def padded(self, size: int) -> "Batch":
+        """At least `size` samples, by repeating the last one."""
+        missing = size - len(self)
+        if missing <= 0:
+            return self
+
+        def pad(tensor: Tensor) -> Tensor:
+            return torch.cat([tensor, tensor[-1:].repeat_interleave(missing, dim=0)])
+
+        return Batch(
+            pad(self.indices),
+            {name: pad(tensor) for name, tensor in self.inputs.items()},
+            None if self.labels is None else pad(self.labels),
+        )
+
     def split(self, size: int) -> "list[Batch]":
         """Micro-batches of at most `size` samples."""
         return [

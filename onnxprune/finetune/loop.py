@@ -72,7 +72,8 @@ class Trainer:
         evaluation: Batches for measurements on the way, and their teacher.
         checkpoints: Where state is kept; None keeps none.
         stop: Whether to stop after the current step; the run can be resumed then.
-        micro_batch: Largest batch that the model takes at once; gradients of the parts add up.
+        micro_batch: The only batch size that the model takes, None for any. Gradients of the parts
+            of a batch add up, and BatchNorm keeps its statistics, which are no longer a batch's.
     """
 
     module: nn.Module
@@ -168,8 +169,12 @@ class Trainer:
         self._saved_at = time.monotonic()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Outputs of the model by name."""
-        return named_outputs(self.model(**batch.inputs), self.output_names)
+        """Outputs of the model by name, one row a sample."""
+        whole = batch.padded(self.micro_batch or 0)
+        outputs = named_outputs(self.model(**whole.inputs), self.output_names)
+        if len(whole) == len(batch):
+            return outputs
+        return {name: tensor[: len(batch)] for name, tensor in outputs.items()}
 
     def _state(self) -> dict[str, Tensor]:
         return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
@@ -200,19 +205,26 @@ class Trainer:
         lr = learning_rate(self.settings, (self.step + 0.5) / self.plan.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.model.train()
+        self._train_mode()
         total = torch.zeros((), device=self.device)
         for part in batch.split(self.micro_batch or len(batch)):
             loss = self.loss(part) * (len(part) / len(batch))
             self.accelerator.backward(loss)
             total += loss.detach()
         self.masks.mask_gradients()
-        if self.settings.clip_norm is not None:
+        if self.settings.clip_norm:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.masks.mask_weights()
         return total, lr
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        if self.micro_batch is not None:
+            for module in self.module.modules():
+                if hasattr(module, "running_mean"):
+                    module.eval()
 
     def loss(self, batch: Batch) -> Tensor:
         """The objective on a batch that may still lie on the CPU."""

@@ -1,5 +1,7 @@
 """Whether an imported graph computes batches as it computes single samples."""
 
+import contextlib
+import io
 from typing import Any
 
 import torch
@@ -17,7 +19,8 @@ def takes_batches(module: nn.Module, pair: Batch) -> bool:
     A graph with a batch size baked into a Reshape fails here, or mixes samples.
     """
     module.eval()
-    with torch.no_grad():
+    # torch.fx prints the traceback of a forward that fails, which here is an answer.
+    with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
         try:
             together = _as_tuple(module(**pair.inputs))
             alone = [_as_tuple(module(**part.inputs)) for part in pair.split(1)]

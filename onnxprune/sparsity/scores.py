@@ -54,6 +54,6 @@ class RandomScore:
         """See `Score.chunks`."""
         digest = hashlib.sha256(f"{self.seed}\0{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        for start in range(0, weight.numel(), CHUNK):
+        for start in range(0, max(1, weight.numel()), CHUNK):
             count = min(CHUNK, weight.numel() - start)
             yield torch.rand(count, generator=generator).to(weight.device)

@@ -232,7 +232,7 @@ def _runtime_input(model: ModelSource, source: OnnxModel, scratch: Path) -> str 
     """What ONNX Runtime gets: the file itself, or bytes, or a file for what bytes cannot hold."""
     if isinstance(model, str | os.PathLike):
         return os.fspath(model)
-    if source.proto.ByteSize() <= model_files.PROTOBUF_LIMIT_BYTES:
+    if model_files.fits_in_one_message(source.proto):
         return source.proto.SerializeToString()
     path = scratch / "model.onnx"
     model_files.write(source.proto, path)

@@ -1,0 +1,172 @@
+"""MkDocs hook: writes the parts of the reference that the code itself knows.
+
+A page asks for a part with a comment such as `<!-- generated: recipe -->`; it is replaced when the
+page is read, so a table can never be older than the code.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from typing import Any
+
+import click
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from onnxprune import errors
+from onnxprune.cli import COMMANDS, root
+from onnxprune.export import schema
+from onnxprune.importer import supported_operators
+from onnxprune.recipe import Recipe
+
+_MARKER = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace every marker of a page; MkDocs calls this."""
+    return _MARKER.sub(lambda found: "\n".join(_PARTS[found[1]]()), markdown)
+
+
+def recipe_tables() -> Iterator[str]:
+    """One section a table of the recipe, with key, type, default and meaning."""
+    for name, field in Recipe.model_fields.items():
+        table = field.annotation
+        assert isinstance(table, type)
+        assert issubclass(table, BaseModel)
+        summary, _, rest = (table.__doc__ or "").partition("\n")
+        text = summary.partition(": ")[2]
+        yield from (f"## `[{field.alias or name}]`", "", text[:1].upper() + text[1:], "")
+        if rest.strip():
+            yield from (inspect.cleandoc(rest), "")
+        yield from _table(
+            ("key", "type", "default", "meaning"),
+            (
+                (f"`{key}`", _type_text(entry), _default_text(entry), entry.description or "")
+                for key, entry in table.model_fields.items()
+            ),
+        )
+
+
+def command_sections() -> Iterator[str]:
+    """One section a command, with usage, description, options and examples."""
+    context = click.Context(root, info_name="onnxprune")
+    for name in COMMANDS:
+        command = root.get_command(context, name)
+        assert command is not None
+        inner = click.Context(command, info_name=name, parent=context)
+        usage = " ".join(command.collect_usage_pieces(inner))
+        yield from (f"## `{name}`", "", "```text", f"onnxprune {name} {usage}", "```", "")
+        description, _, examples = _help_text(command).partition("\n\b\n")
+        yield from (description.strip(), "")
+        records = (param.get_help_record(inner) for param in command.get_params(inner))
+        yield from _table(
+            ("option", "meaning"),
+            ((f"`{record[0]}`", record[1]) for record in records if record is not None),
+        )
+        if examples:
+            title, _, lines = examples.partition("\n")
+            yield from (title, "", "```bash", inspect.cleandoc(lines), "```", "")
+
+
+def operator_table() -> Iterator[str]:
+    """Operators with a direct implementation, and the operator set versions that it is for."""
+    entries = sorted(supported_operators(), key=lambda entry: (entry.domain, entry.op_type))
+    yield from (f"{len({(e.domain, e.op_type) for e in entries})} operators.", "")
+    for domain, members in groupby(entries, key=lambda entry: entry.domain):
+        yield from (f"## Domain `{domain or 'ai.onnx'}`", "")
+        yield from _table(
+            ("operator", "operator set versions"),
+            (
+                (f"`{op_type}`", ", ".join(_versions(e.since, e.until) for e in group))
+                for op_type, group in groupby(members, key=lambda entry: entry.op_type)
+            ),
+        )
+
+
+def error_table() -> Iterator[str]:
+    """Every error class with its base, exit code and meaning."""
+    classes = [value for value in vars(errors).values() if inspect.isclass(value)]
+    yield from _table(
+        ("error", "base", "exit code", "meaning"),
+        (
+            (
+                f"`{error.__name__}`",
+                f"`{error.__bases__[0].__name__}`",
+                str(error.exit_code),
+                (error.__doc__ or "").partition("\n")[0],
+            )
+            for error in classes
+            if issubclass(error, errors.OnnxpruneError)
+        ),
+    )
+
+
+def metadata_tables() -> Iterator[str]:
+    """The fields of the sparsity metadata, read from their JSON Schema."""
+    document = schema()
+    tensor = document["$defs"]["TensorMetadata"]
+    for title, part in (("The model", document), ("Each entry of `tensors`", tensor)):
+        yield from (f"## {title}", "")
+        yield from _table(
+            ("field", "type", "meaning"),
+            (
+                (f"`{key}`", str(entry.get("type", "")), entry.get("description", ""))
+                for key, entry in part["properties"].items()
+            ),
+        )
+
+
+_PARTS: dict[str, Callable[[], Iterator[str]]] = {
+    "recipe": recipe_tables,
+    "commands": command_sections,
+    "operators": operator_table,
+    "errors": error_table,
+    "metadata": metadata_tables,
+}
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    yield _row(header)
+    yield _row("---" for _ in header)
+    yield from (_row(row) for row in rows)
+    yield ""
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _help_text(command: click.Command) -> str:
+    """A command's help, with paragraphs that must not be wrapped marked by a backspace."""
+    return inspect.cleandoc(command.help or "").replace("\\b\n", "\b\n")
+
+
+def _type_text(field: FieldInfo) -> str:
+    """The type as a user writes it in TOML, with its bounds."""
+    name = inspect.formatannotation(field.annotation)
+    name = re.sub(r"(typing\.)?Literal\[(.*?)\]", lambda m: m[2].replace(", ", " | "), name)
+    name = re.sub(r"tuple\[int, int\]", "[int, int]", name)
+    name = " | ".join(part for part in name.split(" | ") if part != "None").replace("'", '"')
+    symbols = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    bounds = [
+        f"{symbol} {getattr(item, key):g}"
+        for item in field.metadata
+        for key, symbol in symbols.items()
+        if hasattr(item, key)
+    ]
+    return f"`{name}`" + (f", {' and '.join(bounds)}" if bounds else "")
+
+
+def _default_text(field: FieldInfo) -> str:
+    if field.default is None or field.default is PydanticUndefined:
+        return "–"
+    return f"`{json.dumps(field.default)}`"
+
+
+def _versions(since: int, until: int | None) -> str:
+    if until is None:
+        return f"{since} and newer"
+    return str(since) if until == since + 1 else f"{since} to {until - 1}"
