@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,9 +20,10 @@ from pydantic_core import PydanticUndefined
 from onnxprune import errors
 from onnxprune.cli import COMMANDS, root
 from onnxprune.export import schema
-from onnxprune.importer import supported_operators
+from onnxprune.importer import Entry, supported_operators
 from onnxprune.recipe import Recipe
 
+_CHANGELOG = Path(__file__).parent.parent / "CHANGELOG.md"
 _MARKER = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 
 
@@ -52,7 +54,7 @@ def recipe_tables() -> Iterator[str]:
 
 def command_sections() -> Iterator[str]:
     """One section a command, with usage, description, options and examples."""
-    context = click.Context(root, info_name="onnxprune")
+    context = click.Context(root, info_name="onnxprune", **root.context_settings)
     for name in COMMANDS:
         command = root.get_command(context, name)
         assert command is not None
@@ -61,7 +63,8 @@ def command_sections() -> Iterator[str]:
         yield from (f"## `{name}`", "", "```text", f"onnxprune {name} {usage}", "```", "")
         description, _, examples = _help_text(command).partition("\n\b\n")
         yield from (description.strip(), "")
-        records = (param.get_help_record(inner) for param in command.get_params(inner))
+        options = (p for p in command.get_params(inner) if isinstance(p, click.Option))
+        records = (option.get_help_record(inner) for option in options)
         yield from _table(
             ("option", "meaning"),
             ((f"`{record[0]}`", record[1]) for record in records if record is not None),
@@ -80,7 +83,10 @@ def operator_table() -> Iterator[str]:
         yield from _table(
             ("operator", "operator set versions"),
             (
-                (f"`{op_type}`", ", ".join(_versions(e.since, e.until) for e in group))
+                (
+                    f"`{op_type}`",
+                    ", ".join(_versions(e.since, e.until) for e in sorted(group, key=_since)),
+                )
                 for op_type, group in groupby(members, key=lambda entry: entry.op_type)
             ),
         )
@@ -119,12 +125,18 @@ def metadata_tables() -> Iterator[str]:
         )
 
 
+def changelog() -> Iterator[str]:
+    """The changelog, which lies outside the documentation's folder."""
+    yield _CHANGELOG.read_text(encoding="utf-8")
+
+
 _PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "recipe": recipe_tables,
     "commands": command_sections,
     "operators": operator_table,
     "errors": error_table,
     "metadata": metadata_tables,
+    "changelog": changelog,
 }
 
 
@@ -164,6 +176,10 @@ def _default_text(field: FieldInfo) -> str:
     if field.default is None or field.default is PydanticUndefined:
         return "–"
     return f"`{json.dumps(field.default)}`"
+
+
+def _since(entry: Entry) -> int:
+    return entry.since
 
 
 def _versions(since: int, until: int | None) -> str:
