@@ -30,7 +30,7 @@ def main() -> None:
     }
     total = size * arguments.tensors
     zeros = target_zeros(arguments.sparsity, total)
-    floors = {name: size // 100 for name in weights}
+    floors = dict.fromkeys(weights, size // 100)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []
     for _ in range(arguments.repeats):

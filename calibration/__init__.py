@@ -10,6 +10,7 @@ from onnxprune.calibration.readers import open_data
 from onnxprune.calibration.samples import (
     Sample,
     Samples,
+    class_order_note,
     shuffled_order,
     split_holdout,
     stack,
@@ -19,6 +20,7 @@ from onnxprune.calibration.samples import (
 __all__ = [
     "Sample",
     "Samples",
+    "class_order_note",
     "open_data",
     "preprocess_image",
     "recalibrate",

@@ -131,6 +131,8 @@ def open_image_folder(
 ) -> ImageFolder:
     """Read a folder of class folders, or a flat folder of unlabelled images.
 
+    `classes` says nothing of a flat folder: training may be unlabelled where evaluation is not.
+
     A class folder's images may lie in folders within it. Without `classes`, classes are the folder
     names in sorted order, and their number must be the model's, since a missing folder would shift
     the labels of all that follow. With `classes`, exactly the named folders must exist; one may be
@@ -156,14 +158,6 @@ def open_image_folder(
             expected=f"files ending in {', '.join(sorted(EXTENSIONS))}",
         )
     if loose:
-        if classes is not None:
-            raise DataError(
-                "classes are named, but the folder has no class folders",
-                where=root,
-                got=f"{len(loose)} images",
-                expected=f"the folders {_listed(classes)}",
-                remedy="sort the images into class folders, or leave [data] classes out",
-            )
         return ImageFolder(root, [root / n for n in loose], None, None, inputs, preprocess)
     ordered = _class_order(root, folders, classes, label_count(num_classes))
     labels = [label for label, name in enumerate(ordered) for _ in files[name]]

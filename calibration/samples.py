@@ -172,6 +172,16 @@ class Subset(Samples):
         return self.base._fingerprint(int(self.indices[index]))
 
 
+def class_order_note(classes: Sequence[str], limit: int = 12) -> str:
+    """How sorted class folders were taken for the model's outputs, so that a person can check."""
+    pairs = ", ".join(f"{index} = {name}" for index, name in enumerate(classes[:limit]))
+    rest = f" and {len(classes) - limit} more" if len(classes) > limit else ""
+    return (
+        f"class folders in sorted order are the model's outputs: {pairs}{rest}; "
+        "name them in [data] classes if that is wrong"
+    )
+
+
 def subset(samples: Samples, indices: Iterable[int]) -> Samples:
     """The samples at `indices`, in that order.
 

@@ -31,11 +31,12 @@ class _LazyGroup(click.Group):
     cls=_LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done or passed, 1 a gate failed, 2 usage or recipe error or unwritable "
-    "output, 3 bad model, 4 bad data, 5 interrupted (resumable).",
+    "output, 3 bad model, 4 bad data, 5 interrupted (resumable), "
+    "70 internal error.",
 )
 @click.version_option(__version__, prog_name="onnxprune")
 def root() -> None:
-    r"""Prune production ONNX models while fine-tuning them, and prove the result.
+    """Prune production ONNX models while fine-tuning them, and prove the result.
 
     \b
     Example:

@@ -34,7 +34,7 @@ def command(
     provider: str | None,
     as_json: bool,
 ) -> None:
-    r"""Time models against each other, interleaved in random order in one process.
+    """Time models against each other, interleaved in random order in one process.
 
     The first model is the baseline. The speedup is the median over rounds of its latency divided by
     the other's, with a bootstrap 95 % interval.

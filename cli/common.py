@@ -118,11 +118,11 @@ def percent(value: float | None, digits: int = 2) -> str:
 
 def size_text(count: float) -> str:
     """Bytes in the unit that suits them."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
+        count /= 1000
+    return f"{count:.2f} GB"
 
 
 def duration_text(seconds: float) -> str:

@@ -29,7 +29,7 @@ _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 @click.command("doctor")
 @common.json_option
 def command(as_json: bool) -> None:
-    r"""Show versions, execution providers and devices, and what is missing for which command.
+    """Show versions, execution providers and devices, and what is missing for which command.
 
     \b
     Example:

@@ -26,7 +26,7 @@ def command(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    r"""Measure the accuracy of models on the same samples under ONNX Runtime.
+    """Measure the accuracy of models on the same samples under ONNX Runtime.
 
     The first MODEL is the reference for agreement. Preprocessing and class order come from the
     recipe; its [data] eval, or else train, is used where --data is not given.
@@ -39,7 +39,7 @@ def command(
     from rich.table import Table
 
     from onnxprune import model as model_io
-    from onnxprune.calibration import open_data
+    from onnxprune.calibration import class_order_note, open_data
     from onnxprune.errors import UsageError
     from onnxprune.validate import evaluate
 
@@ -64,6 +64,8 @@ def command(
         allow_python=allow_python,
     )
     console = common.message_console()
+    if resolved.data.classes is None and samples.classes is not None:
+        console.print(f"note: {class_order_note(samples.classes)}")
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
         task = bars.add_task("evaluate", total=len(samples))
         result = evaluate(

@@ -15,7 +15,7 @@ from onnxprune.cli import common
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @common.json_option
 def command(model: str, output: str | None, force: bool, as_json: bool) -> None:
-    r"""Write a recipe for MODEL in which every key is explained.
+    """Write a recipe for MODEL in which every key is explained.
 
     \b
     Example:

@@ -12,7 +12,7 @@ from onnxprune.cli import common
 @click.option("--all", "show_all", is_flag=True, help="List every stored tensor, not only weights.")
 @common.json_option
 def command(model: str, show_all: bool, as_json: bool) -> None:
-    r"""Show the tensors of MODEL, what can be pruned, its sparsity, and metadata against fact.
+    """Show the tensors of MODEL, what can be pruned, its sparsity, and metadata against fact.
 
     \b
     Example:

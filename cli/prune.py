@@ -57,7 +57,7 @@ def command(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    r"""Prune MODEL while fine-tuning it, write it back, and validate it.
+    """Prune MODEL while fine-tuning it, write it back, and validate it.
 
     The written file has the same graph with other values in its tensors, and metadata that say what
     was done. Without --eval-data a tenth of the data is held out; without labels the dense model is
@@ -216,6 +216,8 @@ def _print_results(results: dict[str, Any], output: str, job: "Job") -> None:
             f"{speedup['ratio']:.2f}× [{speedup['low']:.2f}, {speedup['high']:.2f}]",
         )
     console.print(table)
+    if results["latency"] is not None:
+        console.print(results["latency"]["verdict"])
     if validation["samples"]:
         console.print(f"measured on {validation['samples']} samples")
     console.print(f"report: {job.run.report}")

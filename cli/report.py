@@ -12,7 +12,7 @@ from onnxprune.cli import common
 @click.option("-o", "--output", required=True, metavar="FILE", help="The HTML file to write.")
 @common.json_option
 def command(run_dir: str, output: str, as_json: bool) -> None:
-    r"""Write what a run did and found as one HTML page without external parts.
+    """Write what a run did and found as one HTML page without external parts.
 
     \b
     Example:

@@ -1,5 +1,6 @@
 """The dense model's outputs, computed once under ONNX Runtime and kept in the run directory."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,10 +50,10 @@ def save_outputs(outputs: dict[str, np.ndarray], path: Path) -> None:
 def load_outputs(path: Path, count: int) -> dict[str, np.ndarray] | None:
     """Outputs for `count` samples that `save_outputs` wrote; None if the file is not of use."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             names = [str(name) for name in file["names"]]
             outputs = {name: file[f"output_{index}"] for index, name in enumerate(names)}
-    except (OSError, ValueError, KeyError):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     return outputs if all(len(array) == count for array in outputs.values()) else None
 

@@ -61,7 +61,7 @@ def load_external_data(proto: onnx.ModelProto, model_path: Path) -> list[Path]:
                 "an external data file cannot be read", where=entry.file, got=error.strerror
             ) from None
         entry.tensor.raw_data = data
-        entry.tensor.data_location = TensorProto.DEFAULT
+        entry.tensor.ClearField("data_location")
         del entry.tensor.external_data[:]
     return [files[location] for location in sorted(files)]
 

@@ -6,15 +6,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from onnxprune.calibration import Samples, open_data, split_holdout
+from onnxprune.calibration import Samples, class_order_note, open_data, split_holdout
 from onnxprune.errors import DataError, UnsupportedModelError, UsageError
 from onnxprune.export import clear_training, training_nodes, write_back
-from onnxprune.finetune import BatchSource
+from onnxprune.finetune import BatchSource, check_device
 from onnxprune.model import OnnxModel, check_writable, external_data_path, read
 from onnxprune.planning import PruningPlan, make_plan
 from onnxprune.recipe import Recipe
 from onnxprune.run_directory import RunDirectory
 from onnxprune.tensors import find_tensors
+from onnxprune.validate import open_session
 from onnxprune.version import __version__
 
 
@@ -121,14 +122,13 @@ def prepare(
     notes: list[str] = []
     source = _in_inference(source, recipe, notes)
     plan = make_plan(find_tensors(source.proto).values(), recipe)
-    if plan.skipped:
-        notes.append(
-            f"{len(plan.skipped)} weights stay dense: "
-            + ", ".join(f"{name} ({why})" for name, why in list(plan.skipped.items())[:8])
-            + (" ..." if len(plan.skipped) > 8 else "")
-        )
+    notes += plan.skipped_notes()
+    check_device(recipe.finetune)
+    open_session(source, recipe.validation.provider, recipe.validation.threads)
     train, evaluation, held_out = _open_samples(source, recipe, allow_python, notes)
     preprocess = next((s.preprocess for s in (train, evaluation) if s is not None), None)
+    if recipe.data.classes is None and train is not None and train.classes is not None:
+        notes.append(class_order_note(train.classes))
     if preprocess is not None:
         recipe = recipe.model_copy(update={"preprocess": preprocess})
     return Job(source, output, recipe, plan, train, evaluation, held_out, run, resume, notes)
@@ -136,7 +136,9 @@ def prepare(
 
 def _check_output(output: Path, source: OnnxModel, run: RunDirectory) -> None:
     """Refuse an output that cannot be written, or that would overwrite the dense model."""
-    kept = [*source.external_files] if source.path is None else [source.path, *source.external_files]
+    kept = (
+        [*source.external_files] if source.path is None else [source.path, *source.external_files]
+    )
     for target in (output, external_data_path(output)):
         if target.exists() and any(target.samefile(file) for file in kept):
             raise UsageError(

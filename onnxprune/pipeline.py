@@ -38,6 +38,7 @@ from onnxprune.finetune import (
     BatchSource,
     CachedTeacher,
     CheckpointStore,
+    ModuleTeacher,
     Objective,
     Plan,
     Teacher,
@@ -122,18 +123,20 @@ class _Run:
         self.recipe = job.recipe
         self.on_progress = on_progress
         self.stop = stop
-        self.notes = list(job.notes)
+        self.notes: list[str] = []
         self.seconds: dict[str, float] = {}
 
     def execute(self) -> dict[str, Any]:
         started = time.monotonic()
+        for note in self.job.notes:
+            self.message(note)
         with self._stage("import"):
             imported = load(self.job.source)
         trainer = self._trainer(imported)
         with self._stage("train"):
             if self.job.resume:
                 resumed = trainer.resume()
-                self.job.run.rewind_log(trainer.step)
+                self.job.run.rewind_log(trainer.step, trainer.masks.sparsity)
                 if resumed:
                     self.message(f"resumed after step {trainer.step} of {trainer.plan.total_steps}")
             trainer.fit()
@@ -202,7 +205,7 @@ class _Run:
             choose=lambda zeros: self._choose(masks, zeros),
             batches=self._batches(job.train) if job.train is not None else _no_batches(),
             objective=objective,
-            teacher=self._teacher(objective),
+            teacher=self._teacher(imported, objective),
             settings=settings,
             plan=self._plan(),
             observer=self,
@@ -256,11 +259,14 @@ class _Run:
             order=partial(shuffled_order, samples),
         )
 
-    def _teacher(self, objective: Objective) -> Teacher | None:
+    def _teacher(self, imported: ImportedModel, objective: Objective) -> Teacher | None:
         """The dense model's outputs on the training samples, from ONNX Runtime, kept on disk."""
         job = self.job
         if job.train is None or job.total_steps == 0 or objective.distill_weight == 0:
             return None
+        if not self._outputs_fit(job.train):
+            self.message("the dense model's outputs are too large to keep: it runs in each step")
+            return ModuleTeacher(imported, only_batch(imported, job.source, job.train))
         if job.resume and job.run.teacher.is_file():
             outputs = load_outputs(job.run.teacher, len(job.train))
             if outputs is not None:
@@ -269,6 +275,13 @@ class _Run:
             outputs = self._dense_outputs(job.train)
             save_outputs(outputs, job.run.teacher)
         return CachedTeacher(outputs)
+
+    def _outputs_fit(self, samples: Samples) -> bool:
+        """Whether the dense model's outputs for all samples fit into `cache_mb`."""
+        count = fixed_batch(self.job.source) or 1
+        outputs = self._dense_outputs(subset(samples, [0] * count))
+        size = sum(array.nbytes for array in outputs.values()) / count
+        return size * len(samples) <= self.recipe.finetune.cache_mb * 2**20
 
     def _dense_outputs(self, samples: Samples) -> dict[str, np.ndarray]:
         settings = self.recipe.validation
@@ -351,7 +364,7 @@ class _Run:
         batch = next(BatchSource(samples, size).spread(size))
         feeds = {name: tensor.numpy() for name, tensor in batch.inputs.items()}
         feeds = padded(feeds, fixed_batch(self.job.source))
-        actual = open_session(proto).run(feeds)
+        actual = open_session(proto, threads=self.recipe.validation.threads).run(feeds)
         with torch.no_grad():
             inputs = {name: torch.from_numpy(array) for name, array in feeds.items()}
             expected = named_outputs(module(**inputs), module.output_names)

@@ -62,6 +62,17 @@ class PruningPlan:
             for step, fraction in self.schedule.event_steps(total_steps).items()
         }
 
+    def skipped_notes(self, limit: int = 6) -> list[str]:
+        """A line for each reason why weights stay dense."""
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.skipped.items():
+            by_reason.setdefault(reason, []).append(name)
+        return [
+            f"{len(names)} weights stay dense, {reason}: {', '.join(names[:limit])}"
+            + (" ..." if len(names) > limit else "")
+            for reason, names in by_reason.items()
+        ]
+
     def to_json(self, total_steps: int) -> dict[str, Any]:
         """The plan as JSON values, for `--dry-run` and the run directory."""
         return {

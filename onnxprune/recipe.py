@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from onnxprune.errors import RecipeError
+from onnxprune.errors import RecipeError, UsageError
 
 PATTERN_TEXT = r"^(unstructured|[1-9][0-9]*:[1-9][0-9]*)$"
 
@@ -107,7 +107,8 @@ class Preprocess(_Table):
         channels = 1 if self.color == "L" else 3
         for key in ("mean", "std"):
             if len(getattr(self, key)) not in (1, channels):
-                raise ValueError(f"{key} must have 1 or {channels} values for color {self.color!r}")
+                allowed = "1 value" if channels == 1 else f"1 or {channels} values"
+                raise ValueError(f"{key} must have {allowed} for color {self.color!r}")
         return self
 
 
@@ -228,7 +229,10 @@ class FinetuneTable(_Table):
     threads: int | None = Field(None, ge=1, description="CPU threads for training.")
     workers: int = Field(0, ge=0, description="Processes that read data; 0 reads in-process.")
     cache_mb: int = Field(
-        2048, ge=0, description="Preprocessed samples are kept in memory up to this size, in MiB."
+        2048,
+        ge=0,
+        description="Preprocessed samples are kept in memory up to this size, in MiB. So are the "
+        "dense model's outputs; if they are larger, the dense model runs in each step.",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random.")
     checkpoint_seconds: float = Field(
@@ -258,10 +262,8 @@ class DistillTable(_Table):
     )
     temperature: float = Field(1.0, gt=0, description="Softmax temperature.")
     loss: Literal["auto", "kl", "mse", "cosine"] = Field(
-        "auto", description="auto: kl for class scores, mse for everything else."
-    )
-    cache: bool = Field(
-        True, description="Compute the dense model's outputs once for each sample and keep them."
+        "auto",
+        description="auto: kl for labelled class scores and softmax outputs, mse for the rest.",
     )
 
 
@@ -323,13 +325,18 @@ class Recipe(_Table):
         """Read a recipe file and replace the keys in `overrides` (table name -> key -> value).
 
         Raises:
-            RecipeError: The file is missing, is no TOML, or does not validate.
+            UsageError: The file is missing.
+            RecipeError: It is no TOML, or does not validate.
         """
         path = Path(path)
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise RecipeError("no such recipe file", [], where=path) from None
+            raise UsageError(
+                "no such recipe file",
+                where=path,
+                remedy="`onnxprune init MODEL -o recipe.toml` writes one",
+            ) from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise RecipeError("the recipe is not readable TOML", [str(error)], where=path) from None
         except RecursionError:
@@ -370,9 +377,8 @@ class Recipe(_Table):
         values = self.to_dict()
         for key in ("train", "eval"):
             values["data"].pop(key, None)
-        for key in ("device", "threads", "workers", "cache_mb", "checkpoint_seconds"):
+        for key in ("device", "threads", "workers", "checkpoint_seconds"):
             values["finetune"].pop(key, None)
-        values["distill"].pop("cache", None)
         values.pop("validate", None)
         return values
 

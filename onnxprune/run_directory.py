@@ -110,13 +110,17 @@ class RunDirectory:
         """What `run.json` holds; empty if it is missing or damaged."""
         try:
             value = json.loads(self.run.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return value if isinstance(value, dict) else {}
 
     def set_status(self, status: Status, facts: dict[str, Any] | None = None) -> None:
-        """Write the status, with facts added to those that stand there already."""
-        kept = {**self.facts(), **(facts or {})}
+        """Write the status, with facts added to those that stand there already.
+
+        Why an earlier attempt failed is forgotten.
+        """
+        kept = {key: value for key, value in self.facts().items() if key != "error"}
+        kept.update(facts or {})
         self.write_json(self.run, {**kept, "schema_version": SCHEMA_VERSION, "status": status})
 
     def write_json(self, file: Path, value: object) -> None:
@@ -128,15 +132,22 @@ class RunDirectory:
         with self.log.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
 
-    def rewind_log(self, step: int) -> None:
-        """Drop log entries after `step`, which a resumed run writes again."""
+    def rewind_log(self, step: int, sparsity: float) -> None:
+        """Drop log entries that a resumed run writes again.
+
+        Args:
+            step: Optimizer steps done where it goes on.
+            sparsity: Of the masks there; it tells whether a pruning event between two steps is
+                done.
+        """
         if not self.log.is_file():
             return
         kept = []
         for line in self.log.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
-                done = entry["step"] < step if entry["kind"] == "event" else entry["step"] <= step
+                event = entry["kind"] == "event"
+                done = entry["sparsity"] <= sparsity if event else entry["step"] <= step
             except (ValueError, KeyError, TypeError):
                 continue
             if done:

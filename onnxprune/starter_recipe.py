@@ -48,6 +48,8 @@ def starter_recipe(model: OnnxModel) -> str:
         heading = (table_class.__doc__ or "").split("\n")[0].partition(": ")[2]
         lines += [f"# {heading[:1].upper()}{heading[1:]}", f"[{table}]"]
         lines += _table_lines(table, table_class, suggestions)
+        if table == "preprocess":
+            lines.append("# Keys that are left out follow the model's input.")
         if table == "sparsity":
             lines += _prunable_lines(find_tensors(model.proto).values())
         lines.append("")
@@ -62,6 +64,8 @@ def _table_lines(
         full = f"{table}.{key}"
         if full in suggestions:
             yield f"{key} = {toml_value(suggestions[full])}"
+        elif table == "preprocess":
+            yield f"# {key} = {toml_value(_EXAMPLES.get(full, _default(field)))}"
         elif (default := _default(field)) is None:
             yield f"# {key} = {toml_value(_EXAMPLES.get(full, 1))}"
         elif isinstance(default, dict):
@@ -80,13 +84,10 @@ def _suggestions(model: OnnxModel) -> dict[str, object]:
     if image is None or image.shape is None:
         return {}
     channels_last = image.shape[3] in (1, 3) and image.shape[1] not in (1, 3)
-    height, width = image.shape[1:3] if channels_last else image.shape[2:4]
     channels = image.shape[3] if channels_last else image.shape[1]
     found: dict[str, object] = {"preprocess.layout": "NHWC" if channels_last else "NCHW"}
     if channels == 1:
         found["preprocess.color"] = "L"
-    if isinstance(height, int) and isinstance(width, int):
-        found["preprocess.resize"] = [height, width]
     return found
 
 

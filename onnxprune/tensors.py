@@ -1,6 +1,7 @@
 """Which tensors of an ONNX graph are parameters, and what they are used for.
 
-The answer comes from the graph alone, without PyTorch and without decoding weights: every slot of
+The answer comes from the graph, without PyTorch and without decoding weights (only elementwise
+operands are looked at, to tell parameters from attention masks): every slot of
 every operator that holds learned values is followed back, through nodes that only rename or
 rearrange, to the initializer or `Constant` node in which the values are stored.
 """
@@ -76,6 +77,10 @@ _FOLDED_CONSTANT = re.compile(r"onnx::\w+|_?val_\d+|const(ant)?_?\d*(_\w*)?|orts
 """Names that exporters give to constants which they computed themselves."""
 
 _MAX_CALL_DEPTH = 64
+_MAX_NODES = 5_000_000
+"""Nodes visited, once for each call of the function that they are in: functions that call each
+other twice at every level would be visited for ever."""
+_MASK_MAGNITUDE = 1e4
 
 
 @dataclass(frozen=True)
@@ -247,7 +252,7 @@ class _Finder:
         self._functions = {(f.domain, f.name): f for f in proto.functions}
         self._by_id: dict[int, _Stored] = {}
         self._by_name: dict[str, _Stored] = {}
-        self._operands: list[tuple[_Stored, Use]] = []
+        self._visited = 0
 
     def visit(self, scope: _Scope, nodes: Iterable[NodeProto], depth: int) -> None:
         if depth > _MAX_CALL_DEPTH:
@@ -259,6 +264,13 @@ class _Finder:
         for name, stored in scope.stored.items():
             self._add(name, scope.path, stored, "initializer")
         nodes = list(nodes)
+        self._visited += len(nodes)
+        if self._visited > _MAX_NODES:
+            raise ModelFileError(
+                "the model's functions call each other too often",
+                where=scope.path,
+                expected=f"at most {_MAX_NODES} nodes in all",
+            )
         for node in nodes:
             for output in node.output:
                 scope.producers[output] = node
@@ -488,8 +500,13 @@ def _keeps_role(use: Use, stored: _Stored, size: int, named: bool) -> bool:
     if use.role == "embedding":
         return len(stored.shape) >= 2
     if use.role == "operand" or (use.role == "bias" and use.op_type == "Add"):
-        return named and size > 1
+        return named and size > 1 and not _is_mask(stored_array(stored.proto))
     return True
+
+
+def _is_mask(values: np.ndarray) -> bool:
+    """Whether an operand switches values off, as attention masks do with -inf or -10000."""
+    return not bool((np.abs(values.astype(np.float64)) < _MASK_MAGNITUDE).all())
 
 
 def _rank_of_use(use: Use) -> int:

@@ -250,3 +250,21 @@ def test_real_model_with_weights_in_constant_nodes(real_model) -> None:
     assert len(proto.graph.initializer) == 0
     assert sum(t.size for t in tensors if t.trainable) == 129_356
     assert sum(t.size for t in tensors if t.prunable) == 103_496
+
+
+def test_functions_that_multiply_at_every_level_are_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("onnxprune.tensors._MAX_NODES", 10_000)
+    functions = "".join(
+        f"""<domain: "local", opset_import: ["" : 17, "local" : 1]>
+        f{level} (x) => (y) {{ a = local.f{level + 1}(x) y = local.f{level + 1}(a) }}"""
+        for level in range(40)
+    )
+    proto = parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+        g (float[N] x) => (float[N] y) {{ y = local.f0(x) }} {functions}
+        <domain: "local", opset_import: ["" : 17]> f40 (x) => (y) {{ y = Relu(x) }}"""
+    )
+    with pytest.raises(ModelFileError, match="call each other too often"):
+        find_tensors(proto)

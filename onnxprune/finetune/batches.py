@@ -1,8 +1,9 @@
 """Batches in a fixed, resumable order, from any sequence of samples."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -202,3 +203,27 @@ class CachedTeacher:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Outputs of the batch's samples."""
         return {name: tensor[batch.indices] for name, tensor in self.outputs.items()}
+
+
+class ModuleTeacher:
+    """The dense model itself, run on every batch, on the batch's device.
+
+    Args:
+        module: An imported model as it is before training; it is copied.
+        batch_size: The only batch size that it takes, None for any.
+    """
+
+    def __init__(self, module: Any, batch_size: int | None = None) -> None:
+        self.batch_size = batch_size
+        self.names: list[str] = module.output_names
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Float outputs of the batch."""
+        inputs = batch.padded(self.batch_size or 0).inputs
+        self.module.to(next(iter(inputs.values())).device)
+        with torch.no_grad():
+            outputs = self.module(**inputs)
+        values = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        named = zip(self.names, values, strict=True)
+        return {name: v[: len(batch)] for name, v in named if v.is_floating_point()}

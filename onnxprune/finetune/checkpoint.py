@@ -58,10 +58,7 @@ class CheckpointStore:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            tensors = {
-                name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()
-            }
-            save_file(tensors, partial / _TENSORS)
+            save_file(_separate(checkpoint.tensors), partial / _TENSORS)
             facts = {
                 "run_id": self.run_id,
                 "step": checkpoint.step,
@@ -145,6 +142,18 @@ def restore_optimizer(
             parameter = parameters[name]
             per_weight = tensor.shape == parameter.shape and tensor.ndim > 0
             optimizer.state[parameter][key] = tensor.to(parameter.device) if per_weight else tensor
+
+
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, copied where they share memory, which safetensors refuses."""
+    separate: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        address = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
+    return separate
 
 
 def _sha256(path: Path) -> str:

@@ -228,8 +228,8 @@ class Trainer:
 
     def loss(self, batch: Batch) -> Tensor:
         """The objective on a batch that may still lie on the CPU."""
-        teacher = None if self.teacher is None else _on(self.device, self.teacher(batch))
         batch = batch.to(self.device)
+        teacher = None if self.teacher is None else _on(self.device, self.teacher(batch))
         return self.objective(self.forward(batch), batch.labels, teacher)
 
     def _log(self, samples: int, loss: Tensor, lr: float, seconds: float) -> None:
@@ -298,17 +298,26 @@ def make_accelerator(settings: FinetuneTable) -> Accelerator:
     Raises:
         UsageError: CUDA is asked for and absent.
     """
+    check_device(settings)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        cpu=settings.device == "cpu",
+        mixed_precision="bf16" if settings.precision == "bf16" else "no",
+    )
+
+
+def check_device(settings: FinetuneTable) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        UsageError: CUDA is asked for and absent.
+    """
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             "no CUDA device can be used",
             got="device = 'cuda'",
             remedy="use --device cpu, or install a driver and a CUDA build of PyTorch",
         )
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
-        cpu=settings.device == "cpu",
-        mixed_precision="bf16" if settings.precision == "bf16" else "no",
-    )
 
 
 def _on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

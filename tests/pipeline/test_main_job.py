@@ -101,9 +101,7 @@ def test_two_of_four_holds_in_every_group(
 def test_a_pattern_with_a_higher_target_holds_too(
     classifier: Path, training_data: Path, output: Path
 ) -> None:
-    prune(
-        classifier, output, quick(training_data, sparsity={"pattern": "2:4", "target": 0.75})
-    )
+    prune(classifier, output, quick(training_data, sparsity={"pattern": "2:4", "target": 0.75}))
     stored = weights(output)["fc.weight"]
     assert ((stored != 0).reshape(-1, 4).sum(axis=1) <= 2).all()
     assert (stored == 0).sum() == 24
@@ -196,9 +194,7 @@ def test_what_the_run_directory_holds(
     classifier: Path, training_data: Path, evaluation_data: Path, output: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    results = prune(
-        classifier, output, quick(training_data, evaluation_data), run_dir=run_dir
-    )
+    results = prune(classifier, output, quick(training_data, evaluation_data), run_dir=run_dir)
     status = json.loads((run_dir / "run.json").read_text())
     assert status["status"] == "finished"
     assert json.loads((run_dir / "results.json").read_text()) == results
@@ -252,7 +248,11 @@ class TestDeterminism:
 
     @pytest.mark.parametrize("method", ["gmp", "random"])
     def test_another_seed_gives_another_file(
-        self, classifier: Path, training_data: Path, evaluation_data: Path, tmp_path: Path,
+        self,
+        classifier: Path,
+        training_data: Path,
+        evaluation_data: Path,
+        tmp_path: Path,
         method: str,
     ) -> None:
         files = []

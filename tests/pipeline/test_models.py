@@ -27,6 +27,9 @@ from .helpers import (
     weights,
 )
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
+
 def two_inputs() -> tuple[onnx.ModelProto, Arrays]:
     graph = """g (float[N,6] a, float[N,4,5] b) => (float[N,3] y) {
         flat = Flatten(b)
@@ -316,9 +319,7 @@ class TestTrainingFlags:
 
     def test_are_cleared_when_asked(self, model: tuple[Path, Path, Path]) -> None:
         source, samples, output = model
-        results = prune(
-            source, output, quick(samples, samples, model={"to_inference": True})
-        )
+        results = prune(source, output, quick(samples, samples, model={"to_inference": True}))
         pruned = onnx.load(output)
         assert training_nodes(pruned) == []
         onnx.checker.check_model(pruned, full_check=True)

@@ -16,6 +16,7 @@ from onnxprune.recipe import Recipe
 
 from .helpers import dropout_classifier, log, mlp, quick, save
 
+pytestmark = pytest.mark.usefixtures("no_report")
 STEPS = 18
 
 
@@ -52,13 +53,14 @@ def interrupt(
     assert status["status"] == "interrupted"
 
 
-@pytest.fixture
-def uninterrupted(files: tuple[Path, Path, Path]) -> tuple[bytes, list[dict[str, Any]]]:
+@pytest.fixture(scope="module")
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[bytes, list[dict[str, Any]]]:
     """The file and the log of a run that nobody disturbed."""
-    model, samples, output = files
-    target = output.with_name("whole.onnx")
-    prune(model, target, settings(samples))
-    return target.read_bytes(), comparable(target.with_suffix(".run"))
+    model, samples, output = save(tmp_path_factory.mktemp("whole"), *dropout_classifier())
+    prune(model, output, settings(samples))
+    return output.read_bytes(), comparable(output.with_suffix(".run"))
 
 
 def comparable(run_dir: Path) -> list[dict[str, Any]]:
@@ -83,9 +85,7 @@ def test_a_resumed_run_gives_the_same_file_and_the_same_log(
     assert steps_logged == list(range(1, STEPS + 1))
 
 
-def test_interrupted_after_training(
-    files: tuple[Path, Path, Path], uninterrupted: tuple[bytes, list[dict[str, Any]]]
-) -> None:
+def test_interrupted_after_training(files: tuple[Path, Path, Path]) -> None:
     """Ctrl-C during validation costs no training, and the log stays whole."""
     model, samples, output = files
     stages: list[str] = []
@@ -98,9 +98,7 @@ def test_interrupted_after_training(
     whole = output.with_name("whole2.onnx")
     prune(model, whole, recipe)
     with pytest.raises(Interrupted):
-        prune(
-            model, output, recipe, on_progress=on_progress, stop=lambda: "recalibrate" in stages
-        )
+        prune(model, output, recipe, on_progress=on_progress, stop=lambda: "recalibrate" in stages)
     results = prune(model, output, recipe, resume=True)
     assert any(f"after step {STEPS} of {STEPS}" in note for note in results["notes"])
     assert output.read_bytes() == whole.read_bytes()

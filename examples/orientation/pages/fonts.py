@@ -32,7 +32,7 @@ def font_folder() -> Path:
     if package is None or package.origin is None:
         raise FontsMissingError(
             "the pages are set in the DejaVu fonts of the package matplotlib, which is not "
-            "installed: pip install matplotlib"
+            "installed: pip install matplotlib, or the extra `demo` of onnxprune"
         )
     folder = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf"
     missing = [

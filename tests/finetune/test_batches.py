@@ -1,0 +1,130 @@
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxprune.finetune import Batch, BatchSource, CachedTeacher
+
+
+@dataclass(frozen=True)
+class Item:
+    inputs: dict[str, np.ndarray]
+    label: int | None
+
+
+class Numbers:
+    """Samples whose input is their index; counts how often each is read."""
+
+    def __init__(self, count: int, *, labelled: bool = True) -> None:
+        self.reads = [0] * count
+        self.labelled = labelled
+
+    def __len__(self) -> int:
+        return len(self.reads)
+
+    def __getitem__(self, index: int) -> Item:
+        self.reads[index] += 1
+        array = np.full((2, 3), index, dtype=np.float32)
+        return Item({"x": array}, index % 3 if self.labelled else None)
+
+
+def take(source: BatchSource, count: int, first_step: int = 0) -> list[list[int]]:
+    batches = source.shuffled(first_step)
+    return [next(batches).indices.tolist() for _ in range(count)]
+
+
+def test_a_batch() -> None:
+    batch = next(BatchSource(Numbers(5), 3).in_order())
+    assert batch.indices.tolist() == [0, 1, 2]
+    assert batch.inputs["x"].shape == (3, 2, 3)
+    assert batch.inputs["x"].dtype == torch.float32
+    assert batch.inputs["x"][:, 0, 0].tolist() == [0, 1, 2]
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [0, 1, 2]
+    assert batch.labels.dtype == torch.int64
+
+
+def test_without_labels() -> None:
+    assert next(BatchSource(Numbers(2, labelled=False), 2).in_order()).labels is None
+
+
+def test_in_order_gives_everything_once() -> None:
+    source = BatchSource(Numbers(7), 3)
+    assert [batch.indices.tolist() for batch in source.in_order()] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [batch.indices.tolist() for batch in source.in_order(4)] == [[0, 1, 2], [3]]
+
+
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 5))
+def test_an_epoch_holds_no_sample_twice(count: int, batch_size: int, seed: int) -> None:
+    source = BatchSource(Numbers(count), batch_size, seed=seed)
+    epoch = take(source, source.steps_per_epoch)
+    flat = [index for batch in epoch for index in batch]
+    assert len(set(flat)) == len(flat)
+    assert all(len(batch) == min(batch_size, count) for batch in epoch)
+    assert len(flat) > count - min(batch_size, count)
+
+
+def test_epochs_and_seeds_differ() -> None:
+    source = BatchSource(Numbers(32), 32, seed=0)
+    first, second = take(source, 2)
+    assert first != second
+    assert sorted(first) == sorted(second) == list(range(32))
+    assert take(BatchSource(Numbers(32), 32, seed=1), 1)[0] != first
+
+
+@given(st.integers(0, 20))
+def test_starting_late_gives_the_same_batches(first_step: int) -> None:
+    source = BatchSource(Numbers(11), 3, seed=4)
+    assert take(source, 4, first_step) == take(source, first_step + 4)[first_step:]
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted", "expected"),
+    [(10, 5, [0, 2, 4, 6, 8]), (3, 9, [0, 1, 2]), (7, 3, [0, 2, 4])],
+)
+def test_spread(count: int, wanted: int, expected: list[int]) -> None:
+    batches = BatchSource(Numbers(count), 4).spread(wanted)
+    assert [index for batch in batches for index in batch.indices.tolist()] == expected
+
+
+def test_an_order_of_ones_own() -> None:
+    source = BatchSource(Numbers(4), 2, order=lambda generator: np.array([3, 1, 2, 0]))
+    assert take(source, 4) == [[3, 1], [2, 0], [3, 1], [2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("cache_bytes", "reads"), [(0, [2, 2, 2]), (48, [1, 1, 2]), (999, [1] * 3)]
+)
+def test_the_cache_keeps_what_fits(cache_bytes: int, reads: list[int]) -> None:
+    samples = Numbers(3)
+    source = BatchSource(samples, 3, cache_bytes=cache_bytes)
+    for _ in range(2):
+        list(source.in_order())
+    assert samples.reads == reads
+
+
+def test_split_and_padded() -> None:
+    batch = next(BatchSource(Numbers(5), 5).in_order())
+    parts = batch.split(2)
+    assert [part.indices.tolist() for part in parts] == [[0, 1], [2, 3], [4]]
+    whole = parts[-1].padded(3)
+    assert whole.indices.tolist() == [4, 4, 4]
+    assert whole.inputs["x"][:, 0, 0].tolist() == [4, 4, 4]
+    assert whole.labels is not None
+    assert whole.labels.tolist() == [1, 1, 1]
+    assert parts[0].padded(2) is parts[0]
+
+
+def test_reading_in_processes_gives_the_same_batches() -> None:
+    """The samples go to workers by fork or by pickle; the order is the parent's."""
+    here, there = (BatchSource(Numbers(9), 2, seed=3, workers=workers) for workers in (0, 1))
+    assert take(here, 4) == take(there, 4)
+
+
+def test_cached_teacher_looks_rows_up() -> None:
+    teacher = CachedTeacher({"y": np.arange(6, dtype=np.float32).reshape(3, 2)})
+    batch = Batch(torch.tensor([2, 0]), {}, None)
+    assert teacher(batch)["y"].tolist() == [[4, 5], [0, 1]]

@@ -1,0 +1,141 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from onnxprune.errors import CheckpointError, OutputError
+from onnxprune.finetune import Checkpoint, CheckpointStore
+from onnxprune.finetune.checkpoint import optimizer_tensors, restore_optimizer
+
+
+def checkpoint(step: int) -> Checkpoint:
+    tensors = {"model.w": torch.full((2, 3), float(step)), "mask.w": torch.eye(2, dtype=torch.bool)}
+    return Checkpoint(step, tensors, {"note": step})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints", "run-a")
+
+
+def test_round_trip(store: CheckpointStore) -> None:
+    store.save(checkpoint(3))
+    found, damaged = store.latest()
+    assert damaged == []
+    assert found is not None
+    assert found.step == 3
+    assert found.facts == {"note": 3}
+    assert torch.equal(found.tensors["model.w"], torch.full((2, 3), 3.0))
+    assert torch.equal(found.tensors["mask.w"], torch.eye(2, dtype=torch.bool))
+
+
+def test_none_yet(store: CheckpointStore) -> None:
+    assert store.latest() == (None, [])
+
+
+def test_the_last_two_are_kept(store: CheckpointStore) -> None:
+    for step in (9, 10, 100):
+        store.save(checkpoint(step))
+    names = sorted(folder.name for folder in store.folder.iterdir())
+    assert names == ["step-00000010", "step-00000100"]
+    found, _ = store.latest()
+    assert found is not None
+    assert found.step == 100
+
+
+def test_saving_a_step_again_replaces_it(store: CheckpointStore) -> None:
+    store.save(checkpoint(1))
+    store.save(checkpoint(1))
+    assert [folder.name for folder in store.folder.iterdir()] == ["step-00000001"]
+
+
+def test_tensors_that_share_memory_or_are_views(store: CheckpointStore) -> None:
+    base = torch.arange(6.0).reshape(2, 3)
+    store.save(Checkpoint(1, {"a": base, "b": base, "c": base.T}, {}))
+    found, _ = store.latest()
+    assert found is not None
+    assert torch.equal(found.tensors["a"], found.tensors["b"])
+    assert torch.equal(found.tensors["c"], base.T)
+
+
+def test_a_half_written_checkpoint_is_no_checkpoint(store: CheckpointStore) -> None:
+    store.save(checkpoint(1))
+    partial = store.folder / ".step-00000002.tmp"
+    partial.mkdir()
+    (partial / "state.safetensors").write_bytes(b"half")
+    found, damaged = store.latest()
+    assert found is not None
+    assert (found.step, damaged) == (1, [])
+    store.save(checkpoint(2))
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff" * 64])
+def test_damage_falls_back_to_the_one_before(
+    store: CheckpointStore, file: str, content: bytes | None
+) -> None:
+    store.save(checkpoint(1))
+    store.save(checkpoint(2))
+    target = store.folder / "step-00000002" / file
+    if content is None:
+        target.unlink()
+    else:
+        target.write_bytes(content)
+    found, damaged = store.latest()
+    assert found is not None
+    assert found.step == 1
+    assert len(damaged) == 1
+    assert "step-00000002" in damaged[0]
+
+
+def test_tensors_that_changed_under_their_checksum_are_damage(store: CheckpointStore) -> None:
+    store.save(checkpoint(1))
+    folder = store.folder / "step-00000001"
+    facts = json.loads((folder / "state.json").read_text())
+    facts["sha256"] = "0" * 64
+    (folder / "state.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match="checksum"):
+        store.latest()
+
+
+def test_another_run(store: CheckpointStore) -> None:
+    store.save(checkpoint(1))
+    with pytest.raises(CheckpointError, match="another model, recipe or data"):
+        CheckpointStore(store.folder, "run-b").latest()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(OutputError, match="a checkpoint cannot be written"):
+        CheckpointStore(tmp_path / "checkpoints", "run").save(checkpoint(1))
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.AdamW])
+def test_optimizer_state_round_trip(optimizer_class: type[torch.optim.Optimizer]) -> None:
+    def make() -> tuple[Parameter, Parameter, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        w, scalar = Parameter(torch.randn(3, 2)), Parameter(torch.randn(()))
+        options = {"momentum": 0.9} if optimizer_class is torch.optim.SGD else {}
+        return w, scalar, optimizer_class([w, scalar], lr=0.1, **options)
+
+    def step(w: Parameter, scalar: Parameter, optimizer: torch.optim.Optimizer) -> None:
+        ((w**2).sum() * scalar).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    w, scalar, optimizer = make()
+    step(w, scalar, optimizer)
+    saved = optimizer_tensors(optimizer, {w: "a.w", scalar: "scalar"})
+    saved = {name: tensor.clone() for name, tensor in saved.items()}
+    other_w, other_scalar, other = make()
+    with torch.no_grad():
+        other_w.copy_(w)
+        other_scalar.copy_(scalar)
+    restore_optimizer(other, {"a.w": other_w, "scalar": other_scalar}, saved)
+    step(w, scalar, optimizer)
+    step(other_w, other_scalar, other)
+    assert torch.equal(w, other_w)
+    assert torch.equal(scalar, other_scalar)
