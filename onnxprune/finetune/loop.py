@@ -99,7 +99,7 @@ class Trainer:
         self.device = self.accelerator.device
         self.optimizer = make_optimizer(self.parameters, self.settings)
         self.model = self.accelerator.prepare_model(self.module)
-        self._logged_seconds = 0.0
+        self._losses = torch.zeros((), device=self.device)
         self._saved_at = time.monotonic()
 
     def resume(self) -> bool:
@@ -153,9 +153,15 @@ class Trainer:
         self._prune_if_due()
 
     def save(self) -> None:
-        """Write a checkpoint of the current step."""
+        """Write a checkpoint of the current step.
+
+        Raises:
+            TrainingError: A loss was not finite; the last checkpoint stays as it was.
+            OutputError: It cannot be written.
+        """
         if self.checkpoints is None:
             return
+        self._check_losses()
         names: dict[Tensor, str] = {
             parameter: name for name, parameter in self.module.named_parameters()
         }
@@ -217,6 +223,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.masks.mask_weights()
+        self._losses += total
         return total, lr
 
     def _train_mode(self) -> None:
@@ -236,26 +243,30 @@ class Trainer:
         every = max(1, self.plan.total_steps // 2000)
         if self.step % every and self.step != self.plan.total_steps:
             return
-        value = float(loss)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                "training diverged: the loss is not finite",
-                where=f"step {self.step} of {self.plan.total_steps}",
-                got=value,
-                remedy="lower [finetune] lr, or set clip_norm; the last checkpoint is kept",
-            )
+        self._check_losses()
         self.observer.record(
             {
                 "kind": "train",
                 "step": self.step,
                 "epoch": self.step / self.plan.steps_per_epoch,
                 "progress": self._progress,
-                "loss": value,
+                "loss": float(loss),
                 "lr": lr,
                 "sparsity": self.masks.sparsity,
                 "images_per_s": samples / max(seconds, 1e-9),
             }
         )
+
+    def _check_losses(self) -> None:
+        """Look at the losses since the last look, which on a GPU means to wait for them."""
+        if not torch.isfinite(self._losses):
+            raise TrainingError(
+                "training diverged: the loss is not finite",
+                where=f"step {self.step} of {self.plan.total_steps}",
+                got=float(self._losses),
+                remedy="lower [finetune] lr, or set clip_norm; the last checkpoint is kept",
+            )
+        self._losses.zero_()
 
     def _evaluate(self) -> None:
         if self.evaluation is None:

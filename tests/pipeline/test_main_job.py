@@ -286,7 +286,7 @@ class TestDeterminism:
         settings = quick(
             training_data,
             evaluation_data,
-            finetune={"checkpoint_seconds": 0, "cache_mb": 0, "device": "auto"},
+            finetune={"checkpoint_seconds": 0, "device": "auto"},
             validate={"latency": True, "latency_seconds": 0.2, "batch_size": 7},
         )
         results = prune(classifier, second, settings)

@@ -254,7 +254,7 @@ class TestAnotherRun:
         model, samples, output = files
         interrupt(model, output, settings(samples), 3)
         moved = samples.rename(samples.with_name("moved.npz"))
-        recipe = settings(moved, finetune={"checkpoint_seconds": 0, "cache_mb": 0})
+        recipe = settings(moved, finetune={"checkpoint_seconds": 0, "threads": 1})
         prune(model, output, recipe, resume=True)
         assert output.read_bytes() == uninterrupted[0]
 

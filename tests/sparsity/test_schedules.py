@@ -71,3 +71,9 @@ def test_events_rise_within_the_run_and_end_exactly_at_the_target(
     assert steps[max(steps)] == 1.0
     assert len(steps) <= schedule.events
     assert steps == schedule.event_steps(total_steps)
+
+
+def test_the_last_event_is_exact_where_rounding_falls_short_of_end() -> None:
+    begin, end = 0.0, 0.49
+    assert begin + (end - begin) * 7 / 7 < end
+    assert max(Schedule("linear", begin, end, 7).event_steps(100).values()) == 1.0

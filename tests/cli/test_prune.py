@@ -1,0 +1,228 @@
+"""`onnxprune prune`: what it prints, writes, refuses, and how it is interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune.export import verify
+
+from .conftest import Command
+
+KEYS = {"output", "run_dir", "method", "sparsity", "validation"}
+
+
+@pytest.fixture
+def base(classifier: Path, training_data: Path, quick: list[str], tmp_path: Path) -> list[object]:
+    """A whole command line, without evaluation data."""
+    output = tmp_path / "out" / "pruned.onnx"
+    output.parent.mkdir()
+    return ["prune", classifier, "-o", output, "--data", training_data, *quick]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "pruned.onnx"
+
+
+def test_json_stands_alone(command: Command, base: list[object], output: Path) -> None:
+    outcome = command(*base, "--json").expect(0)
+    results = outcome.json
+    assert results.keys() >= KEYS
+    assert results["output"] == str(output)
+    assert results["run_dir"] == str(output.with_suffix(".run"))
+    assert results["method"] == "gmp"
+    assert results["sparsity"] == 199 / 248
+    assert results["validation"]["dense"].keys() <= results["validation"]["pruned"].keys()
+    assert "top1" in results["validation"]["pruned"]
+    assert "held out" in outcome.err
+    assert "\r" not in outcome.err
+    assert "\x1b" not in outcome.err
+    assert verify(onnx.load(output)).true
+
+
+def test_text(command: Command, base: list[object], output: Path) -> None:
+    settings = ["--set", "validate.latency=true", "--set", "validate.latency_seconds=0.3"]
+    outcome = command(*base, *settings).expect(0)
+    for word in ("top1", "agreement", "sparsity", "80.2419 %", "file size", "latency", "report:"):
+        assert word in outcome.out, word
+    assert "16 samples" in outcome.out
+    assert "held out" in outcome.err + outcome.out
+    assert "train …" in outcome.err
+
+
+def test_options_override_the_recipe(command: Command, base: list[object], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[sparsity]\ntarget = 0.3\nmethod = 'random'\n[finetune]\nseed = 4\n")
+    results = command(*base, "--json", "--recipe", recipe).expect(0).json
+    assert (results["target_sparsity"], results["method"], results["seed"]) == (0.3, "random", 4)
+    options = ["--sparsity", 0.5, "--method", "one-shot", "--seed", 5, "--epochs", 2]
+    results = command(*base, "--json", "--recipe", recipe, *options).expect(0).json
+    assert (results["target_sparsity"], results["method"], results["seed"]) == (0.5, "one-shot", 5)
+    assert results["recipe"]["finetune"]["epochs"] == 2
+    results = command(*base, "--json", "--set", "sparsity.target=0.25").expect(0).json
+    assert results["sparsity"] == 62 / 248
+
+
+def test_pattern_and_run_dir(
+    command: Command, base: list[object], output: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "deep" / "run"
+    results = command(*base, "--json", "--pattern", "2:4", "--run-dir", run_dir).expect(0).json
+    assert results["pattern"] == "2:4"
+    assert results["run_dir"] == str(run_dir)
+    assert (run_dir / "report.html").is_file()
+    assert not output.with_suffix(".run").exists()
+
+
+class TestDryRun:
+    def test_writes_nothing_and_tells_the_plan(
+        self, command: Command, base: list[object], tmp_path: Path
+    ) -> None:
+        before = set(tmp_path.rglob("*"))
+        text = command(*base, "--dry-run").expect(0).out
+        assert set(tmp_path.rglob("*")) == before
+        for word in ("conv.weight", "fc.weight", "199 of 248", "Schedule", "memory:", "time:"):
+            assert word in text, word
+
+    def test_json(self, command: Command, base: list[object], tmp_path: Path) -> None:
+        before = set(tmp_path.rglob("*"))
+        outcome = command(*base, "--dry-run", "--json").expect(0)
+        assert set(tmp_path.rglob("*")) == before
+        plan = outcome.json
+        assert plan["target_zeros"] == 199
+        assert [tensor["name"] for tensor in plan["tensors"]] == ["conv.weight", "fc.weight"]
+        assert plan["schedule"][-1]["zeros"] == 199
+        assert plan["estimate"]["total_s"] > 0
+        assert sum(plan["estimate"]["memory_bytes"].values()) > 0
+        assert plan["data"]["eval"]["held_out"] is True
+
+    def test_finds_the_same_mistakes(self, command: Command, base: list[object]) -> None:
+        command(*base, "--dry-run", "--sparsity", 0.999).expect(2)
+
+
+class TestInterrupts:
+    @pytest.mark.skipif(os.name == "nt", reason="no such signals")
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_stops_after_the_step_and_resume_gives_the_same_file(
+        self, command: Command, base: list[object], output: Path, number: int
+    ) -> None:
+        arguments = [*base, "--epochs", 400, "--set", "finetune.checkpoint_seconds=0.5"]
+        child = subprocess.Popen(
+            [sys.executable, "-m", "onnxprune", *map(str, arguments), "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        log = output.with_suffix(".run") / "metrics.jsonl"
+        deadline = time.monotonic() + 90
+        while not (log.is_file() and len(log.read_bytes()) > 2000):
+            assert child.poll() is None, child.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        child.send_signal(number)
+        out, err = child.communicate(timeout=60)
+        assert child.returncode == 5, err
+        assert out == ""
+        assert "--resume" in err
+        assert "Traceback" not in err
+        assert not output.exists()
+        status = json.loads((output.with_suffix(".run") / "run.json").read_text())
+        assert status["status"] == "interrupted"
+        refused = command(*arguments).expect(2)
+        assert "--resume" in refused.err
+        short = [*base, "--epochs", 400]
+        results = command(*short, "--resume", "--json").expect(0).json
+        assert any("resumed after step" in note for note in results["notes"])
+        whole = output.with_name("whole.onnx")
+        command(*["-o" if part == "-o" else whole if part == output else part for part in short])
+        assert output.read_bytes() == whole.read_bytes()
+        steps = [json.loads(line) for line in log.read_text().splitlines()]
+        trained = [entry["step"] for entry in steps if entry["kind"] == "train"]
+        assert trained == list(range(1, 1601))
+
+    def test_resume_on_an_empty_folder_starts(
+        self, command: Command, base: list[object], output: Path
+    ) -> None:
+        output.with_suffix(".run").mkdir()
+        command(*base, "--resume").expect(0)
+        assert output.is_file()
+
+    def test_resume_with_another_recipe_is_2(
+        self, command: Command, base: list[object], output: Path
+    ) -> None:
+        command(*base).expect(0)
+        outcome = command(*base, "--resume", "--sparsity", 0.5).expect(2)
+        assert "another model, recipe or data" in outcome.err
+
+
+def test_needs_its_packages(
+    process: Command, base: list[object], output: Path, without_torch: dict[str, str]
+) -> None:
+    outcome = process(*base, "--json", **without_torch)
+    assert outcome.code == 2
+    assert "onnxprune[train]" in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not output.exists()
+
+
+def test_everything_else_works_without_torch(
+    process: Command,
+    command: Command,
+    base: list[object],
+    classifier: Path,
+    evaluation_data: Path,
+    output: Path,
+    without_torch: dict[str, str],
+) -> None:
+    command(*base).expect(0)
+    page = output.with_name("page.html")
+    for arguments in (
+        ["inspect", output],
+        ["evaluate", classifier, output, "--data", evaluation_data],
+        ["bench", classifier, output, "--rounds", 5, "--seconds", 1],
+        ["report", output.with_suffix(".run"), "-o", page],
+        ["init", classifier],
+        ["doctor"],
+    ):
+        outcome = process(*arguments, "--json", **without_torch).expect(0)
+        assert outcome.json
+    assert page.is_file()
+
+
+def test_as_a_process(process: Command, base: list[object], output: Path) -> None:
+    """No library prints to standard output, and nothing draws bars without a terminal."""
+    outcome = process(*base, "--json", PYTHONWARNINGS="error").expect(0)
+    assert outcome.json["output"] == str(output)
+    assert "\r" not in outcome.err
+    assert "Warning" not in outcome.err
+
+
+def test_python_data_need_permission(
+    process: Command, base: list[object], tmp_path: Path, training_data: Path
+) -> None:
+    (tmp_path / "mydata.py").write_text(
+        "import numpy as np\n"
+        "def samples():\n"
+        f"    arrays = np.load({str(training_data)!r})\n"
+        "    return [({'x': x}, int(y)) for x, y in zip(arrays['x'], arrays['label'])]\n"
+    )
+    arguments = [part if part != training_data else "python:mydata:samples" for part in base]
+    refused = process(*arguments, PYTHONPATH=str(tmp_path)).expect(2)
+    assert "--allow-python" in refused.err
+    process(*arguments, "--allow-python", PYTHONPATH=str(tmp_path)).expect(0)
+
+
+def test_unlabelled_data_distil(command: Command, base: list[object], training_data: Path) -> None:
+    x = np.load(training_data)["x"]
+    np.savez(training_data, x=x)
+    results = command(*base, "--json").expect(0).json
+    assert "top1" not in results["validation"]["pruned"]
+    assert "agreement" in results["validation"]["pruned"]
