@@ -79,6 +79,10 @@ class Samples(ABC):
         self._position(index)
         return None
 
+    def place(self, index: int) -> str:
+        """Where a sample comes from, for messages."""
+        return f"{self.name}, sample {self._position(index)}"
+
     def digest(self) -> str:
         """SHA-256 (hex) of the content: every sample before preprocessing, the labels, the order.
 
@@ -158,6 +162,10 @@ class Subset(Samples):
     def raw_image(self, index: int) -> Image.Image | None:
         """See `Samples.raw_image`."""
         return self.base.raw_image(int(self.indices[self._position(index)]))
+
+    def place(self, index: int) -> str:
+        """Where a sample of the base comes from."""
+        return self.base.place(int(self.indices[self._position(index)]))
 
     def _count(self) -> int:
         return len(self.indices)

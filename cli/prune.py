@@ -1,5 +1,6 @@
 """`onnxprune prune`: the main job."""
 
+import importlib
 import signal
 import threading
 from collections.abc import Iterator
@@ -106,8 +107,10 @@ def _need_training_packages() -> None:
     from onnxprune.errors import MissingDependencyError
 
     for package in ("torch", "accelerate", "safetensors"):
-        if find_spec(package) is None:
-            raise MissingDependencyError(package, "train", "pruning")
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise MissingDependencyError(package, "train", "pruning") from error
     if find_spec("onnxruntime") is None:
         raise MissingDependencyError("onnxruntime", "cpu", "validation")
 

@@ -8,7 +8,8 @@ import numpy as np
 from torch import nn
 
 from onnxprune.calibration import Samples
-from onnxprune.finetune import BatchSource, takes_batches
+from onnxprune.errors import DataError, UnsupportedModelError
+from onnxprune.finetune import Batch, BatchSource, takes_batches
 from onnxprune.model import OnnxModel, atomic_write
 from onnxprune.validate import Session
 
@@ -26,18 +27,48 @@ def compute_outputs(
         samples: Its inputs, in the order of the result.
         batch_size: Samples a call, unless the model's inputs fix it.
         on_progress: Called with (samples done, samples in all) after each batch.
+
+    Raises:
+        DataError: The model gives NaN or infinity for a sample, from which nothing can be learnt.
+        UnsupportedModelError: No float output has a row for each sample.
     """
     fixed = fixed_batch(session)
     collected: dict[str, list[np.ndarray]] = {}
     done = 0
     for batch in BatchSource(samples, fixed or batch_size).in_order():
         feeds = {name: tensor.numpy() for name, tensor in batch.inputs.items()}
-        for name, array in session.run(padded(feeds, fixed)).items():
-            if np.issubdtype(array.dtype, np.floating):
-                collected.setdefault(name, []).append(array[: len(batch)].astype(np.float32))
+        feeds = padded(feeds, fixed)
+        rows = len(next(iter(feeds.values())))
+        for name, array in session.run(feeds).items():
+            if np.issubdtype(array.dtype, np.floating) and array.shape[:1] == (rows,):
+                outputs = array[: len(batch)].astype(np.float32)
+                _check_finite(outputs, name, batch, samples)
+                collected.setdefault(name, []).append(outputs)
         done += len(batch)
         on_progress(done, len(samples))
+    if not collected:
+        raise UnsupportedModelError(
+            "no float output has a row for each sample",
+            where=session.label,
+            got=", ".join(f"{spec.name} {spec.describe()}" for spec in session.outputs),
+        )
     return {name: np.concatenate(arrays) for name, arrays in collected.items()}
+
+
+def _check_finite(outputs: np.ndarray, name: str, batch: Batch, samples: Samples) -> None:
+    bad = np.flatnonzero(~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1))
+    if not bad.size:
+        return
+    row = int(bad[0])
+    inputs = [key for key, tensor in batch.inputs.items() if not tensor[row].isfinite().all()]
+    raise DataError(
+        f"the dense model's output {name!r} is not finite for a sample",
+        where=samples.place(int(batch.indices[row])),
+        got="NaN or infinity"
+        + (f", as in input {', '.join(map(repr, inputs))}" if inputs else " from finite inputs"),
+        expected="finite numbers",
+        remedy="leave such samples out, or repair the model",
+    )
 
 
 def save_outputs(outputs: dict[str, np.ndarray], path: Path) -> None:

@@ -1,20 +1,24 @@
 """A prune job, checked before any work: model, recipe, output, run directory and data."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onnxprune.calibration import Samples, class_order_note, open_data, split_holdout
 from onnxprune.errors import DataError, UnsupportedModelError, UsageError
 from onnxprune.export import clear_training, training_nodes, write_back
 from onnxprune.finetune import BatchSource, check_device
+from onnxprune.importer import load
 from onnxprune.model import OnnxModel, check_writable, external_data_path, read
 from onnxprune.planning import PruningPlan, make_plan
 from onnxprune.recipe import Recipe
 from onnxprune.run_directory import RunDirectory
-from onnxprune.tensors import find_tensors
+from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate import open_session
 from onnxprune.version import __version__
 
@@ -122,9 +126,12 @@ def prepare(
     run.check(resume=resume)
     notes: list[str] = []
     source = _in_inference(source, recipe, notes)
-    plan = make_plan(find_tensors(source.proto).values(), recipe)
+    tensors = find_tensors(source.proto)
+    _check_values(tensors.values(), source)
+    plan = make_plan(tensors.values(), recipe)
     notes += plan.skipped_notes()
     check_device(recipe.finetune)
+    load(source)
     open_session(source, recipe.validation.provider, recipe.validation.threads)
     train, evaluation, held_out = _open_samples(source, recipe, allow_python, notes)
     preprocess = next((s.preprocess for s in (train, evaluation) if s is not None), None)
@@ -177,6 +184,18 @@ def _in_inference(source: OnnxModel, recipe: Recipe, notes: list[str]) -> OnnxMo
         "result is compared with is the file without these flags"
     )
     return replace(source, proto=proto)
+
+
+def _check_values(tensors: Iterable[GraphTensor], source: OnnxModel) -> None:
+    for tensor in tensors:
+        if tensor.trainable and not np.isfinite(tensor.array()).all():
+            raise UnsupportedModelError(
+                "a weight of the model is not finite",
+                where=f"{source.label}, tensor {tensor.name!r}",
+                got="NaN or infinity",
+                expected="finite numbers",
+                remedy="export the model again from a sound state",
+            )
 
 
 def _open_samples(

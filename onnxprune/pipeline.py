@@ -23,7 +23,7 @@ from onnxprune.dense_outputs import (
     padded,
     save_outputs,
 )
-from onnxprune.errors import Interrupted, ModelError, OnnxpruneError, UsageError
+from onnxprune.errors import Interrupted, ModelError, UsageError
 from onnxprune.export import (
     SPARSE_BREAK_EVEN,
     SparsityMetadata,
@@ -97,7 +97,8 @@ def execute(
 
     Raises:
         Interrupted: `stop` said so.
-        OnnxpruneError: Anything else that went wrong; the output file is then untouched.
+        OnnxpruneError: Anything else that went wrong; the output file is then untouched, unless
+            only its validation failed.
     """
     job.run.start(job.identity, job.recipe.to_toml(), resume=job.resume)
     job.run.write_json(job.run.plan, job.plan.to_json(job.total_steps))
@@ -107,8 +108,14 @@ def execute(
     except (Interrupted, KeyboardInterrupt):
         job.run.set_status("interrupted")
         raise
-    except OnnxpruneError as error:
+    except Exception as error:
         job.run.set_status("failed", {"error": str(error)})
+        if isinstance(error, torch.OutOfMemoryError):
+            raise UsageError(
+                "the device is out of memory",
+                got=str(error).splitlines()[0],
+                remedy="lower [finetune] batch_size, or use --device cpu",
+            ) from error
         raise
     job.run.set_status("finished")
     write_report(job.run.path, job.run.report)

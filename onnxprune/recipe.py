@@ -204,7 +204,7 @@ class ScheduleTable(_Table):
 class FinetuneTable(_Table):
     """`[finetune]`: how the kept weights are trained."""
 
-    epochs: float = Field(4.0, ge=0, description="Passes over the training samples.")
+    epochs: float = Field(4.0, ge=0, le=1e6, description="Passes over the training samples.")
     batch_size: int = Field(32, ge=1, description="Samples a step.")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="Which optimizer.")
     lr: float | None = Field(

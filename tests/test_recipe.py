@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.errors import RecipeError
+from onnxprune.errors import RecipeError, UsageError
 from onnxprune.recipe import Preprocess, Recipe, merged, pattern_sparsity, toml_value
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -68,7 +68,7 @@ RECIPES = some(
         threads=st.integers(1, 64),
         seed=st.integers(0, 2**31 - 1),
     ),
-    distill=some(weight=UNIT, temperature=POSITIVE, cache=st.booleans()),
+    distill=some(weight=UNIT, temperature=POSITIVE),
     export=some(storage=st.sampled_from(["dense", "sparse"])),
     validate=some(
         provider=TEXT,
@@ -241,19 +241,18 @@ def test_files_that_are_no_recipe(tmp_path: Path, content: bytes, message: str) 
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no such recipe file"):
+    with pytest.raises(UsageError, match="no such recipe file"):
         Recipe.from_toml(tmp_path / "none.toml")
     with pytest.raises(RecipeError, match="not readable"):
         Recipe.from_toml(tmp_path)
 
 
 def test_portable_holds_no_path_and_no_machine() -> None:
-    machine = {"device": "cpu", "threads": 3, "workers": 2, "cache_mb": 5, "checkpoint_seconds": 1}
+    machine = {"device": "cpu", "threads": 3, "workers": 2, "checkpoint_seconds": 1}
     here = Recipe.from_dict(
         {
             "data": {"train": "/home/me/train", "eval": "/home/me/eval", "limit": 7},
             "finetune": {**machine, "lr": 0.5},
-            "distill": {"cache": False},
             "validate": {"threads": 8, "latency": False},
         }
     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from onnxprune.errors import OnnxpruneError
+from onnxprune.errors import OnnxpruneError, UnsupportedModelError
 from onnxprune.finetune.batches import Batch
 
 _TOLERANCE = 1e-4
@@ -51,11 +51,22 @@ def observed_activations(module: Any, batch: Batch) -> dict[str, str | None]:
     Args:
         module: An imported model; put into evaluation mode.
         batch: Some samples.
+
+    Raises:
+        UnsupportedModelError: It does not run on them.
     """
     known: dict[str, str | None] = dict(module.output_activations)
     module.eval()
-    with torch.no_grad():
-        outputs = _as_tuple(module(**batch.inputs))
+    with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            outputs = _as_tuple(module(**batch.inputs))
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise UnsupportedModelError(
+                "the imported model does not run on the data",
+                got=", ".join(f"{n} {t.dtype} {tuple(t.shape)}" for n, t in batch.inputs.items())
+                + f": {str(error).strip().splitlines()[0]}",
+                remedy="check the graph's shapes; `onnxprune evaluate` runs it in ONNX Runtime",
+            ) from error
     for name, output in zip(module.output_names, outputs, strict=True):
         if known[name] is None and output.ndim == 2 and output.shape[1] > 1:
             rows = output.double()

@@ -109,12 +109,8 @@ class TestDryRun:
 
 
 class TestInterrupts:
-    @pytest.mark.skipif(os.name == "nt", reason="no such signals")
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_a_signal_stops_after_the_step_and_resume_gives_the_same_file(
-        self, command: Command, base: list[object], output: Path, number: int
-    ) -> None:
-        arguments = [*base, "--epochs", 400, "--set", "finetune.checkpoint_seconds=0.5"]
+    def start(self, arguments: list[object], output: Path) -> "subprocess.Popen[str]":
+        """A process that has begun to train."""
         child = subprocess.Popen(
             [sys.executable, "-m", "onnxprune", *map(str, arguments), "--json"],
             stdout=subprocess.PIPE,
@@ -123,30 +119,59 @@ class TestInterrupts:
         )
         log = output.with_suffix(".run") / "metrics.jsonl"
         deadline = time.monotonic() + 90
-        while not (log.is_file() and len(log.read_bytes()) > 2000):
+        while not (log.is_file() and len(log.read_bytes()) > 1000):
             assert child.poll() is None, child.communicate()
             assert time.monotonic() < deadline
-            time.sleep(0.01)
-        child.send_signal(number)
+            time.sleep(0.005)
+        return child
+
+    @pytest.mark.skipif(os.name == "nt", reason="no such signals")
+    def test_ctrl_c_stops_after_the_step_and_resume_gives_the_same_file(
+        self, command: Command, base: list[object], output: Path
+    ) -> None:
+        arguments = [*base, "--epochs", 100]
+        child = self.start(arguments, output)
+        child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=60)
         assert child.returncode == 5, err
         assert out == ""
         assert "--resume" in err
         assert "Traceback" not in err
         assert not output.exists()
-        status = json.loads((output.with_suffix(".run") / "run.json").read_text())
-        assert status["status"] == "interrupted"
-        refused = command(*arguments).expect(2)
-        assert "--resume" in refused.err
-        short = [*base, "--epochs", 400]
-        results = command(*short, "--resume", "--json").expect(0).json
+        run_dir = output.with_suffix(".run")
+        assert json.loads((run_dir / "run.json").read_text())["status"] == "interrupted"
+        assert "--resume" in command(*arguments).expect(2).err
+        results = command(*arguments, "--resume", "--json").expect(0).json
         assert any("resumed after step" in note for note in results["notes"])
         whole = output.with_name("whole.onnx")
-        command(*["-o" if part == "-o" else whole if part == output else part for part in short])
+        command(*[whole if part == output else part for part in arguments]).expect(0)
         assert output.read_bytes() == whole.read_bytes()
-        steps = [json.loads(line) for line in log.read_text().splitlines()]
-        trained = [entry["step"] for entry in steps if entry["kind"] == "train"]
-        assert trained == list(range(1, 1601))
+        entries = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+        trained = [entry["step"] for entry in entries if entry["kind"] == "train"]
+        assert trained == list(range(1, 401))
+
+    @pytest.mark.skipif(os.name == "nt", reason="no such signals")
+    def test_a_service_manager_s_signal_does_the_same(
+        self, base: list[object], output: Path
+    ) -> None:
+        child = self.start([*base, "--epochs", 1000], output)
+        child.terminate()
+        _, err = child.communicate(timeout=60)
+        assert child.returncode == 5, err
+        assert "--resume" in err
+
+    @pytest.mark.skipif(os.name == "nt", reason="no such signals")
+    def test_a_second_signal_stops_at_once(self, base: list[object], output: Path) -> None:
+        child = self.start([*base, "--epochs", 1000], output)
+        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGTERM)
+        out, err = child.communicate(timeout=60)
+        assert child.returncode == 5, err
+        assert out == ""
+        assert "Traceback" not in err
+        run_json = output.with_suffix(".run") / "run.json"
+        assert json.loads(run_json.read_text())["status"] == "interrupted"
+        assert not output.exists()
 
     def test_resume_on_an_empty_folder_starts(
         self, command: Command, base: list[object], output: Path
