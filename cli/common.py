@@ -101,14 +101,14 @@ def output_console() -> "Console":
     """Standard output for people: coloured and as wide as the terminal, plain text in a pipe."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False)
 
 
 def message_console() -> "Console":
     """Standard error, for progress and messages."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 def percent(value: float | None, digits: int = 2) -> str:

@@ -15,7 +15,6 @@ _PACKAGES = {
     "numpy": "base",
     "pillow": "base",
     "onnx": "base",
-    "onnx-ir": "base",
     "pydantic": "base",
     "plotly": "base",
     "torch": "train",

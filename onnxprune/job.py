@@ -134,6 +134,8 @@ def prepare(
     load(source)
     open_session(source, recipe.validation.provider, recipe.validation.threads)
     train, evaluation, held_out = _open_samples(source, recipe, allow_python, notes)
+    if any(samples is not None and samples.labelled for samples in (train, evaluation)):
+        _check_scores(source)
     preprocess = next((s.preprocess for s in (train, evaluation) if s is not None), None)
     if recipe.data.classes is None and train is not None and train.classes is not None:
         notes.append(class_order_note(train.classes))
@@ -196,6 +198,20 @@ def _check_values(tensors: Iterable[GraphTensor], source: OnnxModel) -> None:
                 expected="finite numbers",
                 remedy="export the model again from a sound state",
             )
+
+
+def _check_scores(source: OnnxModel) -> None:
+    """With labels, the first output has to hold a score for each class."""
+    output = source.outputs[0]
+    floats = output.dtype is None or output.dtype.kind not in "iub"
+    if not floats or any(isinstance(dim, int) and dim != 1 for dim in (output.shape or ())[2:]):
+        raise DataError(
+            "the data have labels, but the model's first output holds no class scores",
+            where=f"{source.label}, output {output.name!r}",
+            got=output.describe(),
+            expected="float[samples, classes]",
+            remedy="give data without labels, so that the dense model is distilled",
+        )
 
 
 def _open_samples(

@@ -319,7 +319,8 @@ class _Run:
 
     def _recalibrate(self, trainer: Trainer, module: ImportedModel) -> None:
         count = self.recipe.finetune.recalibrate_batches
-        if not count or self.job.train is None or not module.buffer_names or trainer.micro_batch:
+        single = trainer.micro_batch is not None or trainer.batches.batch_size == 1
+        if not count or self.job.train is None or not module.buffer_names or single:
             return
         with self._stage("recalibrate"):
             samples = count * trainer.batches.batch_size

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper, parser
 
 from onnxprune.errors import DataError, ModelFileError, OutputError, TargetError, UsageError
 from onnxprune.job import Job, prepare
@@ -201,6 +202,22 @@ class TestOrder:
         recipe = Recipe.from_dict({"data": {"train": str(data)}})
         with pytest.raises(DataError, match="too few samples"):
             prepare(classifier, tmp_path / "out.onnx", recipe)
+
+    def test_labels_need_scores(self, tmp_path: Path) -> None:
+        """Found now and not when the pruned model is validated."""
+        graph = "g (float[N,8] x) => (int64[N] c, float[N,3] y) {{ y = MatMul(x, w) {} }}"
+        text = graph.format("c = ArgMax<axis = 1, keepdims = 0>(y)")
+        proto = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 17]> {text}')
+        weight = np.eye(8, 3, dtype=np.float32) + 1
+        proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+        model, data = tmp_path / "m.onnx", tmp_path / "d.npz"
+        onnx.save(proto, model)
+        recipe = Recipe.from_dict({"data": {"train": str(data)}})
+        np.savez(data, x=np.ones((9, 8), np.float32), label=np.arange(9) % 3)
+        with pytest.raises(DataError, match=r"'c'[\s\S]*int64"):
+            prepare(model, tmp_path / "out.onnx", recipe)
+        np.savez(data, x=np.ones((9, 8), np.float32))
+        assert prepare(model, tmp_path / "out.onnx", recipe).total_steps == 4
 
     def test_a_model_that_cannot_be_imported(
         self, classifier: Path, training_data: Path, tmp_path: Path

@@ -211,7 +211,7 @@ class Trainer:
         lr = learning_rate(self.settings, (self.step + 0.5) / self.plan.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self._train_mode()
+        self._train_mode(len(batch))
         total = torch.zeros((), device=self.device)
         for part in batch.split(self.micro_batch or len(batch)):
             loss = self.loss(part) * (len(part) / len(batch))
@@ -226,9 +226,10 @@ class Trainer:
         self._losses += total
         return total, lr
 
-    def _train_mode(self) -> None:
+    def _train_mode(self, samples: int) -> None:
+        """Training mode; BatchNorm keeps its statistics where a sample would be its own batch."""
         self.model.train()
-        if self.micro_batch is not None:
+        if self.micro_batch is not None or samples == 1:
             for module in self.module.modules():
                 if hasattr(module, "running_mean"):
                     module.eval()

@@ -87,6 +87,7 @@ def quick() -> list[str]:
         "finetune.epochs": 1,
         "finetune.evaluations": 1,
         "finetune.device": "cpu",
+        "finetune.threads": 1,
         "validate.latency": "false",
         "validate.threads": 1,
     }

@@ -232,7 +232,7 @@ class TestData:
         arrays = files.arrays()
         arrays["label"][5] = label
         np.savez(files.data, **arrays)
-        told(files.prune(), 4, "label", str(label), "4")
+        told(files.prune(), 4, "label", str(label), "0 to 3")
 
     def test_labels_that_are_no_integers(self, files: Files) -> None:
         arrays = files.arrays()

@@ -129,7 +129,7 @@ class TestInterrupts:
     def test_ctrl_c_stops_after_the_step_and_resume_gives_the_same_file(
         self, command: Command, base: list[object], output: Path
     ) -> None:
-        arguments = [*base, "--epochs", 100]
+        arguments = [*base, "--epochs", 60]
         child = self.start(arguments, output)
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=60)
@@ -148,7 +148,7 @@ class TestInterrupts:
         assert output.read_bytes() == whole.read_bytes()
         entries = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
         trained = [entry["step"] for entry in entries if entry["kind"] == "train"]
-        assert trained == list(range(1, 401))
+        assert trained == list(range(1, 241))
 
     @pytest.mark.skipif(os.name == "nt", reason="no such signals")
     def test_a_service_manager_s_signal_does_the_same(

@@ -17,7 +17,7 @@ from onnxprune.tensors import find_tensors
 
 Arrays = dict[str, np.ndarray]
 QUICK: dict[str, dict[str, Any]] = {
-    "finetune": {"epochs": 1, "evaluations": 1, "device": "cpu"},
+    "finetune": {"epochs": 1, "evaluations": 1, "device": "cpu", "threads": 1},
     "validate": {"latency": False, "threads": 1},
 }
 

@@ -170,7 +170,7 @@ def test_prunes_and_trains(
     if not labelled:
         del data["label"]
     model, samples, output = save(tmp_path, proto, data)
-    settings = {"epochs": 2, "batch_size": 8, "evaluations": 1, "device": "cpu"}
+    settings = {"epochs": 2, "batch_size": 8, "evaluations": 1, "device": "cpu", "threads": 1}
     results = prune(
         model, output, quick(samples, samples, sparsity={"target": 0.5}, finetune=settings)
     )
@@ -213,7 +213,13 @@ def test_fixed_batch_sizes(tmp_path: Path, batch: int, baked: bool, batch_size: 
     model, samples, output = save(
         tmp_path, proto, {"x": normal(21, 2, 4, 4, seed=5), "label": labels(21)}
     )
-    settings = {"batch_size": batch_size, "epochs": 2, "evaluations": 1, "device": "cpu"}
+    settings = {
+        "batch_size": batch_size,
+        "epochs": 2,
+        "evaluations": 1,
+        "device": "cpu",
+        "threads": 1,
+    }
     results = prune(
         model, output, quick(samples, samples, sparsity={"target": 0.5}, finetune=settings)
     )
@@ -226,6 +232,30 @@ def test_fixed_batch_sizes(tmp_path: Path, batch: int, baked: bool, batch_size: 
         for path in (model, output)
     ]
     assert np.array_equal(*statistics) == baked
+
+
+def test_one_sample_a_step(tmp_path: Path) -> None:
+    """BatchNorm over `(batch, channels)` has no statistics of a single sample."""
+    graph = """g (float[N,8] x) => (float[N,3] y) {
+        h = MatMul(x, w)
+        n = BatchNormalization(h, scale, shift, mean, var)
+        y = MatMul(n, head)
+    }"""
+    arrays = {
+        "w": normal(8, 8),
+        "scale": np.ones(8, dtype=np.float32),
+        "shift": normal(8),
+        "mean": normal(8),
+        "var": np.ones(8, dtype=np.float32),
+        "head": normal(8, 3),
+    }
+    data = {"x": normal(6, 8, seed=5), "label": labels(6)}
+    model, samples, output = save(tmp_path, text_model(graph, arrays), data)
+    prune(model, output, quick(samples, samples, finetune={"batch_size": 1}))
+    assert_pruned(model, output, 0.8)
+    stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(output).graph.initializer}
+    assert np.array_equal(stored["mean"], arrays["mean"])
+    assert not np.array_equal(stored["shift"], arrays["shift"])
 
 
 def test_accumulated_gradients_equal_a_whole_batch(tmp_path: Path) -> None:
@@ -246,7 +276,7 @@ def test_accumulated_gradients_equal_a_whole_batch(tmp_path: Path) -> None:
         folder.mkdir()
         data = {"x": normal(24, 2, 4, 4, seed=5), "label": labels(24)}
         model, samples, output = save(folder, text_model(graph, arrays), data)
-        settings = {"batch_size": 8, "epochs": 3, "evaluations": 0, "device": "cpu"}
+        settings = {"batch_size": 8, "epochs": 3, "evaluations": 0, "device": "cpu", "threads": 1}
         prune(model, output, quick(samples, samples, finetune=settings))
         files.append(weights(output))
     for key, array in files[0].items():

@@ -27,7 +27,7 @@ def files(tmp_path: Path) -> tuple[Path, Path, Path]:
 
 def settings(samples: Path, **tables: dict[str, Any]) -> Recipe:
     """18 steps in 3 epochs, a pruning event on most of them, with all kinds of random state."""
-    finetune = {"epochs": 3, "batch_size": 8, "evaluations": 4, "device": "cpu"}
+    finetune = {"epochs": 3, "batch_size": 8, "evaluations": 4, "device": "cpu", "threads": 1}
     tables["finetune"] = finetune | tables.get("finetune", {})
     return quick(samples, samples, **tables)
 
@@ -133,6 +133,19 @@ def test_killed_after_a_checkpoint(
     prune(model, output, settings(samples), resume=True)
     assert output.read_bytes() == uninterrupted[0]
     assert comparable(run_dir) == uninterrupted[1]
+
+
+def test_a_teacher_that_runs_in_each_step(files: tuple[Path, Path, Path]) -> None:
+    """Where its outputs are too large to keep, the dense model must stay dense on resuming."""
+    model, samples, output = files
+    recipe = settings(samples, finetune={"cache_mb": 0})
+    whole = output.with_name("whole.onnx")
+    results = prune(model, whole, recipe)
+    assert any("too large to keep" in note for note in results["notes"])
+    assert not (whole.with_suffix(".run") / "teacher.npz").exists()
+    interrupt(model, output, recipe, 9)
+    prune(model, output, recipe, resume=True)
+    assert output.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("missing", [True, False], ids=["missing", "empty"])

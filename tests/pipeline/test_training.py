@@ -72,7 +72,7 @@ def test_labels_win_back_accuracy(files: tuple[Path, Path, Path], tmp_path: Path
     model, train, evaluation = files
     accuracy = {}
     for epochs in (0, 12):
-        settings = {"epochs": epochs, "evaluations": 0, "device": "cpu"}
+        settings = {"epochs": epochs, "evaluations": 0, "device": "cpu", "threads": 1}
         recipe = quick(train, evaluation, sparsity={"target": 0.85}, finetune=settings)
         output = tmp_path / f"{epochs}.onnx"
         validation = prune(model, output, recipe)["validation"]
@@ -93,7 +93,7 @@ def test_distillation_without_labels_comes_closer_to_the_dense_model(
     x = np.load(evaluation)["x"]
     distances = {}
     for epochs in (0, 12):
-        settings = {"epochs": epochs, "evaluations": 0, "device": "cpu"}
+        settings = {"epochs": epochs, "evaluations": 0, "device": "cpu", "threads": 1}
         recipe = quick(
             train,
             evaluation,
@@ -158,7 +158,7 @@ def test_masked_weights_and_their_momentum_are_zero_after_every_step(
     recipe = quick(
         samples,
         samples,
-        finetune=settings | {"device": "cpu"},
+        finetune=settings | {"device": "cpu", "threads": 1},
         sparsity={"pattern": pattern, "target": 0.6} | include,
     )
     prune(model, output, recipe)
@@ -190,7 +190,7 @@ def test_batch_norm_statistics_are_measured_again_at_the_end(tmp_path: Path) -> 
 
 def test_no_recalibration_where_the_recipe_says_so(tmp_path: Path) -> None:
     model, samples, output = save(tmp_path, *dropout_classifier())
-    settings = {"epochs": 0, "recalibrate_batches": 0, "device": "cpu"}
+    settings = {"epochs": 0, "recalibrate_batches": 0, "device": "cpu", "threads": 1}
     prune(model, output, quick(samples, samples, finetune=settings))
     means = [
         {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}["mean"]
@@ -202,7 +202,13 @@ def test_no_recalibration_where_the_recipe_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("clip", [True, False])
 def test_divergence_is_an_error_and_writes_nothing(tmp_path: Path, clip: bool) -> None:
     model, samples, output = save(tmp_path, *dropout_classifier())
-    settings: dict[str, Any] = {"epochs": 30, "lr": 1e30, "device": "cpu", "weight_decay": 0.1}
+    settings: dict[str, Any] = {
+        "epochs": 30,
+        "lr": 1e30,
+        "device": "cpu",
+        "threads": 1,
+        "weight_decay": 0.1,
+    }
     if not clip:
         settings["clip_norm"] = 1e30
     with pytest.raises(TrainingError, match="not finite"):
