@@ -1,6 +1,8 @@
 """What commands share: options, recipes with overrides, output."""
 
 import json
+import os
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from onnxprune.recipe import Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+PIPE_WIDTH = 140
+"""Columns of tables where there is no terminal that says how wide it is."""
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."
@@ -99,16 +104,21 @@ def print_json(value: object) -> None:
 
 def output_console() -> "Console":
     """Standard output for people: coloured and as wide as the terminal, plain text in a pipe."""
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False)
+    return _console(stderr=False)
 
 
 def message_console() -> "Console":
     """Standard error, for progress and messages."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> "Console":
+    """A console that takes brackets in names as they are, and breaks no line of text in a pipe."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False)
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, soft_wrap=True)
 
 
 def percent(value: float | None, digits: int = 2) -> str:

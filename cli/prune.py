@@ -184,7 +184,7 @@ def _print_results(results: dict[str, Any], output: str, job: "Job") -> None:
 
     console = common.output_console()
     validation = results["validation"]
-    table = Table("", "dense", "pruned", "difference", title=f"{output} under ONNX Runtime")
+    table = Table("", "dense", "pruned", "difference", title="Under ONNX Runtime")
     dense, pruned = validation["dense"], validation["pruned"]
     for name in pruned:
         share = name in ("top1", "top5", "agreement")
@@ -223,6 +223,7 @@ def _print_results(results: dict[str, Any], output: str, job: "Job") -> None:
         console.print(results["latency"]["verdict"])
     if validation["samples"]:
         console.print(f"measured on {validation['samples']} samples")
+    console.print(f"model:  {output}")
     console.print(f"report: {job.run.report}")
 
 

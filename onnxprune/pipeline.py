@@ -422,6 +422,7 @@ class _Run:
                     provider=settings.provider,
                     max_seconds=settings.latency_seconds,
                     seed=self.recipe.finetune.seed,
+                    on_progress=self._work,
                 ).to_json(with_samples=True)
             except UsageError as error:
                 self.message(f"latency was not measured: {error.what}; {error.remedy}")
