@@ -2,6 +2,8 @@
 
 import copy
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,7 +44,8 @@ def estimate(job: Job) -> dict[str, Any]:
     }
     step_s, forward_s, activations = 0.0, 0.0, 0
     if job.train is not None and job.total_steps:
-        step_s, forward_s, activations = _measure(job, copy.deepcopy(imported))
+        with _threads(job.recipe.finetune.threads):
+            step_s, forward_s, activations = _measure(job, copy.deepcopy(imported))
         memory["activations"] = activations
         cached = min(_sample_bytes(job) * len(job.train), job.recipe.finetune.cache_mb * 2**20)
         memory["sample cache"] = cached
@@ -58,6 +61,18 @@ def estimate(job: Job) -> dict[str, Any]:
         "total_s": train_s + dense_s + validate_s + latency_s,
         "memory_bytes": memory,
     }
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """The CPU threads that the run itself would use."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _measure(job: Job, module: Any) -> tuple[float, float, int]:

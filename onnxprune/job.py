@@ -130,6 +130,7 @@ def prepare(
     _check_values(tensors.values(), source)
     plan = make_plan(tensors.values(), recipe)
     notes += plan.skipped_notes()
+    notes += _sparse_already(plan)
     check_device(recipe.finetune)
     load(source)
     open_session(source, recipe.validation.provider, recipe.validation.threads)
@@ -186,6 +187,18 @@ def _in_inference(source: OnnxModel, recipe: Recipe, notes: list[str]) -> OnnxMo
         "result is compared with is the file without these flags"
     )
     return replace(source, proto=proto)
+
+
+def _sparse_already(plan: PruningPlan) -> list[str]:
+    """A note where the dense model has more zeros than the target asks for."""
+    zeros = sum(int((tensor.array() == 0).sum()) for tensor in plan.tensors.values())
+    if zeros <= plan.zeros:
+        return []
+    return [
+        f"{zeros:,} of {plan.size:,} prunable weights ({zeros / plan.size:.1%}) are zero already, "
+        f"more than the target's {plan.zeros:,}: fine-tuning may fill some of them; raise the "
+        "target to keep them"
+    ]
 
 
 def _check_values(tensors: Iterable[GraphTensor], source: OnnxModel) -> None:

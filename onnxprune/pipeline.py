@@ -5,7 +5,7 @@ model, recipe, output and data is found before anything long begins.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -53,13 +53,14 @@ from onnxprune.outcome import tensor_table
 from onnxprune.recipe import Recipe
 from onnxprune.run_directory import SCHEMA_VERSION
 from onnxprune.sparsity import Magnitude, MaskSet, RandomScore, select_masks
-from onnxprune.tensors import find_tensors
+from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate import bench, describe_machine, evaluate, open_session, write_report
 from onnxprune.version import __version__
 
 ProgressCallback = Callable[[dict[str, Any]], None]
 MAX_RUNTIME_DIFFERENCE = 1e-2
 """Largest difference between the trained module and the written file, relative to the outputs."""
+_HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def prune(
@@ -333,6 +334,7 @@ class _Run:
             tensors[name] = np.where(mask.cpu().numpy(), tensors[name], 0.0).astype(np.float32)
         proto = write_back(self.job.source.proto, tensors)
         stored = find_tensors(proto)
+        _round_to_stored(module, stored)
         pattern = self.recipe.sparsity.pattern
         described = describe_tensors(
             (stored[name] for name in self.job.plan.tensors),
@@ -465,6 +467,15 @@ class _Run:
             "seed": self.recipe.finetune.seed,
             "notes": self.notes,
         }
+
+
+def _round_to_stored(module: ImportedModel, stored: Mapping[str, GraphTensor]) -> None:
+    """Round the tensors of a half-precision file, which train in float32, to what it holds."""
+    state = module.state_dict()
+    for key, name in (module.tensor_names | module.buffer_names).items():
+        dtype = _HALF.get(stored[name].dtype.name) if name in stored else None
+        if dtype is not None:
+            state[key].copy_(state[key].to(dtype))
 
 
 @contextmanager

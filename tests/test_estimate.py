@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper, parser
 
 from onnxprune.estimate import estimate
@@ -70,3 +71,19 @@ def test_a_graph_with_its_batch_size_baked_in(tmp_path: Path) -> None:
     settings = {"device": "cpu", "batch_size": 5}
     cost = estimate(job(model, data, finetune=settings, sparsity={"target": 0.5}))
     assert cost["step_s"] > 0
+
+
+def test_steps_are_measured_with_the_threads_of_the_run(
+    classifier: Path, training_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    wanted = before + 1
+    seen = set()
+
+    def step(self: torch.optim.SGD, *arguments: object) -> None:
+        seen.add(torch.get_num_threads())
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    estimate(job(classifier, training_data, finetune={"device": "cpu", "threads": wanted}))
+    assert seen == {wanted}
+    assert torch.get_num_threads() == before

@@ -230,3 +230,25 @@ class TestOrder:
         with pytest.raises(Exception, match="relu") as caught:
             prepare(classifier, tmp_path / "out.onnx", recipe)
         assert getattr(caught.value, "exit_code", None) == 3
+
+
+def test_a_model_that_is_sparser_than_the_target_is_noted(
+    classifier: Path, training_data: Path, tmp_path: Path
+) -> None:
+    """What training fills again would go unnoticed."""
+    proto = onnx.load(classifier)
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor).copy()
+        if array.ndim >= 2:
+            array[...] = np.where(np.arange(array.size).reshape(array.shape) % 10, 0, array)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    sparse = tmp_path / "sparse.onnx"
+    onnx.save(proto, sparse)
+
+    def noted(target: float) -> bool:
+        tables = {"data": {"train": str(training_data)}, "sparsity": {"target": target}}
+        job = prepare(sparse, tmp_path / "out.onnx", Recipe.from_dict(tables))
+        return any("zero already" in note for note in job.notes)
+
+    assert noted(0.5)
+    assert not noted(0.95)

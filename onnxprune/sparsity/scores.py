@@ -25,8 +25,8 @@ class Score(Protocol):
             weight: Any shape.
 
         Yields:
-            float32 tensors of `CHUNK` scores (the last may be shorter), all at least 0, on the
-            weight's device. Every call yields the same.
+            Fresh, contiguous float32 tensors of `CHUNK` scores (the last may be shorter), all at
+            least 0, on the weight's device; the caller may change them. Every call yields the same.
         """
         ...
 

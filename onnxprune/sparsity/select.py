@@ -186,7 +186,7 @@ class _KeyView:
         masks = _split(keys.masks, name)
         losers = _split(keys.losers, name)
         for scores in keys.score.chunks(name, keys.weights[name]):
-            key = scores.contiguous().view(torch.int32) + 1
+            key = scores.view(torch.int32).add_(1)
             if losers is not None:
                 lost = next(losers)
                 if self.beyond_pattern:

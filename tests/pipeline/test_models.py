@@ -175,7 +175,8 @@ def test_prunes_and_trains(
         model, output, quick(samples, samples, sparsity={"target": 0.5}, finetune=settings)
     )
     assert_pruned(model, output, 0.5)
-    tolerance = 1e-2 if kind is half else 1e-4
+    # Half a unit in the last place of a half output; weights that were not rounded differ by one.
+    tolerance = 4e-3 if kind is half else 1e-4
     assert results["validation"]["torch_vs_runtime_max_abs_error"] < tolerance
     before, after = weights(model), weights(output)
     moved = [bool((after[name] != before[name])[after[name] != 0].any()) for name in after]
