@@ -48,12 +48,7 @@ def atomic_write_all(contents: Mapping[Path, Callable[[BinaryIO], object]]) -> N
         for path, temporary in temporaries.items():
             os.replace(temporary, path)
     except OSError as error:
-        raise OutputError(
-            "the output cannot be written",
-            where=path,
-            got=error.strerror or error,
-            remedy="name a path in an existing folder that you may write to",
-        ) from None
+        raise _unwritable(path, error) from None
     finally:
         for temporary in temporaries.values():
             with contextlib.suppress(OSError):
@@ -73,9 +68,13 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"):
             pass
     except OSError as error:
-        raise OutputError(
-            "the output cannot be written",
-            where=path,
-            got=error.strerror or error,
-            remedy="name a path in an existing folder that you may write to",
-        ) from None
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        "the output cannot be written",
+        where=path,
+        got=error.strerror or error,
+        remedy="name a path in an existing folder that you may write to",
+    )

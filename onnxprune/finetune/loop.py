@@ -112,9 +112,8 @@ class Trainer:
         if checkpoint is None:
             return False
         tensors = checkpoint.tensors
-        state = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         with torch.no_grad():
-            for name, tensor in state.items():
+            for name, tensor in self._state().items():
                 tensor.copy_(tensors[f"model.{name}"])
         restore_optimizer(self.optimizer, dict(self.module.named_parameters()), tensors)
         masks = {name: tensors[f"mask.{name}"] for name in self.masks.masks}
