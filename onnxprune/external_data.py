@@ -13,10 +13,17 @@ import onnx
 from onnx import TensorProto
 
 from onnxprune.errors import ModelFileError
+from onnxprune.mapped import is_mapped, mapped_data, refer, release
 from onnxprune.payload import claimed_bytes, iter_tensors
 
 MIN_EXTERNAL_BYTES = 1024
 """Smaller tensors stay in the `.onnx` file: they are mostly shapes, which readers want at once."""
+
+READ_AT_ONCE_BYTES = 256 * 2**20
+"""Up to this size, files are read into memory and may change afterwards; larger ones are mapped."""
+
+MIN_MAPPED_BYTES = 64 * 2**10
+"""Smaller tensors of a large model are read: ONNX's own functions have to see shapes."""
 
 _ALIGNMENT = 4096
 _SLACK_BYTES = 64 * 2**20
@@ -35,6 +42,8 @@ class _Entry:
 def load_external_data(proto: onnx.ModelProto, model_path: Path) -> list[Path]:
     """Move a model's external data into its tensors; changes `proto`.
 
+    Where they are large, the larger tensors stay in their files and are mapped.
+
     Returns:
         The files that were read, in the order of their names in the model.
 
@@ -51,7 +60,11 @@ def load_external_data(proto: onnx.ModelProto, model_path: Path) -> list[Path]:
             where=model_path,
             got=f"{claimed} bytes of tensors in {sum(sizes.values())} bytes of files",
         )
+    large = claimed > READ_AT_ONCE_BYTES
     for entry in entries:
+        if large and entry.length >= MIN_MAPPED_BYTES:
+            refer(entry.tensor, entry.file, entry.offset, entry.length)
+            continue
         try:
             with entry.file.open("rb") as stream:
                 stream.seek(entry.offset)
@@ -60,9 +73,8 @@ def load_external_data(proto: onnx.ModelProto, model_path: Path) -> list[Path]:
             raise ModelFileError(
                 "an external data file cannot be read", where=entry.file, got=error.strerror
             ) from None
+        release(entry.tensor)
         entry.tensor.raw_data = data
-        entry.tensor.ClearField("data_location")
-        del entry.tensor.external_data[:]
     return [files[location] for location in sorted(files)]
 
 
@@ -70,7 +82,7 @@ def _entries(proto: onnx.ModelProto, model_path: Path) -> Iterator[_Entry]:
     """The external tensors of a model, each in a file that exists and is long enough."""
     folder = model_path.resolve().parent
     for tensor in iter_tensors(proto):
-        if tensor.data_location != TensorProto.EXTERNAL:
+        if tensor.data_location != TensorProto.EXTERNAL or is_mapped(tensor):
             continue
         where = f"{model_path}, tensor {tensor.name!r}"
         location, offset, length = _location(tensor, where)
@@ -136,22 +148,33 @@ def _location(tensor: TensorProto, where: str) -> tuple[str, int, int]:
     return location, offset, length
 
 
+def load_mapped(proto: onnx.ModelProto) -> None:
+    """Read the tensors into memory that are mapped; changes `proto`."""
+    for tensor in iter_tensors(proto):
+        if is_mapped(tensor):
+            data = mapped_data(tensor).tobytes()
+            release(tensor)
+            tensor.raw_data = data
+
+
 def move_outside(proto: onnx.ModelProto, stream: BinaryIO, location: str) -> None:
     """Write the larger tensors of a model to a stream and make them point there; changes `proto`.
 
     Args:
-        proto: The model, with its data inline.
+        proto: The model, with its data inline or mapped.
         stream: The data file, at its beginning.
         location: The name that the data file will have, beside the model.
     """
     for tensor in iter_tensors(proto):
-        length = len(tensor.raw_data)
-        if length < MIN_EXTERNAL_BYTES:
+        mapped = is_mapped(tensor)
+        data = mapped_data(tensor).data if mapped else tensor.raw_data
+        length = len(data)
+        if length < MIN_EXTERNAL_BYTES and not mapped:
             continue
         offset = -(-stream.tell() // _ALIGNMENT) * _ALIGNMENT
         stream.write(b"\0" * (offset - stream.tell()))
-        stream.write(tensor.raw_data)
-        tensor.ClearField("raw_data")
+        stream.write(data)
+        release(tensor)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", location), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))

@@ -1,14 +1,91 @@
-"""Files that a reader never sees half written."""
+"""Files that a reader never sees half written, and digests of files."""
 
 import contextlib
+import hashlib
 import os
 import secrets
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
-from onnxprune.errors import OutputError
+from onnxprune.errors import ModelFileError, OutputError
+
+_CHUNK_BYTES = 8 * 2**20
+
+
+def file_state(path: str | os.PathLike[str]) -> str:
+    """Tells two states of a file apart, without reading it."""
+    status = os.stat(path)
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"
+
+
+def check_state(path: str | os.PathLike[str], state: str) -> None:
+    """Make sure that a file is as it was.
+
+    Raises:
+        ModelFileError: It was changed.
+        OSError: It is gone.
+    """
+    if file_state(path) != state:
+        raise ModelFileError(
+            "the file was changed after the model was read",
+            where=path,
+            remedy="read the model again, and replace model files instead of writing into them",
+        )
+
+
+class Digest:
+    """A SHA-256 digest that is computed when it is first asked for.
+
+    Digests of large models take longer than reading them, and few users of a model need one.
+
+    Args:
+        compute: Returns the digest in hexadecimal digits.
+    """
+
+    def __init__(self, compute: Callable[[], str]) -> None:
+        self._compute = compute
+
+    @classmethod
+    def of(cls, data: bytes) -> "Digest":
+        """The digest of data, which are not kept."""
+        value = hashlib.sha256(data).hexdigest()
+        return cls(lambda: value)
+
+    @classmethod
+    def of_files(cls, states: Mapping[Path, str]) -> "Digest":
+        """The digest of files, one after the other.
+
+        Args:
+            states: The files in order, each with its `file_state` when it was read.
+        """
+        return cls(lambda: _files_sha256(states))
+
+    @cached_property
+    def hex(self) -> str:
+        """The digest in hexadecimal digits.
+
+        Raises:
+            ModelFileError: A file is no longer what it was.
+        """
+        return self._compute()
+
+
+def _files_sha256(states: Mapping[Path, str]) -> str:
+    digest = hashlib.sha256()
+    for file, state in states.items():
+        try:
+            check_state(file, state)
+            with file.open("rb") as stream:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+        except OSError as error:
+            raise ModelFileError(
+                "a model file cannot be read any more", where=file, got=error.strerror
+            ) from None
+    return digest.hexdigest()
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

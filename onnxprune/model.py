@@ -4,37 +4,40 @@ A model file is untrusted input. Sizes and external locations are checked before
 allocated, and whatever is wrong ends in a `ModelFileError`.
 """
 
-import hashlib
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import FunctionProto, GraphProto, NodeProto
 
+from onnxprune import external_data
 from onnxprune.errors import ModelFileError
-from onnxprune.external_data import load_external_data, move_outside
+from onnxprune.external_data import load_external_data, load_mapped, move_outside
 from onnxprune.files import (
+    Digest,
     atomic_write,
     atomic_write_all,
     atomic_write_bytes,
     atomic_write_text,
     check_writable,
+    file_state,
 )
+from onnxprune.graph_checks import check_depth, check_graphs
+from onnxprune.mapped import is_mapped, mapped_length
 from onnxprune.payload import (
     PROTOBUF_LIMIT_BYTES,
     check_payload,
     dense_array,
-    inner_graphs,
     iter_graphs,
     iter_named_tensors,
     iter_tensors,
     payload_sha256,
+    stored_bytes,
     tensor_array,
 )
+from onnxprune.wire import parse_in_place
 
 __all__ = [
     "PROTOBUF_LIMIT_BYTES",
@@ -52,12 +55,13 @@ __all__ = [
     "iter_tensors",
     "payload_sha256",
     "read",
+    "serialized",
     "tensor_array",
     "value_spec",
     "write",
 ]
 
-_CHUNK_BYTES = 8 * 2**20
+_HEAD_BYTES = 64
 _FORMAT_HINTS = {
     b"PK\x03\x04": "a zip archive (a PyTorch checkpoint, perhaps)",
     b"\x89HDF": "an HDF5 file (a Keras model, perhaps)",
@@ -96,18 +100,28 @@ class OnnxModel:
 
     Attributes:
         path: Where it was read from; None for a model handed over in memory.
-        proto: The model with its external data loaded into it.
-        sha256: Digest of the file as it lies on disk, followed by its external data files in the
-            order of their names; for a model without external data, what `sha256sum` prints.
+        proto: The model with its external data loaded into it; where they are large, tensors stay
+            in their files and are mapped (see `onnxprune.mapped`).
+        digest: Computes `sha256`.
         size_bytes: Size of the file with its external data.
         external_files: The files beside the `.onnx` file that held tensors.
     """
 
     path: Path | None
     proto: onnx.ModelProto
-    sha256: str
+    digest: Digest
     size_bytes: int
     external_files: tuple[Path, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the file as it was read, followed by its external data files in the order of
+        their names; for a model without external data, what `sha256sum` prints.
+
+        Raises:
+            ModelFileError: A file was changed before the digest was first asked for.
+        """
+        return self.digest.hex
 
     @property
     def has_external_data(self) -> bool:
@@ -162,173 +176,125 @@ def read(source: str | os.PathLike[str] | bytes | onnx.ModelProto | OnnxModel) -
         return _from_proto(source)
     if isinstance(source, bytes):
         proto = _parse(source, "the model in memory")
-        return _checked(None, proto, hashlib.sha256(source).hexdigest(), len(source))
+        return _checked(None, proto, Digest.of(source), len(source))
     path = Path(source)
-    data = _read_file(path)
-    proto = _parse(data, str(path))
-    digest = hashlib.sha256(data)
-    size = len(data)
-    del data
+    size, state = _check_file(path)
+    proto = _parse_file(path, size)
     external = load_external_data(proto, path)
-    for file in external:
-        with file.open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                size += len(chunk)
-    return _checked(path, proto, digest.hexdigest(), size, tuple(external))
+    size += sum(file.stat().st_size for file in external)
+    states = {path: state} | {file: file_state(file) for file in external}
+    return _checked(path, proto, Digest.of_files(states), size, tuple(external))
 
 
 def _from_proto(source: onnx.ModelProto) -> OnnxModel:
+    check_depth(source, "the model in memory")
     proto = onnx.ModelProto()
     proto.CopyFrom(source)
     if fits_in_one_message(proto):
-        data = proto.SerializeToString(deterministic=True)
-        return _checked(None, proto, hashlib.sha256(data).hexdigest(), len(data))
-    size = sum(len(tensor.raw_data) for tensor in iter_tensors(proto))
-    return _checked(None, proto, payload_sha256(proto), size)
+        data = serialized(proto)
+        return _checked(None, proto, Digest.of(data), len(data))
+    size = sum(stored_bytes(tensor) for tensor in iter_tensors(proto))
+    return _checked(None, proto, Digest(lambda: payload_sha256(proto)), size)
 
 
 def fits_in_one_message(proto: onnx.ModelProto) -> bool:
     """Whether a model with its data inline is below the size that Protocol Buffers can write."""
+    mapped = sum(mapped_length(tensor) for tensor in iter_tensors(proto) if is_mapped(tensor))
     try:
-        return int(proto.ByteSize()) <= PROTOBUF_LIMIT_BYTES
+        return int(proto.ByteSize()) + mapped <= PROTOBUF_LIMIT_BYTES
     except EncodeError:  # how protobuf itself says that it is not
         return False
 
 
-def _read_file(path: Path) -> bytes:
+def serialized(proto: onnx.ModelProto) -> bytes:
+    """A model as one message, with the tensors inline that are mapped."""
+    if any(is_mapped(tensor) for tensor in iter_tensors(proto)):
+        inline = onnx.ModelProto()
+        inline.CopyFrom(proto)
+        load_mapped(inline)
+        proto = inline
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
+def _check_file(path: Path) -> tuple[int, str]:
+    """Size and state of a file that may be read."""
     try:
         if path.is_dir():
             raise ModelFileError("this is a folder, not an ONNX file", where=path)
-        size = path.stat().st_size
+        size, state = path.stat().st_size, file_state(path)
         if not path.is_file():
             raise ModelFileError("this is a device or a pipe, not an ONNX file", where=path)
-        if size > PROTOBUF_LIMIT_BYTES:
-            raise ModelFileError(
-                "the file is larger than an ONNX file can be",
-                where=path,
-                got=f"{size} bytes",
-                expected=f"at most {PROTOBUF_LIMIT_BYTES} bytes",
-                remedy="large models keep their tensors in external data files",
-            )
-        return path.read_bytes()
     except FileNotFoundError:
         raise ModelFileError("no such model file", where=path) from None
     except (OSError, ValueError) as error:
         raise ModelFileError("the model file cannot be read", where=path, got=error) from None
+    if size > PROTOBUF_LIMIT_BYTES:
+        raise ModelFileError(
+            "the file is larger than an ONNX file can be",
+            where=path,
+            got=f"{size} bytes",
+            expected=f"at most {PROTOBUF_LIMIT_BYTES} bytes",
+            remedy="large models keep their tensors in external data files",
+        )
+    return size, state
+
+
+def _parse_file(path: Path, size: int) -> onnx.ModelProto:
+    try:
+        if size <= external_data.READ_AT_ONCE_BYTES:
+            return _parse(path.read_bytes(), str(path))
+        with path.open("rb") as stream:
+            _check_format(stream.read(_HEAD_BYTES), str(path))
+        return parse_in_place(path, external_data.MIN_MAPPED_BYTES)
+    except OSError as error:
+        raise ModelFileError("the model file cannot be read", where=path, got=error) from None
+    except (DecodeError, ValueError) as error:
+        raise _unparsed(size, str(path), error) from None
 
 
 def _parse(data: bytes, where: str) -> onnx.ModelProto:
-    for magic, meaning in _FORMAT_HINTS.items():
-        if data.startswith(magic):
-            raise ModelFileError(
-                "this is not an ONNX file", where=where, got=meaning, expected="an .onnx file"
-            )
-    if not data:
-        raise ModelFileError("the model file is empty", where=where, got="0 bytes")
+    _check_format(data[:_HEAD_BYTES], where)
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
     except DecodeError as error:
-        raise ModelFileError(
-            "this is not an ONNX file, or it is truncated",
-            where=where,
-            got=f"{len(data)} bytes that do not parse ({error})",
-            expected="a serialised onnx.ModelProto",
-            remedy="fetch or export the file again and compare its size",
-        ) from None
+        raise _unparsed(len(data), where, error) from None
     return proto
+
+
+def _check_format(head: bytes, where: str) -> None:
+    for magic, meaning in _FORMAT_HINTS.items():
+        if head.startswith(magic):
+            raise ModelFileError(
+                "this is not an ONNX file", where=where, got=meaning, expected="an .onnx file"
+            )
+    if not head:
+        raise ModelFileError("the model file is empty", where=where, got="0 bytes")
+
+
+def _unparsed(size: int, where: str, reason: Exception) -> ModelFileError:
+    return ModelFileError(
+        "this is not an ONNX file, or it is truncated",
+        where=where,
+        got=f"{size} bytes that do not parse ({reason})",
+        expected="a serialised onnx.ModelProto",
+        remedy="fetch or export the file again and compare its size",
+    )
 
 
 def _checked(
     path: Path | None,
     proto: onnx.ModelProto,
-    sha256: str,
+    digest: Digest,
     size_bytes: int,
     external_files: tuple[Path, ...] = (),
 ) -> OnnxModel:
-    """Reject what parses as a message, yet is no usable model."""
+    """The model, if it is a sound one."""
     where = str(path or "the model in memory")
-    if not proto.graph.node or not proto.graph.output or not proto.opset_import:
-        raise ModelFileError(
-            "this is not an ONNX model, or it is truncated",
-            where=where,
-            got=f"{len(proto.graph.node)} nodes, {len(proto.graph.output)} outputs, "
-            f"{len(proto.opset_import)} operator sets",
-            expected="a graph with nodes and outputs, and an operator set",
-        )
-    domains = {_domain(opset.domain) for opset in proto.opset_import}
-    _check_graph(proto.graph, set(), domains, where)
-    for function in proto.functions:
-        _check_function(function, domains, where)
+    check_graphs(proto, where)
     check_payload(proto, where)
-    return OnnxModel(path, proto, sha256, size_bytes, external_files)
-
-
-def _check_function(function: FunctionProto, domains: set[str], where: str) -> None:
-    domains = domains | {_domain(opset.domain) for opset in function.opset_import}
-    where = f"{where}, function {function.domain}::{function.name}"
-    known = set(function.input)
-    _check_nodes(function.node, known, domains, where)
-    _check_produced(function.output, known, where)
-
-
-def _check_graph(graph: GraphProto, outer: set[str], domains: set[str], where: str) -> None:
-    """Reject graphs whose nodes read values that nothing produces; `outer` holds known names."""
-    known = outer | {value.name for value in graph.input}
-    known |= {tensor.name for tensor in graph.initializer}
-    known |= {sparse.values.name for sparse in graph.sparse_initializer}
-    _check_text(known, where)
-    _check_nodes(graph.node, known, domains, where)
-    _check_produced([value.name for value in graph.output], known, where)
-
-
-def _check_nodes(
-    nodes: Iterable[NodeProto], known: set[str], domains: set[str], where: str
-) -> None:
-    """Check nodes in order, and add their outputs to `known`."""
-    for node in nodes:
-        _check_text([node.name, node.op_type, node.domain, *node.input, *node.output], where)
-        if _domain(node.domain) not in domains:
-            raise ModelFileError(
-                "the model is damaged or truncated: it does not say which version of an "
-                "operator set it uses",
-                where=f"{where}, node {node.name or node.op_type!r} ({node.op_type})",
-                got=f"no entry for the domain {node.domain!r}",
-            )
-        for name in node.input:
-            if name and name not in known:
-                raise ModelFileError(
-                    "the graph is damaged: a node reads a value that nothing before it produces",
-                    where=f"{where}, node {node.name or node.op_type!r} ({node.op_type})",
-                    got=f"input {name!r}",
-                    expected="a graph input, an initializer, or the output of an earlier node",
-                )
-        for _, graph in inner_graphs(node):
-            _check_graph(graph, known, domains, where)
-        known.update(name for name in node.output if name)
-
-
-def _check_produced(names: Iterable[str], known: set[str], where: str) -> None:
-    for name in names:
-        if name not in known:
-            raise ModelFileError(
-                "the graph is damaged: nothing produces one of its outputs",
-                where=f"{where}, output {name!r}",
-            )
-
-
-def _check_text(names: Iterable[object], where: str) -> None:
-    """Reject names that are not UTF-8, for which protobuf hands out bytes instead of a string."""
-    for name in names:
-        if not isinstance(name, str):
-            raise ModelFileError(
-                "the file is damaged: a name is not UTF-8 text", where=where, got=repr(name)[:200]
-            )
-
-
-def _domain(name: str) -> str:
-    return "" if name == "ai.onnx" else name
+    return OnnxModel(path, proto, digest, size_bytes, external_files)
 
 
 def value_spec(value: onnx.ValueInfoProto) -> ValueSpec:
@@ -368,7 +334,7 @@ def write(proto: onnx.ModelProto, path: str | os.PathLike[str], *, external: boo
     """
     path = Path(path)
     if not external and fits_in_one_message(proto):
-        atomic_write_bytes(path, proto.SerializeToString(deterministic=True))
+        atomic_write_bytes(path, serialized(proto))
         return
     data_path = external_data_path(path)
     light = onnx.ModelProto()

@@ -13,6 +13,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, numpy_helper
 
 from onnxprune.errors import ModelFileError
+from onnxprune.mapped import is_mapped, mapped_data, mapped_length
 
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
 """Protocol Buffers cannot hold more than this in one message."""
@@ -148,14 +149,23 @@ def check_payload(proto: onnx.ModelProto, where: object) -> None:
 
 def _check_dense(tensor: TensorProto, where: str) -> None:
     claimed = claimed_bytes(tensor, where)
+    if tensor.data_location == TensorProto.EXTERNAL and not is_mapped(tensor):
+        raise ModelFileError(
+            "a model in memory has a tensor whose data lie in a file",
+            where=where,
+            expected="tensors with their data",
+            remedy="give the path of the model file",
+        )
     typed = tensor.data_type == TensorProto.STRING or any(
         len(getattr(tensor, field)) for field in _TYPED_FIELDS
     )
-    if not typed and len(tensor.raw_data) != claimed:
+    typed = typed and not is_mapped(tensor)
+    length = None if typed else stored_bytes(tensor)
+    if length is not None and length != claimed:
         raise ModelFileError(
             "the file is truncated or damaged: a tensor's data do not match its shape",
             where=where,
-            got=f"{len(tensor.raw_data)} bytes",
+            got=f"{length} bytes",
             expected=f"{claimed} bytes for shape {tuple(tensor.dims)}",
             remedy="fetch or export the file again",
         )
@@ -229,8 +239,21 @@ def claimed_bytes(tensor: TensorProto, where: object) -> int | None:
     return size
 
 
+def stored_bytes(tensor: TensorProto) -> int:
+    """Bytes of a tensor's raw data, in the message or in the file where they stayed."""
+    return mapped_length(tensor) if is_mapped(tensor) else len(tensor.raw_data)
+
+
 def tensor_array(tensor: TensorProto) -> np.ndarray:
     """A tensor's values; read-only where they need no decoding."""
+    if is_mapped(tensor) and tensor.data_type in _PACKED_BITS:
+        unpacked = TensorProto(dims=tensor.dims, data_type=tensor.data_type)
+        unpacked.raw_data = mapped_data(tensor).tobytes()
+        tensor = unpacked
+    if is_mapped(tensor):
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        little = mapped_data(tensor).view(dtype.newbyteorder("<"))
+        return little.reshape(tuple(tensor.dims))
     return numpy_helper.to_array(tensor)
 
 

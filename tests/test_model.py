@@ -450,7 +450,9 @@ def test_a_small_file_cannot_claim_a_huge_model(
 
 
 def test_external_data_of_a_proto_in_memory_are_refused(external: Path) -> None:
-    assert "do not match its shape" in refusal(onnx.load(external, load_external_data=False))
+    proto = onnx.load(external, load_external_data=False)
+    assert "data lie in a file" in refusal(proto)
+    assert "data lie in a file" in refusal(proto.SerializeToString())
 
 
 # --- what is written ------------------------------------------------------------------------------

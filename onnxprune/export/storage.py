@@ -4,6 +4,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from onnxprune.model import tensor_array
+
 SPARSE_BREAK_EVEN = 2 / 3
 """Sparsity above which 4-byte values with 8-byte indices are smaller than dense storage."""
 
@@ -41,7 +43,7 @@ def to_sparse(proto: onnx.ModelProto, names: set[str]) -> list[str]:
 
 def _sparse(tensor: onnx.TensorProto) -> onnx.SparseTensorProto | None:
     """The sparse form of a tensor, or None if it would be no smaller."""
-    flat = numpy_helper.to_array(tensor).ravel()
+    flat = tensor_array(tensor).ravel()
     indices = stored_indices(flat)
     if len(indices) * (flat.dtype.itemsize + 8) >= flat.size * flat.dtype.itemsize:
         return None

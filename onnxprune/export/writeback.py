@@ -10,6 +10,7 @@ from onnx import SparseTensorProto, TensorProto
 
 from onnxprune.errors import ModelError
 from onnxprune.export.storage import stored_indices
+from onnxprune.mapped import release
 from onnxprune.model import OnnxModel, iter_graphs, write
 from onnxprune.tensors import GraphTensor, find_tensors
 
@@ -92,7 +93,7 @@ def write_back(source: onnx.ModelProto, tensors: Mapping[str, np.ndarray]) -> on
         if tensor is None:
             raise ModelError("the model stores no such tensor", where=name)
         converted = _converted(name, values, tensor)
-        if converted.tobytes() != np.ascontiguousarray(tensor.array()).tobytes():
+        if not np.array_equal(_bits(converted), _bits(tensor.array())):
             changed[name] = converted
     aliases = changed.keys() - stored.keys()
     if aliases:
@@ -103,6 +104,11 @@ def write_back(source: onnx.ModelProto, tensors: Mapping[str, np.ndarray]) -> on
             raise ModelError("an alias is no output of an Identity node", where=name)
         _store(stored[name].proto, converted)
     return proto
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    """A tensor's bytes, which tell also apart what compares equal, as 0.0 and -0.0 do."""
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
 
 def _converted(name: str, values: np.ndarray, tensor: GraphTensor) -> np.ndarray:
@@ -126,7 +132,7 @@ def _converted(name: str, values: np.ndarray, tensor: GraphTensor) -> np.ndarray
             "only float tensors can be written back", where=name, got=tensor.dtype, expected="float"
         )
     with np.errstate(over="ignore"):
-        converted = values.astype(tensor.dtype)
+        converted = values.astype(tensor.dtype, copy=False)
     if not np.isfinite(converted).all():
         raise ModelError(
             "a trained tensor does not fit its element type",
@@ -163,6 +169,7 @@ def _store(tensor: TensorProto | SparseTensorProto, values: np.ndarray) -> None:
         getattr(tensor, field).extend(flat.tolist())
     else:
         little = values.astype(values.dtype.newbyteorder("<"), copy=False)
+        release(tensor)
         tensor.raw_data = np.ascontiguousarray(little).tobytes()
 
 

@@ -18,10 +18,19 @@ from onnxprune.tensors import GraphTensor, constant_tensor
 _KEPT_ELEMENTS = 1024
 """Stored tensors up to this size stay in the skeleton: shapes are computed from them."""
 
+_MAX_RANK = 64
+_MAX_PROPAGATED = 2**20
+
 _CONVOLUTIONS = frozenset({"Conv", "FusedConv"})
 _PRODUCTS = frozenset({"MatMul", "FusedMatMul", "Gemm", "FusedGemm"})
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _COUNTED = _CONVOLUTIONS | _PRODUCTS | _RECURRENT | {"ConvTranspose"}
+
+_DAMAGE = (
+    *(onnx.shape_inference.InferenceError, onnx.checker.ValidationError),
+    *(RuntimeError, ValueError, MemoryError),
+)
+"""What ONNX's shape inference raises on a graph that it does not understand."""
 
 Shape = tuple[int, ...]
 
@@ -81,8 +90,9 @@ def infer_shapes(proto: ModelProto) -> dict[str, Shape]:
     skeleton = _skeleton(proto)
     shapes: dict[str, Shape] = {t.name: tuple(t.dims) for t in proto.graph.initializer}
     try:
-        graph = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        propagate = _stays_small(skeleton)
+        graph = onnx.shape_inference.infer_shapes(skeleton, data_prop=propagate).graph
+    except _DAMAGE:
         graph = skeleton.graph
     for value in (*graph.input, *graph.value_info, *graph.output):
         shape = value_spec(value).shape
@@ -120,9 +130,29 @@ def _skeleton(proto: ModelProto) -> ModelProto:
         constant = constant_tensor(node)
         if isinstance(constant, TensorProto) and math.prod(constant.dims) > _KEPT_ELEMENTS:
             _declare(graph, node.output[0], constant.data_type, tuple(constant.dims))
+        elif node.op_type == "Range" and node.output:
+            _declare(graph, node.output[0], TensorProto.INT64, (None,))
         else:
             graph.node.add().CopyFrom(node)
     return skeleton
+
+
+def _stays_small(skeleton: ModelProto) -> bool:
+    """Whether ONNX can propagate the values of shapes through a graph without writing novels.
+
+    It computes every element, however many a hostile `Range` has, or a row of `Concat` that doubles
+    its input each time. The main graph's `Range` nodes are left out of the skeleton.
+    """
+    lengths: dict[str, int] = {tensor.name: _KEPT_ELEMENTS for tensor in skeleton.graph.initializer}
+    for node in skeleton.graph.node:
+        known = [lengths.get(name, _MAX_RANK) for name in node.input]
+        length = sum(known) if node.op_type == "Concat" else max(known, default=_KEPT_ELEMENTS)
+        if length > _MAX_PROPAGATED:
+            return False
+        lengths.update(dict.fromkeys(node.output, length))
+    inner = [node for path, graph in iter_graphs(skeleton) if path for node in graph.node]
+    inner += [node for function in skeleton.functions for node in function.node]
+    return not any(node.op_type in ("Range", "Concat") for node in inner)
 
 
 def _fix_batch(copy: onnx.ValueInfoProto, value: onnx.ValueInfoProto, batch: set[str]) -> None:
@@ -140,7 +170,7 @@ def _store(graph: GraphProto, name: str, tensor: TensorProto) -> None:
         _declare(graph, name, tensor.data_type, tuple(tensor.dims))
 
 
-def _declare(graph: GraphProto, name: str, data_type: int, shape: Shape) -> None:
+def _declare(graph: GraphProto, name: str, data_type: int, shape: tuple[int | None, ...]) -> None:
     graph.input.append(onnx.helper.make_tensor_value_info(name, data_type, shape))
 
 

@@ -233,7 +233,7 @@ def _runtime_input(model: ModelSource, source: OnnxModel, scratch: Path) -> str 
     if isinstance(model, str | os.PathLike):
         return os.fspath(model)
     if model_files.fits_in_one_message(source.proto):
-        return source.proto.SerializeToString()
+        return model_files.serialized(source.proto)
     path = scratch / "model.onnx"
     model_files.write(source.proto, path)
     return str(path)

@@ -1,0 +1,82 @@
+"""Tensors whose data stay in their file and are mapped into memory where they are looked at.
+
+The message of such a tensor says where its data are, as ONNX's external data do, but with the
+absolute path of a file that was checked, and with a mark. The mark holds a secret of this process,
+so that no file and no other process can make one, and the state of the file, so that a file that
+was changed since is noticed.
+"""
+
+import os
+import secrets
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxprune.errors import ModelFileError
+from onnxprune.files import check_state, file_state
+
+_MARK = "onnxprune.mapped"
+_SECRET = secrets.token_hex(16)
+
+
+def refer(tensor: TensorProto, file: Path, offset: int, length: int) -> None:
+    """Leave a tensor's data in a file, whose place and size were checked; changes `tensor`."""
+    release(tensor)
+    tensor.data_location = TensorProto.EXTERNAL
+    mark = f"{_SECRET}:{file_state(file)}"
+    for key, value in (
+        ("location", os.fspath(file.resolve())),
+        ("offset", str(offset)),
+        ("length", str(length)),
+        (_MARK, mark),
+    ):
+        tensor.external_data.add(key=key, value=value)
+
+
+def release(tensor: TensorProto) -> None:
+    """Forget where a tensor's data are; changes `tensor`."""
+    tensor.ClearField("data_location")
+    tensor.ClearField("external_data")
+    tensor.ClearField("raw_data")
+
+
+def is_mapped(tensor: TensorProto) -> bool:
+    """Whether a tensor's data are in a file, by `refer` in this process."""
+    return tensor.data_location == TensorProto.EXTERNAL and any(
+        entry.key == _MARK and entry.value.startswith(_SECRET) for entry in tensor.external_data
+    )
+
+
+def mapped_length(tensor: TensorProto) -> int:
+    """Bytes of a mapped tensor's data."""
+    return int(_entries(tensor)["length"])
+
+
+def mapped_data(tensor: TensorProto) -> np.ndarray:
+    """The bytes of a mapped tensor, read-only.
+
+    Raises:
+        ModelFileError: The file was changed or removed since the model was read.
+    """
+    entries = _entries(tensor)
+    offset, length = int(entries["offset"]), int(entries["length"])
+    state = entries[_MARK].removeprefix(f"{_SECRET}:")
+    return _mapping(entries["location"], state)[offset : offset + length]
+
+
+def _entries(tensor: TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+@lru_cache(maxsize=64)
+def _mapping(path: str, state: str) -> np.ndarray:
+    """A file mapped into memory; kept open, so that a file that replaces it does no harm."""
+    try:
+        check_state(path, state)
+        return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    except (OSError, ValueError) as error:
+        raise ModelFileError(
+            "an external data file cannot be read any more", where=path, got=error
+        ) from None
