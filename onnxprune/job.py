@@ -128,11 +128,11 @@ def prepare(
     source = _in_inference(source, recipe, notes)
     tensors = find_tensors(source.proto)
     _check_values(tensors.values(), source)
+    load(source).check_trainable()
     plan = make_plan(tensors.values(), recipe)
     notes += plan.skipped_notes()
     notes += _sparse_already(plan)
     check_device(recipe.finetune)
-    load(source)
     open_session(source, recipe.validation.provider, recipe.validation.threads)
     train, evaluation, held_out = _open_samples(source, recipe, allow_python, notes)
     if any(samples is not None and samples.labelled for samples in (train, evaluation)):

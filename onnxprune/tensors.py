@@ -7,9 +7,10 @@ rearrange, to the initializer or `Constant` node in which the values are stored.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -17,6 +18,14 @@ from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, Tenso
 
 from onnxprune.errors import ModelFileError
 from onnxprune.model import dense_array, tensor_array
+from onnxprune.tensor_views import (
+    REARRANGING,
+    SELECTING,
+    View,
+    attribute_of,
+    forwarded,
+    joined,
+)
 
 WEIGHT_ROLES = frozenset({"weight", "recurrent"})
 """Roles of tensors that products are summed over."""
@@ -38,20 +47,39 @@ _SLOTS: dict[tuple[str, str], dict[int, str]] = {
     ("", "RMSNormalization"): {1: "scale"},
     ("", "PRelu"): {1: "slope"},
     ("", "Gather"): {0: "embedding"},
-    ("", "LSTM"): {1: "recurrent", 2: "recurrent", 3: "bias", 7: "bias"},
-    ("", "GRU"): {1: "recurrent", 2: "recurrent", 3: "bias"},
-    ("", "RNN"): {1: "recurrent", 2: "recurrent", 3: "bias"},
+    ("", "GatherND"): {0: "embedding"},
+    ("", "GatherElements"): {0: "embedding"},
+    ("", "LSTM"): {
+        **{1: "recurrent", 2: "recurrent", 3: "bias"},
+        **{5: "operand", 6: "operand", 7: "bias"},
+    },
+    ("", "GRU"): {1: "recurrent", 2: "recurrent", 3: "bias", 5: "operand"},
+    ("", "RNN"): {1: "recurrent", 2: "recurrent", 3: "bias", 5: "operand"},
     (_CONTRIB, "FusedConv"): {1: "weight", 2: "bias"},
+    (_CONTRIB, "NhwcConv"): {1: "weight", 2: "bias"},
     (_CONTRIB, "FusedMatMul"): {0: "weight", 1: "weight"},
+    (_CONTRIB, "TransposeMatMul"): {0: "weight", 1: "weight"},
+    (_CONTRIB, "FusedMatMulActivation"): {0: "weight", 1: "weight"},
     (_CONTRIB, "FusedGemm"): {0: "weight", 1: "weight", 2: "bias"},
-    (_CONTRIB, "Attention"): {1: "weight", 2: "bias"},
+    (_CONTRIB, "Attention"): {1: "weight", 2: "bias", 5: "operand"},
+    (_CONTRIB, "MultiHeadAttention"): {3: "bias", 5: "operand"},
+    (_CONTRIB, "BiasAdd"): {1: "bias"},
+    (_CONTRIB, "BiasSplitGelu"): {1: "bias"},
     (_CONTRIB, "BiasGelu"): {1: "bias"},
     (_CONTRIB, "FastGelu"): {1: "bias"},
     (_CONTRIB, "LayerNormalization"): {1: "scale", 2: "shift"},
     (_CONTRIB, "SimplifiedLayerNormalization"): {1: "scale"},
     ("", "SimplifiedLayerNormalization"): {1: "scale"},
-    (_CONTRIB, "SkipLayerNormalization"): {2: "scale", 3: "shift", 4: "bias"},
-    (_CONTRIB, "SkipSimplifiedLayerNormalization"): {2: "scale", 3: "bias"},
+    (_CONTRIB, "SkipLayerNormalization"): {
+        **{0: "operand", 1: "operand"},
+        **{2: "scale", 3: "shift", 4: "bias"},
+    },
+    (_CONTRIB, "SkipSimplifiedLayerNormalization"): {
+        **{0: "operand", 1: "operand"},
+        **{2: "scale", 3: "bias"},
+    },
+    (_CONTRIB, "GroupNorm"): {1: "scale", 2: "shift"},
+    (_CONTRIB, "SkipGroupNorm"): {1: "scale", 2: "shift", 4: "bias"},
     (_CONTRIB, "EmbedLayerNormalization"): {
         2: "embedding",
         3: "embedding",
@@ -62,25 +90,40 @@ _SLOTS: dict[tuple[str, str], dict[int, str]] = {
 }
 _PRUNABLE_OPS = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"}
-    | {"FusedConv", "FusedMatMul", "FusedGemm"}
+    | {"FusedConv", "NhwcConv", "FusedGemm", "Attention"}
+    | {"FusedMatMul", "TransposeMatMul", "FusedMatMulActivation"}
+)
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcConv"})
+_PRODUCTS = frozenset(
+    {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "TransposeMatMul", "FusedMatMulActivation"}
 )
 _LINEAR_OPS = _PRUNABLE_OPS | {"Einsum"}
 _ELEMENTWISE = frozenset({"Mul", "Add", "Sub", "Div"})
-_JOINING = frozenset({"Concat", "Expand"})
-_REARRANGING = frozenset(
-    {"Identity", "Transpose", "Reshape", "Cast", "Unsqueeze", "Squeeze", "Flatten"}
+_PASSING = frozenset({"Concat", "Expand"}) | frozenset(
+    {"Exp", "Neg", "Abs", "Sqrt", "Sigmoid", "Tanh", "Softplus", "Softmax"}
+    | {"Log", "Relu", "Clip", "Pow", "ScatterND", "ScatterElements"}
 )
+"""Operators of one operand through which learned values go on to where they are used."""
+
 _FLOAT_TYPES = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 )
-_FOLDED_CONSTANT = re.compile(r"onnx::\w+|_?val_\d+|const(ant)?_?\d*(_\w*)?|ortshared_\w+", re.I)
+_FOLDED_CONSTANT = re.compile(
+    r"onnx::\w+|_?val_\d+|const(ant)?_?\d*(_\w*)?|ortshared_\w+"
+    r"|(c_)?_?(lifted_)?tensor(_constant)?_?\d+"
+    r"|(arange|clone|convert_element_type_default|full|scalar_tensor_default)(_\d+)?",
+    re.I,
+)
 """Names that exporters give to constants which they computed themselves."""
 
+_NEUTRAL = {"scale": 1, "shift": 0, "bias": 0}
 _MAX_CALL_DEPTH = 64
+_MAX_SELECTIONS = 256
 _MAX_NODES = 5_000_000
 """Nodes visited, once for each call of the function that they are in: functions that call each
 other twice at every level would be visited for ever."""
 _MASK_MAGNITUDE = 1e4
+_MASK_OFFSET = -10.0
 
 
 @dataclass(frozen=True)
@@ -225,19 +268,7 @@ class _Scope:
     producers: dict[str, NodeProto] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _View:
-    """How a stored tensor looks where it is used.
-
-    `axes` names for each axis the stored axis that it is, or None for a mixed or new one.
-    """
-
-    tensor: _Stored
-    shape: tuple[int, ...]
-    axes: tuple[int | None, ...]
-
-    def axis(self, index: int) -> int | None:
-        return self.axes[index] if -len(self.axes) <= index < len(self.axes) else None
+_View: TypeAlias = View[_Stored]
 
 
 def _graph_scope(graph: GraphProto, path: str, parent: _Scope | None) -> _Scope:
@@ -250,6 +281,7 @@ def _graph_scope(graph: GraphProto, path: str, parent: _Scope | None) -> _Scope:
 class _Finder:
     def __init__(self, proto: onnx.ModelProto) -> None:
         self._functions = {(f.domain, f.name): f for f in proto.functions}
+        self._scalars = proto.producer_name == "pytorch"
         self._by_id: dict[int, _Stored] = {}
         self._by_name: dict[str, _Stored] = {}
         self._visited = 0
@@ -310,37 +342,39 @@ class _Finder:
         self._by_id[id(proto)] = self._by_name[unique] = stored
 
     def _visit_uses(self, scope: _Scope, node: NodeProto) -> None:
-        if node.op_type in _REARRANGING or (node.domain, node.op_type) in self._functions:
+        if node.op_type in REARRANGING or (node.domain, node.op_type) in self._functions:
             return
         domain = "" if node.domain == "ai.onnx" else node.domain
         roles = _SLOTS.get((domain, node.op_type), {})
         for slot, value in enumerate(node.input):
-            view = self._resolve(scope, value) if value else None
-            if view is None:
-                continue
+            views = self._views(scope, value) if value else []
             role = roles.get(slot)
-            if domain == "" and role is None:
-                role = self._operand_role(scope, node, slot)
-            use = Use(
-                node=node.name or next(iter(node.output), ""),
-                op_type=node.op_type,
-                slot=slot,
-                role=role if view.tensor.data_type in _FLOAT_TYPES else None,
-                value=value,
-                reduction_axis=_reduction_axis(node, slot, view) if role else None,
-                depthwise=role == "weight" and _is_depthwise(node, view),
-            )
-            view.tensor.uses.append(use)
+            if views and domain == "" and role is None:
+                role = self._operand_role(scope, node, slot, views)
+            for view in views:
+                use = Use(
+                    node=node.name or next(iter(node.output), ""),
+                    op_type=node.op_type,
+                    slot=slot,
+                    role=role if view.tensor.data_type in _FLOAT_TYPES else None,
+                    value=value,
+                    reduction_axis=_reduction_axis(node, slot, view) if role else None,
+                    depthwise=role == "weight" and _is_depthwise(node, view),
+                )
+                view.tensor.uses.append(use)
 
-    def _operand_role(self, scope: _Scope, node: NodeProto, slot: int) -> str | None:
+    def _operand_role(
+        self, scope: _Scope, node: NodeProto, slot: int, views: Sequence[_View]
+    ) -> str | None:
         if node.op_type == "Einsum":
             return "weight"
-        if node.op_type in _JOINING and (node.op_type == "Concat" or slot == 0):
+        if node.op_type in _PASSING and (node.op_type == "Concat" or slot == 0):
             return "operand"
         if node.op_type not in _ELEMENTWISE or len(node.input) != 2:
             return None
         other = node.input[1 - slot]
-        if self._comes_from_input(scope, other):
+        position = node.op_type == "Add" and all(_varies_along_axes(view) > 1 for view in views)
+        if not position and self._comes_from_input(scope, other):
             return None
         producer = scope.producers.get(other)
         if node.op_type == "Add" and producer is not None and producer.op_type in _LINEAR_OPS:
@@ -363,11 +397,48 @@ class _Finder:
                 if stored[0] == stored[1]:
                     return False
                 name = node.input[stored.index(False)]
-            elif node.op_type in _REARRANGING:
+            elif node.op_type in REARRANGING:
                 name = node.input[0]
             else:
                 return False
         return False
+
+    def _views(self, scope: _Scope, name: str) -> list[_View]:
+        """Views of the stored tensors that a value is made of; none if anything else goes in."""
+        view = self._resolve(scope, name)
+        return [view] if view is not None else self._selected(scope, name, {}, 0)
+
+    def _selected(
+        self, scope: _Scope, name: str, known: dict[tuple[int, str], list[_View]], depth: int
+    ) -> list[_View]:
+        """Follow a value back through nodes that select from stored tensors and join them.
+
+        Exporters reorder the gates of recurrent weights, and take attention's projections apart,
+        in this way. Of a tensor that is taken apart and joined again there is one view.
+        """
+        view = self._resolve(scope, name)
+        if view is not None:
+            return [view] if view.tensor.data_type in _FLOAT_TYPES else []
+        scope, name = _bound(scope, name)
+        key = (id(scope), name)
+        if key in known:
+            return known[key]
+        known[key] = []
+        node = scope.producers.get(name)
+        if node is None or depth > _MAX_SELECTIONS or len(known) > _MAX_SELECTIONS:
+            return []
+        follow = partial(self._selected, known=known, depth=depth + 1)
+        if node.op_type == "Concat" and node.domain in ("", "ai.onnx"):
+            parts = [follow(scope, value) for value in node.input]
+            if parts and all(parts):
+                unique = {id(view.tensor): view for view in joined(parts, node)}
+                known[key] = list(unique.values())
+        elif node.op_type in REARRANGING | SELECTING and node.input:
+            ints = partial(self._small_ints, scope)
+            fixed = node.op_type != "Gather" or self._resolve(scope, node.input[1]) is not None
+            views = follow(scope, node.input[0]) if fixed else []
+            known[key] = [forwarded(view, node, name, ints) for view in views]
+        return known[key]
 
     def _resolve(self, scope: _Scope, name: str) -> _View | None:
         """Follow a value back to the stored tensor that it is a rearrangement of."""
@@ -382,7 +453,7 @@ class _Finder:
                 tensor = constant_tensor(node)
                 if tensor is not None:
                     return self._replay(self._by_id[id(tensor)], chain)
-                if node.op_type not in _REARRANGING or not node.input:
+                if node.op_type not in REARRANGING or not node.input:
                     return None
                 chain.append((scope, node))
                 name = node.input[0]
@@ -395,51 +466,17 @@ class _Finder:
     def _replay(self, tensor: _Stored, chain: list[tuple[_Scope, NodeProto]]) -> _View | None:
         if chain and tensor.data_type not in _FLOAT_TYPES:
             return None
-        view = _View(tensor, tensor.shape, tuple(range(len(tensor.shape))))
+        view = View(tensor, tensor.shape, tuple(range(len(tensor.shape))))
         for scope, node in reversed(chain):
-            view = self._rearranged(view, scope, node)
+            view = forwarded(view, node, node.output[0], partial(self._small_ints, scope))
         return view
 
-    def _rearranged(self, view: _View, scope: _Scope, node: NodeProto) -> _View:
-        rank = len(view.shape)
-        if node.op_type == "Transpose":
-            perm = _attribute(node, "perm") or list(range(rank))[::-1]
-            if sorted(perm) == list(range(rank)):
-                shape = tuple(view.shape[i] for i in perm)
-                return _View(view.tensor, shape, tuple(view.axes[i] for i in perm))
-        if node.op_type in ("Identity", "Cast"):
-            return view
-        return _reshaped(view, self._target_shape(view, scope, node))
-
-    def _target_shape(self, view: _View, scope: _Scope, node: NodeProto) -> tuple[int, ...] | None:
-        """Shape after Reshape, Flatten, Squeeze or Unsqueeze; None if the file does not say."""
-        rank = len(view.shape)
-        if node.op_type == "Flatten":
-            axis = _attribute(node, "axis", 1)
-            axis += rank if axis < 0 else 0
-            return int(np.prod(view.shape[:axis])), int(np.prod(view.shape[axis:]))
-        key = "shape" if node.op_type == "Reshape" else "axes"
-        ints = _attribute(node, key)
-        if ints is None and len(node.input) > 1:
-            ints = self._small_ints(scope, node.input[1])
-        if node.op_type == "Squeeze":
-            if ints is None:
-                return tuple(dim for dim in view.shape if dim != 1)
-            drop = {axis % rank for axis in ints} if rank else set()
-            return tuple(dim for axis, dim in enumerate(view.shape) if axis not in drop)
-        if ints is None:
-            return None
-        if node.op_type == "Unsqueeze":
-            new = {axis % (rank + len(ints)) for axis in ints}
-            rest = iter(view.shape)
-            return tuple(1 if i in new else next(rest, 1) for i in range(rank + len(ints)))
-        sizes = [view.shape[i] if dim == 0 and i < rank else int(dim) for i, dim in enumerate(ints)]
-        if sizes.count(-1) == 1:
-            known = int(np.prod([dim for dim in sizes if dim != -1]))
-            sizes[sizes.index(-1)] = int(np.prod(view.shape)) // known if known else 0
-        return tuple(sizes)
-
     def _small_ints(self, scope: _Scope, name: str) -> list[int] | None:
+        node = scope.producers.get(name)
+        if node is not None and node.op_type == "Constant":
+            plain = attribute_of(node, "value_ints", attribute_of(node, "value_int"))
+            if plain is not None:
+                return list(np.atleast_1d(plain).tolist())
         view = self._resolve(scope, name)
         if view is None or view.tensor.data_type != TensorProto.INT64:
             return None
@@ -449,7 +486,8 @@ class _Finder:
 
     def result(self) -> dict[str, GraphTensor]:
         in_constants = self._weights_in_constants()
-        return {name: _classified(t, in_constants) for name, t in self._by_name.items()}
+        scalars = self._scalars
+        return {n: _classified(t, in_constants, scalars) for n, t in self._by_name.items()}
 
     def _weights_in_constants(self) -> bool:
         kinds = {
@@ -460,13 +498,22 @@ class _Finder:
         return kinds == {"constant"}
 
 
-def _classified(stored: _Stored, weights_in_constants: bool) -> GraphTensor:
+def _classified(stored: _Stored, weights_in_constants: bool, scalars: bool) -> GraphTensor:
+    """Decide over one tensor.
+
+    Args:
+        stored: The tensor with its uses.
+        weights_in_constants: Whether the model keeps its weights in `Constant` nodes.
+        scalars: Whether a named scalar is a parameter, as in PyTorch's exports, which keep plain
+            numbers in `Constant` nodes.
+    """
     dtype = onnx.helper.tensor_dtype_to_np_dtype(stored.data_type)
     size = int(np.prod(stored.shape, dtype=np.int64))
     named = not _FOLDED_CONSTANT.fullmatch(stored.name)
     if stored.kind == "constant":
         named = weights_in_constants
-    uses = [use for use in stored.uses if _keeps_role(use, stored, size, named)]
+    learned_operand = named and (size > 1 or (scalars and stored.kind == "initializer"))
+    uses = [use for use in stored.uses if _keeps_role(use, stored, named, learned_operand)]
     best = min(uses, key=_rank_of_use, default=None)
     depthwise = best is not None and best.depthwise
     return GraphTensor(
@@ -494,19 +541,30 @@ def _classified(stored: _Stored, weights_in_constants: bool) -> GraphTensor:
     )
 
 
-def _keeps_role(use: Use, stored: _Stored, size: int, named: bool) -> bool:
-    if use.role is None or size == 0:
+def _keeps_role(use: Use, stored: _Stored, named: bool, learned_operand: bool) -> bool:
+    if use.role is None or 0 in stored.shape:
         return False
     if use.role == "embedding":
         return len(stored.shape) >= 2
+    if not named and use.role in _NEUTRAL and _is_neutral(stored, use.role):
+        return False
     if use.role == "operand" or (use.role == "bias" and use.op_type == "Add"):
-        return named and size > 1 and not _is_mask(stored_array(stored.proto))
+        return learned_operand and not _is_mask(stored_array(stored.proto))
     return True
 
 
+def _is_neutral(stored: _Stored, role: str) -> bool:
+    """Whether values do nothing: exporters fill in what an operator needs and nobody learned."""
+    return bool((stored_array(stored.proto) == _NEUTRAL[role]).all())
+
+
 def _is_mask(values: np.ndarray) -> bool:
-    """Whether an operand switches values off, as attention masks do with -inf or -10000."""
-    return not bool((np.abs(values.astype(np.float64)) < _MASK_MAGNITUDE).all())
+    """Whether an operand switches values off, as attention masks do with -inf, -10000 or -100."""
+    values = values.astype(np.float64)
+    if not bool((np.abs(values) < _MASK_MAGNITUDE).all()):
+        return True
+    lowest = values.min()
+    return bool(lowest <= _MASK_OFFSET and ((values == 0) | (values == lowest)).all())
 
 
 def _rank_of_use(use: Use) -> int:
@@ -517,30 +575,19 @@ def _rank_of_use(use: Use) -> int:
     return 3 if use.role == "operand" else 2
 
 
-def _attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return onnx.helper.get_attribute_value(attribute)
-    return default
+def _bound(scope: _Scope, name: str) -> tuple[_Scope, str]:
+    """Where a value is computed: outside of function calls and sub-graphs that only pass it on."""
+    while True:
+        if name in scope.bindings:
+            scope, name = scope.bindings[name]
+        elif name in scope.producers or scope.parent is None or name in scope.inputs:
+            return scope, name
+        else:
+            scope = scope.parent
 
 
-def _reshaped(view: _View, shape: tuple[int, ...] | None) -> _View:
-    """Carry axis names through a reshape: an axis keeps its name if no other one is mixed in."""
-    if shape is None:
-        return _View(view.tensor, (), ())
-    old = [(dim, axis) for dim, axis in zip(view.shape, view.axes, strict=True) if dim != 1]
-    axes: list[int | None] = [None] * len(shape)
-    before: dict[int, tuple[int, int | None]] = {}
-    offset = 1
-    for dim, axis in old:
-        before[offset] = (dim, axis)
-        offset *= dim
-    offset = 1
-    for index, dim in enumerate(shape):
-        if dim != 1 and before.get(offset, (0, None))[0] == dim:
-            axes[index] = before[offset][1]
-        offset *= dim
-    return _View(view.tensor, shape, tuple(axes))
+def _varies_along_axes(view: _View) -> int:
+    return sum(dim != 1 for dim in view.shape)
 
 
 def _reduction_axis(node: NodeProto, slot: int, view: _View) -> int | None:
@@ -549,11 +596,15 @@ def _reduction_axis(node: NodeProto, slot: int, view: _View) -> int | None:
         return view.axis(1) if slot == 1 else None
     if node.op_type == "ConvTranspose":
         return view.axis(0) if slot == 1 else None
-    if node.op_type in ("MatMul", "FusedMatMul", "Gemm", "FusedGemm") and slot < 2:
+    if node.op_type == "NhwcConv":
+        return view.axis(-1) if slot == 1 else None
+    if node.op_type in _PRODUCTS and slot < 2:
         if rank < 2:
             return view.axis(0) if rank else None
-        transposed = bool(_attribute(node, "transB" if slot else "transA", 0))
-        return view.axis(-2 if (slot == 1) != transposed else -1)
+        operand = "B" if slot else "A"
+        if (slot == 1) == bool(attribute_of(node, f"trans{operand}", 0)):
+            return view.axis(-1)
+        return view.axis(0 if attribute_of(node, f"transBatch{operand}", 0) else -2)
     if node.op_type in ("LSTM", "GRU", "RNN"):
         return view.axis(2) if slot in (1, 2) else None
     if node.op_type == "Attention" and slot == 1:
@@ -562,6 +613,7 @@ def _reduction_axis(node: NodeProto, slot: int, view: _View) -> int | None:
 
 
 def _is_depthwise(node: NodeProto, view: _View) -> bool:
-    if node.op_type not in ("Conv", "ConvTranspose", "FusedConv") or len(view.shape) < 2:
+    if node.op_type not in _CONVOLUTIONS or len(view.shape) < 2:
         return False
-    return int(_attribute(node, "group", 1)) > 1 and view.shape[1] == 1
+    inputs = view.shape[-1 if node.op_type == "NhwcConv" else 1]
+    return int(attribute_of(node, "group", 1)) > 1 and inputs == 1

@@ -10,7 +10,14 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from onnxprune.errors import DataError, ModelFileError, OutputError, TargetError, UsageError
+from onnxprune.errors import (
+    DataError,
+    ModelFileError,
+    OutputError,
+    TargetError,
+    UnsupportedModelError,
+    UsageError,
+)
 from onnxprune.job import Job, prepare
 from onnxprune.recipe import Recipe
 
@@ -230,6 +237,68 @@ class TestOrder:
         with pytest.raises(Exception, match="relu") as caught:
             prepare(classifier, tmp_path / "out.onnx", recipe)
         assert getattr(caught.value, "exit_code", None) == 3
+
+
+def test_a_quantized_model_is_refused_with_its_nodes(
+    classifier: Path, training_data: Path, tmp_path: Path
+) -> None:
+    proto = onnx.load(classifier)
+    name = proto.graph.node[0].input[0]
+    proto.graph.node[0].input[0] = "real"
+    proto.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", ["q", "s"], ["real"]))
+    proto.graph.node.insert(0, onnx.helper.make_node("QuantizeLinear", [name, "s"], ["q"]))
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(0.1).reshape(()), "s"))
+    onnx.save(proto, classifier)
+    recipe = Recipe.from_dict({"data": {"train": str(training_data)}})
+    with pytest.raises(UnsupportedModelError, match="quantised") as caught:
+        prepare(classifier, tmp_path / "out.onnx", recipe)
+    assert caught.value.exit_code == 3
+    assert caught.value.got == "QuantizeLinear 'q', DequantizeLinear 'real'"
+    assert caught.value.remedy is not None
+    assert caught.value.remedy.startswith("prune the float model first")
+
+
+def test_a_model_of_integer_weights_alone_is_refused_as_quantized(
+    training_data: Path, tmp_path: Path
+) -> None:
+    """It has no tensor to prune, but that is not what is wrong with it."""
+    proto = parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,3] y) {
+            q, s, z = DynamicQuantizeLinear(x)
+            h = MatMulInteger(q, w, z)
+            r = Cast<to = 1>(h)
+            y = Mul(r, s)
+        }"""
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((4, 3), np.int8), "w"))
+    path = tmp_path / "integers.onnx"
+    onnx.save(proto, path)
+    recipe = Recipe.from_dict({"data": {"train": str(training_data)}})
+    with pytest.raises(UnsupportedModelError, match="MatMulInteger 'h'"):
+        prepare(path, tmp_path / "out.onnx", recipe)
+
+
+def test_a_model_of_trees_is_refused_with_its_operator(training_data: Path, tmp_path: Path) -> None:
+    proto = parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 17, "ai.onnx.ml" : 3]>
+        g (float[N,4] x) => (float[N,1] y) {
+            y = ai.onnx.ml.TreeEnsembleRegressor<
+                n_targets = 1, nodes_falsenodeids = [2, 0, 0], nodes_featureids = [0, 0, 0],
+                nodes_modes = ["BRANCH_LEQ", "LEAF", "LEAF"], nodes_nodeids = [0, 1, 2],
+                nodes_treeids = [0, 0, 0], nodes_truenodeids = [1, 0, 0],
+                nodes_values = [0.5, 0.0, 0.0], target_ids = [0, 0], target_nodeids = [1, 2],
+                target_treeids = [0, 0], target_weights = [1.0, 2.0]
+            >(x)
+        }"""
+    )
+    path = tmp_path / "trees.onnx"
+    onnx.save(proto, path)
+    recipe = Recipe.from_dict({"data": {"train": str(training_data)}})
+    with pytest.raises(UnsupportedModelError, match="TreeEnsembleRegressor") as caught:
+        prepare(path, tmp_path / "out.onnx", recipe)
+    assert caught.value.exit_code == 3
+    assert caught.value.remedy is not None
+    assert "no weights to train" in caught.value.remedy
 
 
 def test_a_model_that_is_sparser_than_the_target_is_noted(

@@ -220,6 +220,66 @@ def test_sub_graph_and_function_tensors_get_unique_names() -> None:
     assert tensors["bias"].scope == "local::Layer"
 
 
+CONTRIB = ("w", 8, 6), ("b", 6), ("s", 6), ("h", 6)
+
+
+@pytest.mark.parametrize(
+    ("node", "roles", "reduction_axis"),
+    [
+        ("FusedMatMul(x, w)", {"w": "weight"}, 0),
+        ("FusedMatMul<transB = 1>(x, w)", {"w": "weight"}, 1),
+        ("FusedMatMulActivation(x, w)", {"w": "weight"}, 0),
+        ("FusedGemm(x, w, b)", {"w": "weight", "b": "bias"}, 0),
+        ("Attention<num_heads = 1>(x, w, b)", {"w": "weight", "b": "bias"}, 0),
+        ("MultiHeadAttention<num_heads = 1>(x, x, x, b)", {"b": "bias"}, None),
+        ("SkipLayerNormalization(x, w, s, h, b)", None, None),
+        ("SkipGroupNorm<groups = 1>(x, s, h, x, b)", None, None),
+        ("EmbedLayerNormalization(i, , w, w, , s, h)", None, None),
+        ("BiasSplitGelu(x, b)", {"b": "bias"}, None),
+    ],
+)
+def test_operators_of_onnx_runtime(
+    node: str, roles: dict[str, str] | None, reduction_axis: int | None
+) -> None:
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> '
+        f"g (float[N,5,8] x, int32[N,5] i) => (float[N,5,6] y) {{ y = com.microsoft.{node} }}"
+    )
+    proto.graph.initializer.extend(floats(*shape) for shape in CONTRIB)
+    tensors = find_tensors(proto)
+    if roles is None:
+        table = "embedding" if node.startswith("Embed") else "operand"
+        roles = {"s": "scale", "h": "shift"}
+        roles |= {"b": "bias"} if " b)" in node else {}
+        roles |= {"w": table} if "w" in node.partition("(")[2] else {}
+    assert {name: t.role for name, t in tensors.items() if t.trainable} == roles
+    prunable = [name for name, t in tensors.items() if t.prunable]
+    assert prunable == ([] if reduction_axis is None else ["w"])
+    assert tensors["w"].reduction_axis == reduction_axis
+
+
+def test_weights_with_their_channels_last() -> None:
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> '
+        "g (float[N,8,8,4] x) => (float[N,8,8,4] z) "
+        "{ y = com.microsoft.NhwcConv(x, w) z = com.microsoft.NhwcConv<group = 4>(y, d) }"
+    )
+    proto.graph.initializer.extend([floats("w", 4, 1, 1, 4), floats("d", 4, 3, 3, 1)])
+    tensors = find_tensors(proto)
+    assert (tensors["w"].prunable, tensors["w"].reduction_axis) == (True, 3)
+    assert (tensors["d"].prunable, tensors["d"].depthwise) == (False, True)
+
+
+def test_batch_axes_of_a_fused_product_are_not_summed_over() -> None:
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> '
+        "g (float[2,3,5] x) => (float[2,3,4] y) "
+        "{ y = com.microsoft.FusedMatMul<transBatchB = 1>(x, w) }"
+    )
+    proto.graph.initializer.append(floats("w", 5, 2, 4))
+    assert find_tensors(proto)["w"].reduction_axis == 0
+
+
 def test_functions_that_call_each_other_are_an_error() -> None:
     proto = parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
@@ -268,3 +328,61 @@ def test_functions_that_multiply_at_every_level_are_an_error(
     )
     with pytest.raises(ModelFileError, match="call each other too often"):
         find_tensors(proto)
+
+
+def test_gates_taken_apart_and_joined_again_are_recurrent_weights() -> None:
+    proto = model(
+        """g (float[T,N,3] x) => (float[T,1,N,2] y) {
+            a0 = Constant<value_ints=[0]>()
+            first = Slice(w, s0, s1, a0)
+            second = Slice(w, s1, s2, a0)
+            swapped = Concat<axis=0>(second, first)
+            w_ = Unsqueeze(swapped, a0)
+            r_ = Unsqueeze(r, a0)
+            y, h = RNN<hidden_size=2>(x, w_, r_)
+        }""",
+        floats("w", 2, 3),
+        floats("r", 2, 2),
+        *(numpy_helper.from_array(np.array([i]), f"s{i}") for i in range(3)),
+    )
+    tensors = find_tensors(proto)
+    assert tensors["w"].role == tensors["r"].role == "recurrent"
+    assert tensors["w"].prunable
+    assert tensors["w"].reduction_axis == 1
+
+
+def test_rows_read_by_the_input_are_an_embedding_and_no_weight() -> None:
+    proto = model(
+        """g (int64[N] ids) => (float[N,2] y) { e = Gather(table, ids) y = MatMul(e, w) }""",
+        floats("table", 8, 4),
+        floats("w", 4, 2),
+    )
+    tensors = find_tensors(proto)
+    assert tensors["table"].role == "embedding"
+    assert not tensors["table"].prunable
+
+
+def test_what_norms_need_and_nobody_learned_is_no_parameter() -> None:
+    proto = model(
+        """g (float[N,2,H] x) => (float[N,2,H] y) {
+            one = Constant<value=float[2] {1, 1}>()
+            zero = Constant<value=float[2] {0, 0}>()
+            n = InstanceNormalization(x, one, zero)
+            m = InstanceNormalization(n, scale, zero)
+            y = Conv(m, w)
+        }""",
+        floats("scale", 2),
+        floats("w", 2, 2, 1),
+    )
+    tensors = find_tensors(proto)
+    assert [name for name, tensor in tensors.items() if tensor.trainable] == ["scale", "w"]
+
+
+def test_learned_positions_may_be_added_to_the_input() -> None:
+    proto = model(
+        "g (float[N,5,4] x) => (float[N,5,4] z) { y = Add(x, position) z = Add(y, mean) }",
+        floats("position", 1, 5, 4),
+        floats("mean", 1, 1, 4),
+    )
+    trainable = {name for name, tensor in find_tensors(proto).items() if tensor.trainable}
+    assert trainable == {"position"}
