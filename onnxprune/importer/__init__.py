@@ -4,7 +4,8 @@ import os
 
 import onnx
 
-from onnxprune.importer.converter import Converter
+from onnxprune.errors import ModelFileError, UnsupportedModelError
+from onnxprune.importer.converter import DAMAGE, Converter
 from onnxprune.importer.module import ImportedModel
 from onnxprune.importer.ops import __all__ as _families
 from onnxprune.importer.registry import Entry, entries
@@ -32,8 +33,22 @@ def load(
         UnsupportedModelError: Operators or the operator set version are not supported; the
             message lists all of them.
     """
-    root, graph, info = Converter(read(source)).run()
-    return ImportedModel(root, graph, info)
+    model = read(source)
+    try:
+        return ImportedModel(*Converter(model).run())
+    except (MemoryError, RecursionError) as error:
+        raise UnsupportedModelError(
+            "the model is too large or too deep to be imported on this machine",
+            where=model.label,
+            got=f"{type(error).__name__}: {error}",
+        ) from error
+    except DAMAGE as error:
+        raise ModelFileError(
+            "the graph contradicts itself",
+            where=model.label,
+            got=f"{type(error).__name__}: {error}",
+            remedy="check it with onnx.checker.check_model(path, full_check=True)",
+        ) from error
 
 
 def supported_operators() -> list[Entry]:

@@ -10,12 +10,19 @@ import torch
 from torch import fx, nn
 
 from onnxprune.importer.registry import UnsupportedNode
-from onnxprune.importer.values import HALF_DTYPES, TORCH_DTYPES, Host, Value
+from onnxprune.importer.values import (
+    HALF_DTYPES,
+    QUANTIZED_DTYPES,
+    TORCH_DTYPES,
+    Host,
+    Value,
+)
 from onnxprune.tensors import GraphTensor
 
 _RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) | {
     *("source", "tensors", "tensor_names", "buffer_names", "input_names", "output_names"),
-    *("output_activations", "export_tensors", "self", "forward"),
+    *("output_activations", "export_tensors", "inference_only", "check_trainable"),
+    *("self", "forward"),
 }
 
 
@@ -84,8 +91,9 @@ class GraphBuilder:
 
     def placeholder(self, name: str) -> fx.Node:
         """Add a graph input."""
-        taken = {"self", *(str(n.target) for n in self.graph.nodes if n.op == "placeholder")}
-        node = self.graph.placeholder(_free(identifier(name), taken))
+        text = identifier(name)
+        node = self.graph.placeholder("self_" if text == "self" else text)
+        node.target = node.name  # which is unique, and hides no module that the code refers to
         if self._device_source is None:
             self._device_source = node
         return node
@@ -113,8 +121,6 @@ class GraphBuilder:
         in the model that was exported. Where stored statistics are shared through `Identity`
         aliases, which exporters make of equal tensors, each alias has a module of its own.
         """
-        if self.outer is not None:
-            raise UnsupportedNode("running statistics inside a sub-graph")
         key = (id(mean.array), id(var.array), mean.name, var.name)
         target = self._normalisations.get(key)
         if target is None:
@@ -138,6 +144,11 @@ class GraphBuilder:
             raise UnsupportedNode(f"{name!r} is a parameter and a running statistic at once")
         array = self._arrays.setdefault(tensor.name, tensor.array())
         return Host(array, tensor.elem_type, name)
+
+    def stored_shape(self, value: Value) -> tuple[int, ...] | None:
+        """Shape of a parameter, which is certain; None for anything else."""
+        tensor = self._origins.get(value) if isinstance(value, fx.Node) else None
+        return None if tensor is None else tensor.shape
 
     def _statistics_name(self, host: Host) -> str:
         tensor = self.stored.get(id(host.array))
@@ -210,15 +221,18 @@ class GraphBuilder:
             outer = self.outer.capture(node)
             if outer is not node and outer in self.captures:
                 return self.captures[outer]
-            last = None
-            for candidate in self.graph.nodes:
-                if candidate.op != "placeholder":
-                    break
-                last = candidate
-            place = self.graph.inserting_after(last) if last else self.graph.inserting_before(None)
+            known = self.graph.find_nodes(op="placeholder")
+            place = (
+                self.graph.inserting_after(known[-1])
+                if known
+                else self.graph.inserting_before(next(iter(self.graph.nodes), None))
+            )
             with place:
                 inner = self.graph.placeholder(f"outer_{outer.name}")
             inner.meta["non_negative"] = node.meta.get("non_negative", False)
+            inner.meta["type"] = outer.meta.get("type")
+            is_stored = outer.op == "get_attr"
+            inner.meta["stored"] = outer.target if is_stored else outer.meta.get("stored")
             self.captures[outer] = inner
             node = outer
         return self.captures[node]
@@ -244,4 +258,11 @@ def to_torch(array: np.ndarray, elem_type: int) -> torch.Tensor:
         array = array.astype(np.float32)
     shape = array.shape
     contiguous = np.array(array, order="C", copy=True).reshape(shape)
+    narrow = QUANTIZED_DTYPES.get(elem_type)
+    if narrow is not None and narrow.is_floating_point:
+        return torch.from_numpy(contiguous.view(np.uint8)).view(narrow)
+    if narrow is not None:
+        return torch.from_numpy(contiguous.astype(np.int8)).to(narrow)
+    if elem_type not in TORCH_DTYPES:
+        raise UnsupportedNode(f"a constant of ONNX element type {elem_type}")
     return torch.from_numpy(contiguous).to(TORCH_DTYPES[elem_type])

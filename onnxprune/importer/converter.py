@@ -1,9 +1,8 @@
 """Walk an ONNX graph and build the fx graph."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
@@ -13,22 +12,30 @@ from torch import fx, nn
 from onnxprune.errors import ModelFileError, UnsupportedModelError
 from onnxprune.importer import hosts
 from onnxprune.importer.builder import GraphBuilder, identifier
+from onnxprune.importer.contrib_types import infer_contrib
 from onnxprune.importer.functions import (
     Schema,
     bound_attributes,
     find_schema,
     instantiate,
     standard_body,
+    types_by_constraint,
 )
+from onnxprune.importer.fusion import fuse
 from onnxprune.importer.module import ImportInfo
 from onnxprune.importer.op import Op
-from onnxprune.importer.registry import Builder, UnsupportedNode, find_builder
+from onnxprune.importer.registry import Entry, UnsupportedNode, find_entry
 from onnxprune.importer.values import HALF_DTYPES, Host, Value, numpy_dtype, tensor_type, type_shape
 from onnxprune.model import OnnxModel
 from onnxprune.tensors import GraphTensor, constant_tensor, find_tensors
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 1
 _MAX_DEPTH = 32
+DAMAGE = (
+    *(ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError),
+    *(ValueError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError),
+)
+"""What code that expects a sound node raises on a damaged one, PyTorch and ONNX included."""
 _ACTIVATIONS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 _TRANSPARENT = frozenset({"Identity", "Cast", "Reshape", "Flatten", "Squeeze"})
 
@@ -72,6 +79,8 @@ class Converter:
         self._functions = {(f.domain, f.name): f for f in model.proto.functions}
         self._hosts: dict[int, Host] = {}
         self._problems: dict[str, list[str]] = {}
+        self._inference_only: list[str] = []
+        self._stated_types = {value.name: value.type for value in model.proto.graph.value_info}
 
     def run(self) -> tuple[nn.Module, fx.Graph, ImportInfo]:
         """Convert the main graph.
@@ -89,6 +98,7 @@ class Converter:
         self._raise_problems()
         self._add_outputs(scope, graph)
         self.builder.graph.eliminate_dead_code(_is_border)
+        fuse(self.root, self.builder.graph)
         _read_late(self.builder.graph)
         self.builder.graph.lint()
         return self.root, self.builder.graph, self._info(argument_names)
@@ -121,11 +131,12 @@ class Converter:
                 continue
             node = self.builder.placeholder(spec.name)
             argument_names[spec.name] = str(node.target)
-            scope.types[spec.name] = types[spec.name]
+            scope.types[spec.name] = node.meta["type"] = types[spec.name]
             elem_type = types[spec.name].tensor_type.elem_type
             scope.values[spec.name] = node
             if elem_type in HALF_DTYPES:
-                scope.values[spec.name] = self.builder.method("float", node)
+                node = scope.values[spec.name] = self.builder.method("float", node)
+                node.meta["type"] = types[spec.name]
         return argument_names
 
     def _add_initializers(self, scope: Scope, graph: GraphProto) -> None:
@@ -162,10 +173,19 @@ class Converter:
         """Convert those nodes of a graph or function body that its outputs depend on."""
         needed = _needed_nodes(list(nodes), outputs, scope.readers)
         for node in needed:
-            self._convert_node(scope, node, builder)
+            try:
+                self._convert_node(scope, node, builder)
+            except DAMAGE as error:
+                raise ModelFileError(
+                    f"a {node.op_type} node does not make sense",
+                    where=f"{self.model.label}, node {node.name or list(node.output)!r}",
+                    got=f"{type(error).__name__}: {error}",
+                ) from error
 
     def _convert_node(self, scope: Scope, node: NodeProto, builder: GraphBuilder) -> None:
         domain = "" if node.domain == "ai.onnx" else node.domain
+        if not node.output:
+            raise ValueError("it has no outputs")
         if domain == "" and node.op_type == "Constant":
             self._convert_constant(scope, node)
             return
@@ -188,37 +208,28 @@ class Converter:
             builder,
             lambda graph, inputs: self.convert_graph(scope, graph, inputs, builder),
         )
-        self._bind(scope, op, None if blocked else self._guarded(op, hosts.evaluate))
+        self._bind(scope, op, None if blocked else hosts.evaluate(op))
         if not blocked and node.output and scope.values[node.output[0]] is not None:
             return
-        build = find_builder(domain, node.op_type, version)
-        if build is not None:
+        entry = find_entry(domain, node.op_type, version)
+        if entry is not None:
             if not blocked:
-                self._build(scope, op, build)
+                self._build(scope, op, entry)
             return
         self._expand(scope, op, schema, domain)
 
-    def _build(self, scope: Scope, op: Op, build: Builder) -> None:
+    def _build(self, scope: Scope, op: Op, entry: Entry) -> None:
         try:
-            result = self._guarded(op, build)
+            result = entry.builder(op)
         except UnsupportedNode as reason:
             self._problem(f"{op.node.op_type}: {reason}", op.label)
             return
+        if not entry.trains:
+            self._inference_only.append(f"{op.node.op_type} {op.label!r}")
         outputs = [result] if isinstance(result, fx.Node | Host) else list(result)
         self._bind(scope, op, outputs)
 
-    def _guarded(self, op: Op, function: Callable[[Op], Any]) -> Any:
-        """Call a builder, and blame what it stumbles over on the node."""
-        try:
-            return function(op)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise ModelFileError(
-                f"a {op.node.op_type} node does not make sense",
-                where=f"{self.model.label}, node {op.label!r}",
-                got=f"{type(error).__name__}: {error}",
-            ) from error
-
-    def _bind(self, scope: Scope, op: Op, outputs: list[Value] | list[Host] | None) -> None:
+    def _bind(self, scope: Scope, op: Op, outputs: Sequence[Value | None] | None) -> None:
         """Give a node's results their ONNX names and types."""
         for index, (name, value) in enumerate(zip(op.node.output, outputs or [], strict=False)):
             if not name or value is None:
@@ -227,11 +238,13 @@ class Converter:
             value_type = op.output_types[index]
             if isinstance(value, Host):
                 value_type = tensor_type(value.elem_type, value.array.shape)
-            elif value_type is None or type_shape(value_type) is None:
+            elif value_type is None or _lacks_rank(value_type):
                 value_type = value.meta.get("type", value_type)
             if value_type is not None:
                 scope.types[name] = value_type
             if isinstance(value, fx.Node):
+                if value_type is not None and value_type.HasField("tensor_type"):
+                    value.meta["type"] = value_type
                 _rename(value, name)
 
     def _convert_constant(self, scope: Scope, node: NodeProto) -> None:
@@ -283,7 +296,7 @@ class Converter:
         for index, name in enumerate(function.output):
             if index < len(op.output_types) and op.output_types[index] is None:
                 op.output_types[index] = inner.types.get(name)
-        self._bind(scope, op, outputs)  # type: ignore[arg-type]
+        self._bind(scope, op, outputs)
 
     def convert_graph(
         self, scope: Scope, graph: GraphProto, inputs: list[TypeProto | None], outer: GraphBuilder
@@ -292,9 +305,10 @@ class Converter:
         builder = GraphBuilder(self.root, outer)
         inner = Scope(scope.versions, outer=scope, depth=scope.depth + 1)
         for value, value_type in zip(graph.input, inputs, strict=False):
-            inner.values[value.name] = builder.placeholder(value.name)
+            placeholder = inner.values[value.name] = builder.placeholder(value.name)
             known = value_type is not None and value_type.HasField("tensor_type")
             inner.types[value.name] = value_type if known and value_type else value.type
+            placeholder.meta["type"] = inner.types[value.name]
         self._add_initializers(inner, graph)
         names = [value.name for value in graph.output]
         self.convert_nodes(inner, graph.node, names, builder)
@@ -309,7 +323,9 @@ class Converter:
     ) -> dict[str, TypeProto]:
         """Types of a node's outputs as far as ONNX can tell."""
         if schema is None:
-            return {name: found[0][1] for name in node.output[:1] if found and found[0][1]}
+            if (node.domain, node.op_type) in self._functions:
+                return {}
+            return self._infer_without_schema(node, [value_type for _, value_type in found])
         types: dict[str, TypeProto] = {}
         data: dict[str, TensorProto] = {}
         for name, (value, value_type) in zip(node.input, found, strict=True):
@@ -322,6 +338,8 @@ class Converter:
         if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
             types = {**_visible_types(scope), **types}
         opsets = [onnx.helper.make_opsetid(d, v) for d, v in scope.versions.items()]
+        if not schema.has_type_and_shape_inference_function:
+            return types_by_constraint(schema, node, types)
         try:
             return dict(
                 onnx.shape_inference.infer_node_outputs(
@@ -330,12 +348,29 @@ class Converter:
             )
         except onnx.checker.ValidationError as error:
             raise ModelFileError(
-                "a node does not fit its operator",
+                f"a {node.op_type} node does not fit its operator",
                 where=f"{self.model.label}, node {node.name or list(node.output)!r}",
                 got=str(error).strip(),
             ) from None
         except (onnx.shape_inference.InferenceError, ValueError, KeyError, RuntimeError):
             return {}
+
+    def _infer_without_schema(
+        self, node: NodeProto, input_types: list[TypeProto | None]
+    ) -> dict[str, TypeProto]:
+        """Types of the outputs of a com.microsoft node.
+
+        What is not known of the operator is taken from the file, but not its sizes: those may be
+        left over from before somebody made an axis dynamic.
+        """
+        types = infer_contrib(node, input_types)
+        for name in node.output:
+            stated = self._stated_types.get(name)
+            if name not in types and stated is not None and stated.HasField("tensor_type"):
+                shape = type_shape(stated)
+                rank_only = None if shape is None else (None,) * len(shape)
+                types[name] = tensor_type(stated.tensor_type.elem_type, rank_only)
+        return types
 
     def _add_outputs(self, scope: Scope, graph: GraphProto) -> None:
         results = []
@@ -368,7 +403,7 @@ class Converter:
             "the model uses operators that cannot be imported",
             where=self.model.label,
             got="\n    " + "\n    ".join(lines),
-            remedy="export the model without these operators, or simplify it before the import",
+            remedy=_remedy(" ".join(self._problems)),
         )
 
     def _info(self, argument_names: dict[str, str]) -> ImportInfo:
@@ -381,16 +416,44 @@ class Converter:
             source=self.model,
             tensors=self.tensors,
             tensor_names={k: v for k, v in self.builder.tensor_names.items() if k in attributes},
-            buffer_names={
-                k: v for k, v in self.builder.buffer_names.items() if k.split(".")[0] in modules
-            },
+            buffer_names=self._buffer_names(modules),
             input_names=[spec.name for spec in self.model.inputs],
             output_names=[value.name for value in graph.output],
             argument_names=argument_names,
             output_activations={
                 value.name: _final_activation(producers, value.name) for value in graph.output
             },
+            inference_only=self._inference_only,
         )
+
+    def _buffer_names(self, modules: set[str]) -> dict[str, str]:
+        """ONNX names of buffers by their paths, which lead into sub-graphs for some of them."""
+        names: dict[str, str] = {}
+        for path, _ in self.root.named_buffers(remove_duplicate=False):
+            key = ".".join(path.split(".")[-2:])
+            known = self.builder.buffer_names.get(key)
+            if known is not None and path.split(".")[0] in modules and known not in names.values():
+                names[path] = known
+        return names
+
+
+def _lacks_rank(value_type: TypeProto) -> bool:
+    return value_type.HasField("tensor_type") and type_shape(value_type) is None
+
+
+def _remedy(problems: str) -> str:
+    """What to do about operators that cannot be imported."""
+    if "com.microsoft.nchwc." in problems:
+        return (
+            "ONNX Runtime has laid the model out for one kind of machine: take the model from "
+            "before, or optimise it with ORT_ENABLE_EXTENDED instead of ORT_ENABLE_ALL"
+        )
+    if "ai.onnx.ml." in problems:
+        return (
+            "operators of ai.onnx.ml belong to trees and other classical models, which have no "
+            "weights to train; take a neural network"
+        )
+    return "export the model without these operators, or simplify it before the import"
 
 
 def _is_border(node: fx.Node) -> bool:
@@ -408,8 +471,9 @@ def _rename(node: fx.Node, name: str) -> None:
     """Give an fx node the name of the ONNX value that it computes, unless it has one already."""
     if node.op in ("placeholder", "get_attr") or node.meta.get("named"):
         return
-    node._rename(identifier(name))
+    node._rename(identifier(name.removesuffix("_output_0")))
     node.meta["named"] = True
+    node.meta["onnx_name"] = name
 
 
 def _needed_nodes(

@@ -19,6 +19,8 @@ from onnxprune.importer.values import FLOAT_TYPES, HOST_LIMIT, Host, as_host, nu
 Evaluator = Callable[[Op, list[np.ndarray]], "np.ndarray | list[np.ndarray] | None"]
 
 _EVALUATORS: dict[str, Evaluator] = {}
+_SINCE = {"Cast": 6, "Tile": 6}
+"""Operator set versions before which operators had a form that is not evaluated here."""
 
 
 def evaluate(op: Op) -> list[Host] | None:
@@ -26,6 +28,8 @@ def evaluate(op: Op) -> list[Host] | None:
     evaluator = _EVALUATORS.get(op.node.op_type)
     values = op.inputs
     if evaluator is None or op.node.domain not in ("", "ai.onnx") or not values:
+        return None
+    if op.version < _SINCE.get(op.node.op_type, 1) or op.attr("broadcast", 0):
         return None
     if not all(isinstance(v, Host) and v.array.size <= HOST_LIMIT for v in values if v is not None):
         return None
@@ -165,9 +169,21 @@ def _div(op: Op, arrays: list[np.ndarray]) -> np.ndarray | None:
 
 @_evaluator("Mod")
 def _mod(op: Op, arrays: list[np.ndarray]) -> np.ndarray | None:
-    if _literal(arrays) or op.attr("fmod", 0):
+    truncates = bool(op.attr("fmod", 0))
+    if not _literal(arrays):
+        return None if truncates else _map(op, operator.mod, arrays)
+    if not arrays[1].all():
         return None
-    return _map(op, operator.mod, arrays)
+    return np.asarray((np.fmod if truncates else np.mod)(*arrays))
+
+
+@_evaluator("Pow")
+def _pow(op: Op, arrays: list[np.ndarray]) -> np.ndarray | None:
+    if op.elem_type(0) not in FLOAT_TYPES:
+        return None
+    if _literal(arrays):
+        return np.power(arrays[0], arrays[1]).astype(arrays[0].dtype)
+    return _map(op, operator.pow, arrays)
 
 
 @_evaluator("Min", "Max")
@@ -265,7 +281,7 @@ def _reshape(op: Op, arrays: list[np.ndarray]) -> np.ndarray | None:
 def _concat(op: Op, arrays: list[np.ndarray]) -> np.ndarray:
     if not _literal(arrays):
         arrays = [array.astype(object) for array in arrays]
-    return np.concatenate(arrays, axis=op.attr("axis", 0))
+    return np.concatenate(arrays, axis=op.attr("axis", 1))
 
 
 @_evaluator("Gather")
@@ -379,7 +395,8 @@ def _repeat(op: Op, arrays: list[np.ndarray]) -> np.ndarray | None:
     if counts.dtype.hasobject or counts.size == 0:
         return None
     if op.node.op_type == "Tile":
-        return np.tile(arrays[0], counts.tolist())
+        size = arrays[0].size * math.prod(counts.tolist())
+        return np.tile(arrays[0], counts.tolist()) if 0 <= size <= HOST_LIMIT else None
     shape = np.broadcast_shapes(arrays[0].shape, tuple(counts.tolist()))
     return None if math.prod(shape) > HOST_LIMIT else np.broadcast_to(arrays[0], shape)
 

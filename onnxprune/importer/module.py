@@ -6,6 +6,8 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
+from onnxprune.errors import UnsupportedModelError
+from onnxprune.importer.listing import listing
 from onnxprune.model import OnnxModel
 from onnxprune.tensors import GraphTensor
 
@@ -22,6 +24,7 @@ class ImportInfo:
     output_names: list[str]
     argument_names: dict[str, str]
     output_activations: dict[str, str | None]
+    inference_only: list[str]
 
 
 class ImportedModel(fx.GraphModule):
@@ -49,9 +52,22 @@ class ImportedModel(fx.GraphModule):
         Args:
             args: Input tensors in graph order.
             inputs: Input tensors by ONNX name.
+
+        Raises:
+            UnsupportedModelError: A quantised model is to be trained.
         """
+        if self._info.inference_only and self.training and torch.is_grad_enabled():
+            self.check_trainable()
         names = self._info.argument_names
         return super().__call__(*args, **{names.get(key, key): v for key, v in inputs.items()})
+
+    @property
+    def code(self) -> str:
+        """The model in plain PyTorch, with the names of the ONNX graph.
+
+        What runs are the same calls, with each value freed after its last use.
+        """
+        return listing(self.graph)
 
     @property
     def source(self) -> OnnxModel:
@@ -92,10 +108,34 @@ class ImportedModel(fx.GraphModule):
         """For each output, whether it ends in `softmax`, `log_softmax` or `sigmoid`."""
         return self._info.output_activations
 
+    @property
+    def inference_only(self) -> list[str]:
+        """Quantised nodes, through which no gradients pass; empty for a model that can train."""
+        return self._info.inference_only
+
+    def check_trainable(self) -> None:
+        """Refuse to train a quantised model, whose gradients would silently be zero.
+
+        Raises:
+            UnsupportedModelError: It has quantised nodes.
+        """
+        nodes = self.inference_only
+        if nodes:
+            more = f" and {len(nodes) - 5} more" if len(nodes) > 5 else ""
+            raise UnsupportedModelError(
+                "the model is quantised: no gradients pass through its integers, so it cannot be "
+                "trained",
+                where=self.source.label,
+                got=", ".join(nodes[:5]) + more,
+                expected="a float model",
+                remedy="prune the float model first, then quantise the pruned one; to run this one "
+                "as it is, call eval()",
+            )
+
     def export_tensors(self) -> dict[str, torch.Tensor]:
         """Parameters and running statistics by ONNX name, detached, in the file's shapes."""
         parameters = dict(self.named_parameters())
-        buffers = dict(self.named_buffers())
+        buffers = dict(self.named_buffers(remove_duplicate=False))
         result = {name: parameters[key].detach() for key, name in self.tensor_names.items()}
         result.update({name: buffers[key].detach() for key, name in self.buffer_names.items()})
         return result

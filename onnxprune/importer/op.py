@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import NodeProto, TypeProto
+from onnx import NodeProto, TensorProto, TypeProto
 from torch import fx, nn
 
 from onnxprune.importer.builder import GraphBuilder, to_ints
@@ -23,6 +23,11 @@ from onnxprune.importer.values import (
 
 Ints = list[Any] | fx.Node
 """Integers known at import or computed by fx nodes, or one node that computes them all."""
+
+
+def short_float(value: float) -> float:
+    """The number with the fewest digits that float32 rounds to the same value."""
+    return float(str(np.float32(value)))
 
 
 class Op:
@@ -70,6 +75,8 @@ class Op:
         if attribute is None:
             return default
         value = onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, float):
+            return short_float(value)
         if isinstance(value, bytes):
             return value.decode()
         if isinstance(value, list) and value and isinstance(value[0], bytes):
@@ -105,7 +112,23 @@ class Op:
         if not isinstance(value, Host) or value.array.size != 1:
             return None
         item = value.items()[0]
+        if isinstance(item, float) and value.elem_type != TensorProto.DOUBLE:
+            return short_float(item)
         return item if isinstance(item, int | float | bool | fx.Node) else None
+
+    def integer(self, index: int, default: int | None = None) -> Any:
+        """An input of one element as an integer, or the node that computes it."""
+        if not self.has(index):
+            return default
+        number = self.number(index)
+        if number is None:
+            return self.call(int, self.tensor(index))
+        return number if isinstance(number, fx.Node) else int(number)
+
+    def scalar(self, index: int) -> Any:
+        """An input of one element as a number if the host knows it, otherwise as a tensor."""
+        number = self.number(index)
+        return self.optional(index) if number is None else number
 
     def operand(self, index: int) -> Any:
         """An input of a broadcasting operator: a plain number where the result is the same."""

@@ -35,6 +35,7 @@ class Entry:
         since: First operator set version that it handles.
         until: First one that it no longer handles; None if there is none.
         builder: The function.
+        trains: Whether gradients pass; they do not where values are rounded to integers.
     """
 
     domain: str
@@ -42,6 +43,7 @@ class Entry:
     since: int
     until: int | None
     builder: Builder
+    trains: bool = True
 
 
 class UnsupportedNode(Exception):
@@ -52,7 +54,11 @@ _ENTRIES: dict[tuple[str, str], list[Entry]] = {}
 
 
 def register(
-    *op_types: str, domain: str = "", since: int = 1, until: int | None = None
+    *op_types: str,
+    domain: str = "",
+    since: int = 1,
+    until: int | None = None,
+    trains: bool = True,
 ) -> Callable[[Builder], Builder]:
     """Declare the decorated function the builder of one or more operators.
 
@@ -61,22 +67,23 @@ def register(
         domain: Their domain; empty for standard ONNX.
         since: First operator set version that the builder handles.
         until: First operator set version that it does not handle any more.
+        trains: Whether gradients pass; they do not where values are rounded to integers.
     """
 
     def keep(builder: Builder) -> Builder:
         for op_type in op_types:
-            entry = Entry(domain, op_type, since, until, builder)
+            entry = Entry(domain, op_type, since, until, builder, trains)
             _ENTRIES.setdefault((domain, op_type), []).append(entry)
         return builder
 
     return keep
 
 
-def find_builder(domain: str, op_type: str, version: int) -> Builder | None:
-    """The builder of an operator in one operator set version, or None."""
+def find_entry(domain: str, op_type: str, version: int) -> Entry | None:
+    """What is registered for an operator in one operator set version, or None."""
     for entry in _ENTRIES.get((domain, op_type), []):
         if entry.since <= version and (entry.until is None or version < entry.until):
-            return entry.builder
+            return entry
     return None
 
 

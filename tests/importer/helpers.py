@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from onnx import numpy_helper, parser
+from onnx import helper, numpy_helper, parser
 
 from onnxprune.importer import ImportedModel, load
 
@@ -28,6 +28,50 @@ def text_model(
     return proto
 
 
+def node_model(
+    op_type: str,
+    inputs: dict[str, np.ndarray | None],
+    feeds: set[str] | None = None,
+    outputs: int = 1,
+    opset: int = 17,
+    domain: str = "com.microsoft",
+    **attributes: Any,
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A model of one node, and what to feed to it.
+
+    Args:
+        op_type: Operator.
+        inputs: Its inputs in order; None for one that is left out.
+        feeds: Which of them are inputs of the model, the first one by default; the others are
+            initializers.
+        outputs: Number of outputs, called y0, y1 and so on.
+        opset: Version of the default operator set.
+        domain: Domain of the operator.
+        attributes: Its attributes.
+    """
+    given = {name: array for name, array in inputs.items() if array is not None}
+    fed = {next(iter(given))} if feeds is None else feeds
+    names = [f"y{index}" for index in range(outputs)]
+    slots = [name if name in given else "" for name in inputs]
+    node = helper.make_node(op_type, slots, names, domain=domain, **attributes)
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [
+            helper.make_tensor_value_info(
+                name, helper.np_dtype_to_tensor_dtype(given[name].dtype), given[name].shape
+            )
+            for name in given
+            if name in fed
+        ],
+        [onnx.ValueInfoProto(name=name) for name in names],
+        [numpy_helper.from_array(a, name) for name, a in given.items() if name not in fed],
+    )
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    return proto, {name: given[name] for name in given if name in fed}
+
+
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     """Random float32 numbers."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
@@ -37,7 +81,9 @@ def outputs(module: ImportedModel, feed: dict[str, np.ndarray]) -> list[np.ndarr
     """Results of an imported module."""
     with torch.no_grad():
         result = module(**{name: torch.from_numpy(array) for name, array in feed.items()})
-    return [tensor.numpy() for tensor in (result if isinstance(result, tuple) else (result,))]
+    return [
+        tensor.detach().numpy() for tensor in (result if isinstance(result, tuple) else (result,))
+    ]
 
 
 def runtime_outputs(model: Any, feed: dict[str, np.ndarray]) -> list[np.ndarray]:

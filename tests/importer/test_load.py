@@ -240,8 +240,7 @@ def test_constants_stay_out_of_the_state_dict() -> None:
 def test_generated_code_is_readable() -> None:
     code = load(linear()).code
     assert "def forward(self, x):" in code
-    assert "h = torch.matmul(x, w)" in code
-    assert "y = h + b" in code
+    assert "y = F.linear(x, self.w.t(), self.b)" in code
 
 
 def test_compiled_and_cast_modules_agree() -> None:
@@ -281,7 +280,7 @@ def test_dead_nodes_are_not_asked_for() -> None:
     assert load(proto)(torch.tensor([-1.0])).item() == 0.0
 
 
-@pytest.mark.parametrize("opset", [6, 99])
+@pytest.mark.parametrize("opset", [0, 99])
 def test_unknown_operator_set_versions_are_an_error(opset: int) -> None:
     proto = linear()
     proto.opset_import[0].version = opset

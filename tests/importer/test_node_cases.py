@@ -1,24 +1,11 @@
-"""The test cases that ship with ONNX: no operator that is imported may give a wrong answer."""
+"""The test cases that ship with ONNX, as `benchmarks/node_cases.py` counts them."""
 
+import importlib.util
 import warnings
+from pathlib import Path
+from types import ModuleType
 
-import numpy as np
-import onnx
 import pytest
-import torch
-from onnx import TensorProto, numpy_helper
-from onnx.backend.test.case.test_case import TestCase
-
-from onnxprune.errors import UnsupportedModelError
-from onnxprune.importer import load
-
-TENSOR_TYPES = {
-    *(TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BOOL),
-    *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
-    *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
-    *(TensorProto.COMPLEX64, TensorProto.COMPLEX128),
-}
-OTHER_DOMAINS = {"ai.onnx.ml", "ai.onnx.preview.training", "ai.onnx.training"}
 
 RANDOM = ("test_bernoulli", "test_training_dropout")
 """Cases whose expected outputs were drawn at random."""
@@ -29,61 +16,30 @@ LIKE_ONNX_RUNTIME = {
 }
 """Cases in which ONNX Runtime, too, differs from the reference."""
 
-LEAST_PASSING = 1205
+LEAST_SHARE = 0.99
 
 
-def _in_scope(case: TestCase) -> bool:
-    """Cases of tensors alone; the `_expanded` ones repeat others through their function bodies."""
-    if case.name.endswith("_expanded"):
-        return False
-    if case.model is None or any(n.domain in OTHER_DOMAINS for n in case.model.graph.node):
-        return False
-    values = [*case.model.graph.input, *case.model.graph.output]
-    return all(v.type.tensor_type.elem_type in TENSOR_TYPES for v in values)
-
-
-def _array(value: object) -> np.ndarray:
-    is_proto = isinstance(value, onnx.TensorProto)
-    return np.array(numpy_helper.to_array(value) if is_proto else value)
-
-
-def _problem(case: TestCase) -> str | None:
-    """What is wrong with the results of a case, None if nothing is."""
-    module = load(case.model).eval()
-    values = [*case.model.graph.input, *case.model.graph.output]
-    half = any(v.type.tensor_type.elem_type == TensorProto.FLOAT16 for v in values)
-    slack = 10 if half else 1
-    for inputs, expected in case.data_sets:
-        with torch.no_grad():
-            results = module(*[torch.from_numpy(_array(value)) for value in inputs])
-        results = results if isinstance(results, tuple) else (results,)
-        for result, value in zip(results, expected, strict=True):
-            actual, wanted = result.numpy(), _array(value)
-            if (actual.shape, actual.dtype) != (wanted.shape, wanted.dtype):
-                return f"{actual.dtype}{actual.shape} instead of {wanted.dtype}{wanted.shape}"
-            if not np.allclose(actual, wanted, 1e-3 * slack, 1e-5 * slack, equal_nan=True):
-                return "wrong values"
-    return None
+def _benchmark() -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks" / "node_cases.py"
+    spec = importlib.util.spec_from_file_location("node_cases", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.timeout(300)
-def test_cases_of_onnx_pass_or_are_refused() -> None:
+def test_cases_of_onnx_pass() -> None:
+    benchmark = _benchmark()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from onnx.backend.test.case.node import collect_testcases
-
-        cases = [case for case in collect_testcases(None) if _in_scope(case)]
-        problems, passed = {}, 0
-        for case in cases:
-            try:
-                problem = _problem(case)
-            except UnsupportedModelError:
-                continue
-            except Exception as error:
-                problem = f"{type(error).__name__}: {error}"
-            if problem is None:
-                passed += 1
-            elif not case.name.startswith(RANDOM) and case.name not in LIKE_ONNX_RUNTIME:
-                problems[case.name] = problem
-    assert problems == {}
-    assert passed >= LEAST_PASSING
+        cases = benchmark.cases_in_scope()
+        failed = dict(benchmark.failures(cases))
+    unexpected = {
+        name: reason
+        for name, reason in failed.items()
+        if not name.startswith(RANDOM) and name not in LIKE_ONNX_RUNTIME
+    }
+    assert unexpected == {}
+    assert len(failed) <= (1 - LEAST_SHARE) * len(cases)

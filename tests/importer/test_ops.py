@@ -150,7 +150,7 @@ def test_resize_uses_interpolate_where_it_is_the_same() -> None:
         {"scales": np.array([1, 1, 2, 2], dtype=np.float32)},
     )
     module = assert_equals_runtime(proto, {"x": normal(1, 2, 4, 5)}, {"x": normal(2, 2, 3, 3)})
-    assert "functional.interpolate" in module.code
+    assert "interpolate(" in module.code
 
 
 @pytest.mark.parametrize(
@@ -305,49 +305,81 @@ def test_recurrent_layers(kind: str, direction: str, lengths: bool) -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
 
 
-def test_branches_train_the_weights_that_they_use() -> None:
+def test_regions_by_their_largest_samples() -> None:
+    settings = 'mode = "max", output_height = 2, output_width = 3, spatial_scale = 0.5'
     proto = text_model(
-        """g (float[N,2] x, bool c) => (float[N,2] y) {
-            y = If(c) <
-                then_branch = t () => (float[N,2] a) <float[2,2] v = {1, 2, 3, 4}> {
-                    h = MatMul(x, v)
-                    a = MatMul(h, w)
-                },
-                else_branch = e () => (float[N,2] b) { b = MatMul(x, w) }
-            >
-        }""",
-        {"w": normal(2, 2)},
+        "g (float[N,C,H,W] x, float[R,4] r, int64[R] b) => (float[R,C,p,q] y) "
+        f"{{ y = RoiAlign<{settings}, sampling_ratio = 2>(x, r, b) }}"
     )
-    x = normal(3, 2)
-    module = assert_equals_runtime(
-        proto, {"x": x, "c": np.array(True)}, {"x": x, "c": np.array(False)}
-    )
-    assert set(module.tensor_names.values()) == {"w", "v"}
-    module(torch.from_numpy(x), torch.tensor(False)).sum().backward()
-    assert module.w.grad is not None
-    assert module.v.grad is None
+    regions = np.array([[0, 0, 9, 7], [4, 2, 20, 15]], dtype=np.float32)
+    assert_equals_runtime(proto, {"x": normal(2, 3, 6, 7), "r": regions, "b": np.array([1, 0])})
 
 
-def test_loop_carries_and_collects() -> None:
+@pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 0, 1, 0], [1, 0, 0, 2]])
+def test_deformable_convolution(pads: list[int]) -> None:
+    height, width = 5 + pads[0] + pads[2] - 1, 6 + pads[1] + pads[3] - 1
     proto = text_model(
-        """g (int64 n, float[2] x) => (float[2] last, float[T,2] all) {
-            go = Constant<value = bool {1}>()
-            last, all = Loop(n, go, x) <
-                body = b (int64 i, bool c, float[2] s) => (bool c2, float[2] s2, float[2] out) {
-                    c2 = Identity(c)
-                    s2 = Add(s, x)
-                    out = Mul(s2, s)
-                }
-            >
-        }"""
+        "g (float[1,2,5,6] x, float[N,8,P,Q] o) => (float[N,3,P,Q] y) "
+        f"{{ y = DeformConv<pads = {pads}, kernel_shape = [2, 2]>(x, w, o) }}",
+        {"w": normal(3, 2, 2, 2)},
+        opset=19,
     )
-    assert_equals_runtime(proto, {"n": np.array(3), "x": normal(2)})
+    offsets = 0.4 * normal(1, 8, height, width, seed=1)
+    assert_equals_runtime(proto, {"x": normal(1, 2, 5, 6), "o": offsets})
+
+
+def test_multinomial_draws_by_probability() -> None:
+    torch.manual_seed(0)
+    proto = text_model(
+        "g (float[N,3] x) => (int32[N,M] y) { y = Multinomial<sample_size = 4000>(x) }"
+    )
+    odds = torch.tensor([[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]])
+    drawn = load(proto)(odds.log())
+    assert (drawn.shape, drawn.dtype) == ((2, 4000), torch.int32)
+    shares = torch.bincount(drawn[0], minlength=3) / 4000
+    torch.testing.assert_close(shares, odds[0], atol=0.03, rtol=0)
+    assert bool((drawn[1] == 1).all())
 
 
 def test_unsupported_settings_are_named_with_their_node() -> None:
     proto = text_model(
-        "g (float[N,C,H,W] x, float[N,4] r, int64[N] b) => (float[N,C,H,W] y) "
-        '{ y = RoiAlign<mode = "max">(x, r, b) }'
+        "g (float[N,C,W] x, float[A,B,C] w, float[N,E,W] o) => (float[N,C,W] y) "
+        "{ y = DeformConv<pads = [0, 1]>(x, w, o) }",
+        opset=19,
     )
-    with pytest.raises(UnsupportedModelError, match=r"RoiAlign: mode 'max' at 'y'"):
+    with pytest.raises(UnsupportedModelError, match=r"DeformConv: other than two.* at 'y'"):
         load(proto)
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("s = Shape(w) n = Slice(s, zero, one) f = Constant<value_int = 0>() c = CastLike(f, x) "
+         "b = Expand(c, n) "
+         "y = Conv<pads = [1, 1, 1, 1]>(x, w, b)", "F.conv2d(x, self.w, padding=(1, 1))"),
+        ("y = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(x)", "F.max_pool2d(x, (2, 2))"),
+        ('y = Pad<mode = "reflect">(x, pads)', "F.pad(x, [1, 2, 0, 0], mode='reflect')"),
+        ("y = Slice(x, zero, end, two, one)", "return x\n"),
+        ("y = Slice(x, one, end, two, one)", "x[:, :, 1:]"),
+        ("y = Mul(x, tenth)", "x * 0.1\n"),
+        ("r = Reshape(x, shape) y = Expand(r, shape)", "torch.reshape(x, (2, 4, 30, 1))"),
+        ("y = Expand(x, wide)", "x.expand(3, -1, -1, -1, -1)"),
+    ],
+)  # fmt: skip
+def test_generated_code_says_no_more_than_needed(body: str, line: str) -> None:
+    arrays = {
+        "w": normal(3, 4, 3, 3),
+        "zero": np.array([0]),
+        "one": np.array([1]),
+        "two": np.array([2]),
+        "end": np.array([10**9]),
+        "pads": np.array([0, 0, 0, 1, 0, 0, 0, 2]),
+        "tenth": np.array(0.1, dtype=np.float32),
+        "shape": np.array([2, 4, 30, 1]),
+        "wide": np.array([3, 1, 4, 1, 1]),
+    }
+    names = {name.strip("(),") for name in body.replace("(", " ").split()}
+    used = {name: array for name, array in arrays.items() if name in names}
+    proto = text_model(f"g (float[N,4,H,W] x) => (float[a,b,c,d] y) {{ {body} }}", used)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    assert line in assert_equals_runtime(proto, {"x": normal(2, 4, 6, 5)}).code

@@ -13,6 +13,7 @@ from onnxprune.importer.registry import Result, register
 _PLAIN: dict[str, Callable[..., Any]] = {
     "Relu": F.relu,
     "Sigmoid": torch.sigmoid,
+    "Softplus": F.softplus,
     "Softsign": F.softsign,
     "HardSwish": F.hardswish,
     "Mish": F.mish,
@@ -22,16 +23,6 @@ _PLAIN: dict[str, Callable[..., Any]] = {
 @register(*_PLAIN)
 def _plain(op: Op) -> Result:
     return op.call(_PLAIN[op.node.op_type], op.tensor(0))
-
-
-def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)) without a linear shortcut for large inputs."""
-    return torch.logaddexp(x, torch.zeros_like(x))
-
-
-@register("Softplus")
-def _soft_plus(op: Op) -> Result:
-    return op.call(softplus, op.tensor(0))
 
 
 @register("LeakyRelu")
@@ -54,7 +45,7 @@ def selu(x: Tensor, alpha: float, gamma: float) -> Tensor:
     return gamma * torch.where(x > 0, x, alpha * torch.expm1(x.clamp(max=0)))
 
 
-@register("Selu", since=6)
+@register("Selu")
 def _scaled_elu(op: Op) -> Result:
     alpha = op.attr("alpha", 1.67326319217681884765625)
     gamma = op.attr("gamma", 1.05070102214813232421875)
@@ -66,7 +57,7 @@ def hard_sigmoid(x: Tensor, alpha: float, beta: float) -> Tensor:
     return torch.clamp(x * alpha + beta, 0.0, 1.0)
 
 
-@register("HardSigmoid", since=6)
+@register("HardSigmoid")
 def _hard_sigmoid(op: Op) -> Result:
     alpha, beta = op.attr("alpha", 0.2), op.attr("beta", 0.5)
     if abs(alpha - 1 / 6) < 1e-7 and beta == 0.5:

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from onnxprune.importer.builder import GraphBuilder
 from onnxprune.importer.op import Op
 from onnxprune.importer.registry import Result, UnsupportedNode, register
-from onnxprune.importer.values import Value, tensor_type, type_shape
+from onnxprune.importer.values import TORCH_DTYPES, Value, tensor_type, type_shape
 
 
 class If(nn.Module):
@@ -41,25 +41,35 @@ class Loop(nn.Module):
         body: Graph from (turn, condition, carried..., outer...) to (condition, carried...,
             collected...).
         carried: Number of carried values.
+        empty: Shape and type of each collected output of no turns at all.
     """
 
-    def __init__(self, body: nn.Module, carried: int) -> None:
+    def __init__(
+        self, body: nn.Module, carried: int, empty: list[tuple[tuple[int, ...], torch.dtype]]
+    ) -> None:
         super().__init__()
         self.body = body
         self.carried = carried
+        self.empty = empty
 
     def forward(self, limit: Any, condition: Any, *values: Any) -> tuple[Any, ...]:
         """Carried values after the last turn, and the collected ones of all turns stacked."""
         state, outer = list(values[: self.carried]), values[self.carried :]
-        collected: list[list[Tensor]] = []
+        device = next((v.device for v in values if isinstance(v, Tensor)), torch.device("cpu"))
+        collected: list[list[Tensor]] = [[] for _ in self.empty]
         turn = 0
-        proceed = torch.tensor(True if condition is None else bool(condition))
+        proceed = torch.tensor(True if condition is None else bool(condition), device=device)
         while bool(proceed) and (limit is None or turn < int(limit)):
-            proceed, *results = self.body(torch.tensor(turn), proceed, *state, *outer)
+            step = torch.tensor(turn, device=device)
+            proceed, *results = self.body(step, proceed, *state, *outer)
             state = results[: self.carried]
-            collected.append(results[self.carried :])
+            for parts, result in zip(collected, results[self.carried :], strict=True):
+                parts.append(result)
             turn += 1
-        stacked = [torch.stack(list(parts)) for parts in zip(*collected, strict=True)]
+        stacked = [
+            torch.stack(parts) if parts else torch.zeros(shape, dtype=dtype, device=device)
+            for parts, (shape, dtype) in zip(collected, self.empty, strict=True)
+        ]
         return (*state, *stacked)
 
 
@@ -108,6 +118,38 @@ class Scan(nn.Module):
         return (*state, *stacked)
 
 
+class BatchedScan(nn.Module):
+    """Runs a `Scan` on each sample of a batch, as operator set version 8 defines it.
+
+    Args:
+        scan: The scan of one sample.
+        values: Number of its states and scanned inputs.
+    """
+
+    def __init__(self, scan: Scan, values: int) -> None:
+        super().__init__()
+        self.scan = scan
+        self.values = values
+
+    def forward(self, lengths: Tensor | None, *values: Any) -> tuple[Any, ...]:
+        """Batches of states and outputs; the latter are zero from a sample's length on."""
+        batches, outer = values[: self.values], values[self.values :]
+        states, steps = self.scan.states, batches[-1].shape[1]
+        samples = []
+        for sample in range(batches[0].shape[0]):
+            length = steps if lengths is None else int(lengths[sample])
+            state = [batch[sample] for batch in batches[:states]]
+            scanned = [batch[sample, :length] for batch in batches[states:]]
+            results = self.scan(*state, *scanned, *outer)
+            padded = [_padded(result, steps) for result in results[states:]]
+            samples.append((*results[:states], *padded))
+        return tuple(torch.stack(parts) for parts in zip(*samples, strict=True))
+
+
+def _padded(x: Tensor, steps: int) -> Tensor:
+    return torch.cat([x, x.new_zeros(steps - x.shape[0], *x.shape[1:])])
+
+
 def _finished(op: Op, builder: GraphBuilder, outputs: list[Value | None]) -> nn.Module:
     """The module of a converted sub-graph, which always returns a tuple."""
     if any(value is None for value in outputs):
@@ -132,8 +174,7 @@ def _conditional(op: Op) -> Result:
     count = len(op.node.output)
     then_branch, then_outer = _convert(op, "then_branch", [])
     else_branch, else_outer = _convert(op, "else_branch", [])
-    number = op.number(0)
-    condition = op.tensor(0) if number is None else number
+    condition = op.scalar(0)
     module = If(then_branch, else_branch, len(then_outer))
     return op.unpack(op.module(module, condition, *then_outer, *else_outer), count)
 
@@ -146,17 +187,23 @@ def _loose(value_type: TypeProto | None) -> TypeProto | None:
     return tensor_type(value_type.tensor_type.elem_type, (None,) * len(shape))
 
 
+def _empty(value_type: TypeProto | None) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and type of a collected output without elements; unknown sizes are 0 as well."""
+    sizes = type_shape(value_type) or (0,)
+    elem_type = value_type.tensor_type.elem_type if value_type is not None else TensorProto.FLOAT
+    return (0, *[size or 0 for size in sizes[1:]]), TORCH_DTYPES.get(elem_type, torch.float32)
+
+
 @register("Loop")
 def _loop(op: Op) -> Result:
     carried = len(op.inputs) - 2
     types = [_loose(value_type) for value_type in op.input_types[2:]]
     counter, flag = tensor_type(TensorProto.INT64, ()), tensor_type(TensorProto.BOOL, ())
     body, outer = _convert(op, "body", [counter, flag, *types])
-    limit, condition = (
-        op.number(index) if op.number(index) is not None else op.optional(index) for index in (0, 1)
-    )
+    limit, condition = op.scalar(0), op.scalar(1)
     state = [op.tensor(index + 2) for index in range(carried)]
-    result = op.module(Loop(body, carried), limit, condition, *state, *outer)
+    empty = [_empty(value_type) for value_type in op.output_types[carried:]]
+    result = op.module(Loop(body, carried, empty), limit, condition, *state, *outer)
     return op.unpack(result, len(op.node.output))
 
 
@@ -164,6 +211,24 @@ def _scan_axes(op: Op, what: str, count: int) -> list[tuple[int, bool]]:
     axes = op.attr(f"scan_{what}_axes") or [0] * count
     directions = op.attr(f"scan_{what}_directions") or [0] * count
     return [(axis, bool(backward)) for axis, backward in zip(axes, directions, strict=True)]
+
+
+@register("Scan", until=9)
+def _batched_scan(op: Op) -> Result:
+    scanned = op.attr("num_scan_inputs")
+    states = len(op.inputs) - 1 - scanned
+    types: list[TypeProto | None] = []
+    for index in range(1, len(op.inputs)):
+        shape, dropped = op.shape(index), 1 if index <= states else 2
+        inner = None if shape is None else (None,) * (len(shape) - dropped)
+        types.append(tensor_type(op.elem_type(index), inner))
+    body, outer = _convert(op, "body", types)
+    directions = op.attr("directions") or [0] * scanned
+    inputs = [(0, bool(backward)) for backward in directions]
+    scan = Scan(body, states, inputs, [(0, False)] * (len(op.node.output) - states))
+    batches = [op.tensor(index) for index in range(1, len(op.inputs))]
+    module = BatchedScan(scan, len(batches))
+    return op.unpack(op.module(module, op.optional(0), *batches, *outer), len(op.node.output))
 
 
 @register("Scan", since=9)

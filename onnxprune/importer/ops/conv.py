@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
 from onnxprune.importer.op import Op
-from onnxprune.importer.ops.matmul import activated
 from onnxprune.importer.ops.pad import pad_same, symmetric_padding, torch_pads
 from onnxprune.importer.registry import Result, UnsupportedNode, register
 
@@ -30,25 +28,35 @@ def kernel_shape(op: Op, weight: int = 1) -> list[int]:
 
 
 @register("Conv")
-@register("FusedConv", domain="com.microsoft")
 def _conv(op: Op) -> Result:
     kernel = kernel_shape(op)
     axes = len(kernel)
     stride, dilation = op.attr("strides", [1] * axes), op.attr("dilations", [1] * axes)
     x, padding = padded(op, op.tensor(0), kernel, stride, dilation)
-    bias = op.optional(2)
-    arguments: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
-    arguments = {k: tuple(v) for k, v in arguments.items() if len(set(v)) > 1 or v[0] != _PLAIN[k]}
-    if op.attr("group", 1) != 1:
-        arguments["groups"] = op.attr("group")
-    operands = (x, op.tensor(1)) if bias is None else (x, op.tensor(1), bias)
-    result = op.call(_CONV[axes], *operands, **arguments)
-    if op.node.op_type == "FusedConv" and op.has(3):
-        result = op.call(torch.add, result, op.tensor(3))
-    return activated(op, result) if op.node.domain else result
+    geometry = {"stride": stride, "padding": padding, "dilation": dilation}
+    operands = _given((x, op.tensor(1), None if _is_zero(op, 2) else op.optional(2)))
+    return op.call(_CONV[axes], *operands, **_unusual(geometry, op.attr("group", 1)))
 
 
-_PLAIN = {"stride": 1, "padding": 0, "dilation": 1}
+def _is_zero(op: Op, index: int) -> bool:
+    """Whether an input is a constant zero, which exporters write for no bias."""
+    return op.is_constant(index) and not op.constant(index).any()
+
+
+_USUAL = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
+
+
+def _unusual(geometry: dict[str, list[int]], groups: int) -> dict[str, Any]:
+    """Arguments that differ from their defaults."""
+    arguments: dict[str, Any] = {} if groups == 1 else {"groups": groups}
+    for name, sizes in geometry.items():
+        if set(sizes) != {_USUAL[name]}:
+            arguments[name] = tuple(sizes)
+    return arguments
+
+
+def _given(operands: tuple[fx.Node | None, ...]) -> list[fx.Node]:
+    return [operand for operand in operands if operand is not None]
 
 
 def padded(
@@ -159,38 +167,6 @@ def _conv_transpose(op: Op) -> Result:
         return op.call(
             cropped_conv_transpose, *operands, stride, dilation, groups, output_padding, pads
         )
-    geometry = tuple(stride), tuple(padding), tuple(output_padding), groups, tuple(dilation)
-    return op.call(_CONV_TRANSPOSE[axes], *operands, *geometry)
-
-
-def integer_conv(
-    x: Tensor,
-    weight: Tensor,
-    x_zero: Tensor | None,
-    w_zero: Tensor | None,
-    stride: list[int],
-    pads: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    """Convolution of 8-bit tensors, exact in float64, as int32."""
-    inputs, kernel = x.to(torch.float64), weight.to(torch.float64)
-    if x_zero is not None:
-        inputs = inputs - x_zero.to(torch.float64)
-    if w_zero is not None:
-        shape = (-1, *[1] * (weight.ndim - 1)) if w_zero.numel() > 1 else ()
-        kernel = kernel - w_zero.to(torch.float64).reshape(shape)
-    inputs = F.pad(inputs, torch_pads(pads))
-    result = _CONV[x.ndim - 2](inputs, kernel, None, tuple(stride), 0, tuple(dilation), groups)
-    return result.round().to(torch.int32)
-
-
-@register("ConvInteger", since=10)
-def _conv_integer(op: Op) -> Result:
-    axes = len(kernel_shape(op))
-    if op.attr("auto_pad", "NOTSET").startswith("SAME"):
-        raise UnsupportedNode("auto_pad")
-    stride, dilation = op.attr("strides", [1] * axes), op.attr("dilations", [1] * axes)
-    pads = op.attr("pads", [0] * (2 * axes))
-    operands = (op.tensor(0), op.tensor(1), op.optional(2), op.optional(3))
-    return op.call(integer_conv, *operands, stride, pads, dilation, op.attr("group", 1))
+    geometry = {"stride": stride, "padding": padding, "output_padding": output_padding}
+    geometry["dilation"] = dilation
+    return op.call(_CONV_TRANSPOSE[axes], *_given(operands), **_unusual(geometry, groups))

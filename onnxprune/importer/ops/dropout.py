@@ -42,7 +42,7 @@ def dropout_by_inputs(
     return x * mask / (1 - float(ratio)), mask
 
 
-@register("Dropout", since=7)
+@register("Dropout")
 def _dropout(op: Op) -> Result:
     if any(op.has(index) and not op.is_constant(index) for index in (1, 2)):
         defaults = (0.5, False)
@@ -51,7 +51,9 @@ def _dropout(op: Op) -> Result:
     ratio = op.attr("ratio", 0.5) if op.version < 12 else 0.5
     if op.has(1):
         ratio = float(op.constant(1, "ratio").item())
-    training_mode = bool(op.constant(2, "training_mode").item()) if op.has(2) else False
+    training_mode = op.version < 7 and not op.attr("is_test", 0)
+    if op.has(2):
+        training_mode = bool(op.constant(2, "training_mode").item())
     x = op.tensor(0)
     y = op.module(Dropout(round(ratio, 7), training_mode), x)
     if not any(op.used_outputs[1:]):

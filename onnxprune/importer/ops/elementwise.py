@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from onnxprune.importer.op import Op
-from onnxprune.importer.registry import Result, register
-from onnxprune.importer.values import Host
+from onnxprune.importer.registry import Result, find_entry, register
+from onnxprune.importer.values import Host, tensor_type
 
 _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "Add": operator.add,
@@ -72,6 +72,33 @@ def _binary(op: Op, function: Callable[..., Any], keep_type: bool = True) -> fx.
     return op.method("to", result, op.dtype(0)) if keep_type else result
 
 
+def aligned(b: Tensor, a: Tensor, axis: int) -> Tensor:
+    """`b` with axes of size 1 at its end, so that it begins at an axis of `a`."""
+    trailing = a.ndim - axis % a.ndim - b.ndim
+    return b.reshape(*b.shape, *[1] * trailing)
+
+
+@register(*_ARITHMETIC, *_COMPARISON, "Div", "Pow", "And", "Or", "Xor", "PRelu", until=7)
+def _broadcast_by_attribute(op: Op) -> Result:
+    """The current form of an operator that used to say where its second operand begins."""
+    axis = op.attr("axis")
+    if op.node.op_type == "PRelu":
+        axis = None if op.shape(1) == (1,) else 1
+    if axis is not None and not _ends_together(op, axis):
+        op.inputs[1] = op.call(aligned, op.tensor(1), op.tensor(0), axis)
+        rank = op.rank()
+        shape = None if rank is None else (None,) * rank
+        op.input_types[1] = tensor_type(op.elem_type(1), shape)
+    entry = find_entry("", op.node.op_type, 7)
+    assert entry is not None
+    return entry.builder(op)
+
+
+def _ends_together(op: Op, axis: int) -> bool:
+    rank, other = op.rank(0), op.rank(1)
+    return rank is not None and other is not None and axis % rank + other == rank
+
+
 @register(*_ARITHMETIC, since=7)
 def _arithmetic(op: Op) -> Result:
     return _binary(op, _ARITHMETIC[op.node.op_type])
@@ -116,8 +143,10 @@ def _div(op: Op) -> Result:
     return _binary(op, operator.truediv if op.is_float() else truncating_div)
 
 
-def integer_pow(base: Tensor, exponent: Tensor) -> Tensor:
+def mixed_pow(base: Tensor, exponent: Tensor) -> Tensor:
     """Power of mixed types: the result has the base's type."""
+    if base.is_floating_point():
+        return torch.pow(base, exponent.to(base.dtype))
     return torch.pow(base, exponent).to(base.dtype)
 
 
@@ -126,7 +155,7 @@ def _power(op: Op) -> Result:
     if op.is_float(0) and op.number(1) is not None:
         return op.call(torch.pow, op.tensor(0), op.operand(1))
     same = op.elem_type(0) == op.elem_type(1)
-    return op.call(torch.pow if same else integer_pow, op.tensor(0), op.tensor(1))
+    return op.call(torch.pow if same else mixed_pow, op.tensor(0), op.tensor(1))
 
 
 @register("Mod", since=10)
@@ -140,7 +169,7 @@ def _bit_shift(op: Op) -> Result:
     return _binary(op, torch.bitwise_left_shift if left else torch.bitwise_right_shift)
 
 
-@register("Sum", "Mean", since=6)
+@register("Sum", "Mean")
 def _total(op: Op) -> Result:
     values = op.tensors()
     result = reduce(lambda a, b: op.call(operator.add, a, b), values)
@@ -149,7 +178,7 @@ def _total(op: Op) -> Result:
     return result
 
 
-@register("Min", "Max", since=6)
+@register("Min", "Max")
 def _extreme(op: Op) -> Result:
     function = torch.minimum if op.node.op_type == "Min" else torch.maximum
     values = op.tensors()
@@ -159,7 +188,7 @@ def _extreme(op: Op) -> Result:
     return op.method("to", reduce(lambda a, b: op.call(function, a, b), wide), op.dtype(0))
 
 
-@register("Clip", since=6, until=11)
+@register("Clip", until=11)
 def _clip_with_attributes(op: Op) -> Result:
     return op.call(torch.clamp, op.tensor(0), min=op.attr("min"), max=op.attr("max"))
 

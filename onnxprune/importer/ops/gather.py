@@ -1,5 +1,6 @@
 """Reading elements by index."""
 
+import operator
 from typing import Any
 
 import torch
@@ -26,14 +27,17 @@ def gather(x: Tensor, indices: Tensor, axis: int) -> Tensor:
     """Elements along one axis, whose place the axes of `indices` take."""
     axis %= x.ndim
     flat = x.index_select(axis, wrapped(indices, x.shape[axis]).reshape(-1))
-    return flat.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return flat.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
 @register("Gather")
 def _gather(op: Op) -> Result:
     axis, index = op.attr("axis", 0), op.inputs[1]
     if isinstance(index, Host) and index.array.ndim == 0:
-        return op.call(torch.select, op.tensor(0), axis, index.items()[0])
+        position = index.items()[0]
+        if axis == 0:
+            return op.call(operator.getitem, op.tensor(0), position)
+        return op.method("select", op.tensor(0), axis, position)
     if axis == 0 and op.rank() == 2 and op.is_float():
         return op.call(embedding, op.tensor(0), op.tensor(1))
     return op.call(gather, op.tensor(0), op.tensor(1), axis)
@@ -58,7 +62,7 @@ def gather_nd(x: Tensor, indices: Tensor, batch_dims: int) -> Tensor:
     flat_indices = indices.reshape(count, -1, indices.shape[-1])
     rows = torch.arange(count, device=x.device).unsqueeze(1)
     found = flat_x[(rows, *flat_indices.unbind(-1))]
-    return found.reshape(*indices.shape[:-1], *x.shape[batch_dims + indices.shape[-1] :])
+    return found.reshape((*indices.shape[:-1], *x.shape[batch_dims + indices.shape[-1] :]))
 
 
 @register("GatherND", since=11)

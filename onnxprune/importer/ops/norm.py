@@ -88,16 +88,19 @@ def batch_norm_training(
 def batch_norm_of_tensors(
     x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, var: Tensor, eps: float
 ) -> Tensor:
-    """BatchNorm whose statistics are computed by the model itself."""
-    return F.batch_norm(x, mean, var, scale, shift, False, 0.0, eps)
+    """BatchNorm whose statistics the model itself computes, so that gradients pass to them."""
+    shape = (-1, *[1] * (x.ndim - 2))
+    factor = scale * torch.rsqrt(var + eps)
+    return (x - mean.reshape(shape)) * factor.reshape(shape) + shift.reshape(shape)
 
 
-@register("BatchNormalization", since=7)
+@register("BatchNormalization")
 def _batch_normalization(op: Op) -> Result:
     if not op.attr("spatial", 1):
         raise UnsupportedNode("spatial=0")
     eps, onnx_momentum = op.attr("epsilon", 1e-5), op.attr("momentum", 0.9)
     training = bool(op.attr("training_mode", 0)) or (op.version < 14 and len(op.node.output) > 1)
+    training = training or (op.version < 7 and not op.attr("is_test", 0))
     operands = op.tensor(0), op.tensor(1), op.tensor(2)
     if training and any(op.used_outputs[1:]):
         statistics = op.tensor(3), op.tensor(4)
@@ -172,18 +175,7 @@ def _rms_normalization(op: Op) -> Result:
     )
 
 
-@register("SkipLayerNormalization", domain="com.microsoft")
-def _skip_layer_normalization(op: Op) -> Result:
-    if any(op.used_outputs[1:3]):
-        raise UnsupportedNode("its mean or inverse deviation is used")
-    total = op.call(torch.add, op.tensor(0), op.tensor(1))
-    if op.has(4):
-        total = op.call(torch.add, total, op.tensor(4))
-    y = op.call(layer_norm, total, op.tensor(2), op.optional(3), -1, op.attr("epsilon", 1e-12))
-    return [y, None, None, total]
-
-
-@register("InstanceNormalization", since=6)
+@register("InstanceNormalization")
 def _instance_normalization(op: Op) -> Result:
     eps = op.attr("epsilon", 1e-5)
     return op.call(F.instance_norm, op.tensor(0), weight=op.tensor(1), bias=op.tensor(2), eps=eps)

@@ -84,13 +84,16 @@ def _all_axes(pads: list[int], axes: list[int] | None, rank: int) -> list[int]:
     return full
 
 
-@register("Pad", since=2)
+@register("Pad")
 def _pad(op: Op) -> Result:
-    pads: Any = op.int_list(1, "pads")
+    pads: Any = op.int_list(1, "pads" if op.version > 1 else "paddings")
     axes = op.ints(3) if op.has(3) else None
     mode = op.attr("mode", "constant")
     x = op.tensor(0)
     if mode != "constant":
+        direct = _direct_pads(op, pads) if axes is None else None
+        if direct is not None:
+            return op.call(F.pad, x, direct, mode=_MODES[mode])
         return op.call(pad_by_index, x, pads, axes, mode)
     value: Any = op.attr("value", 0.0) if op.version < 11 else None
     if op.has(2):
@@ -99,6 +102,25 @@ def _pad(op: Op) -> Result:
         fill = {} if not value else {"value": value}
         return op.call(F.pad, x, _without_trailing_zeros(torch_pads(pads)), **fill)
     return op.call(pad_constant, x, pads, axes, value)
+
+
+_MODES = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+
+
+def _direct_pads(op: Op, pads: Any) -> list[int] | None:
+    """Pads for `F.pad` if it can take values of the tensor for them, otherwise None.
+
+    It pads all axes but the first one or two, by known sizes.
+    """
+    rank = op.rank()
+    known = isinstance(pads, list) and all(isinstance(pad, int) and pad >= 0 for pad in pads)
+    if not known or rank is None or not op.is_float():
+        return None
+    ordered = torch_pads(pads)
+    for axes in (rank - 2, rank - 1):
+        if 1 <= axes <= 3 and not any(ordered[2 * axes :]):
+            return ordered[: 2 * axes]
+    return None
 
 
 def _without_trailing_zeros(pads: list[Any]) -> list[Any]:

@@ -41,6 +41,12 @@ def _simple_padding(geometry: dict[str, Any]) -> list[int] | None:
     return padding if fits else None
 
 
+def _spacing(geometry: dict[str, Any]) -> dict[str, Any]:
+    """The stride as an argument, which PyTorch takes from the kernel if it is left out."""
+    stride = geometry["stride"]
+    return {} if stride == geometry["kernel"] else {"stride": tuple(stride)}
+
+
 def full_pads(
     sizes: torch.Size,
     kernel: list[int],
@@ -123,7 +129,9 @@ def _max_pool(op: Op) -> Result:
     padding = _simple_padding(geometry)
     if padding is None or not op.is_float():
         return op.call(max_pool, op.tensor(0), *arguments)
-    settings: dict[str, Any] = {"stride": tuple(geometry["stride"]), "padding": tuple(padding)}
+    settings = _spacing(geometry)
+    if any(padding):
+        settings["padding"] = tuple(padding)
     if set(geometry["dilation"]) != {1}:
         settings["dilation"] = tuple(geometry["dilation"])
     if geometry["ceil"]:
@@ -165,7 +173,7 @@ def _average_pool(op: Op) -> Result:
     padding = _simple_padding(geometry)
     if padding is None or set(geometry["dilation"]) != {1}:
         return op.call(average_pool, op.tensor(0), *geometry.values(), count_padding)
-    settings: dict[str, Any] = {"stride": tuple(geometry["stride"])}
+    settings = _spacing(geometry)
     if any(padding):
         settings.update(padding=tuple(padding), count_include_pad=count_padding)
     if geometry["ceil"]:
@@ -190,29 +198,46 @@ def lp_pool(
     return sum_pool(powers, kernel, stride, dilation).pow(1.0 / p)
 
 
-@register("LpPool", since=2)
+@register("LpPool")
 def _lp_pool(op: Op) -> Result:
     return op.call(lp_pool, op.tensor(0), *_geometry(op).values(), op.attr("p", 2))
 
 
-def _spatial(op: Op) -> tuple[int, ...]:
-    return tuple(range(2, op.known_rank()))
+def global_average_pool(x: Tensor) -> Tensor:
+    """Mean over the spatial axes of a tensor of any rank."""
+    return x.flatten(2).mean(-1).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
+
+
+def global_max_pool(x: Tensor) -> Tensor:
+    """Maximum over the spatial axes of a tensor of any rank."""
+    return x.flatten(2).amax(-1).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
 
 
 @register("GlobalAveragePool")
 def _global_average_pool(op: Op) -> Result:
-    return op.call(torch.mean, op.tensor(0), dim=_spatial(op), keepdim=True)
+    rank = op.rank()
+    if rank is None:
+        return op.call(global_average_pool, op.tensor(0))
+    return op.call(torch.mean, op.tensor(0), dim=tuple(range(2, rank)), keepdim=True)
 
 
 @register("GlobalMaxPool")
 def _global_max_pool(op: Op) -> Result:
-    return op.call(torch.amax, op.tensor(0), dim=_spatial(op), keepdim=True)
+    rank = op.rank()
+    if rank is None:
+        return op.call(global_max_pool, op.tensor(0))
+    return op.call(torch.amax, op.tensor(0), dim=tuple(range(2, rank)), keepdim=True)
 
 
-@register("GlobalLpPool", since=2)
+def global_lp_pool(x: Tensor, p: float) -> Tensor:
+    """Lp norm over the spatial axes."""
+    norm = torch.linalg.vector_norm(x.flatten(2), ord=p, dim=-1)
+    return norm.reshape(*x.shape[:2], *[1] * (x.ndim - 2))
+
+
+@register("GlobalLpPool")
 def _global_lp_pool(op: Op) -> Result:
-    norm = torch.linalg.vector_norm
-    return op.call(norm, op.tensor(0), ord=op.attr("p", 2), dim=_spatial(op), keepdim=True)
+    return op.call(global_lp_pool, op.tensor(0), op.attr("p", 2))
 
 
 def max_unpool(x: Tensor, indices: Tensor, shape: list[int]) -> Tensor:

@@ -1,6 +1,7 @@
 """Random tensors, drawn from PyTorch's generator."""
 
 import torch
+from onnx import TensorProto
 from torch import Tensor
 
 from onnxprune.importer.op import Op
@@ -50,6 +51,17 @@ def _random_like(op: Op) -> Result:
     function = normal_like if op.node.op_type == "RandomNormalLike" else uniform_like
     dtype = TORCH_DTYPES.get(op.attr("dtype", 0))
     return op.call(function, op.tensor(0), *_limits(op), dtype)
+
+
+def multinomial(log_odds: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """Classes drawn with the given unnormalised log-probabilities; (batch, count)."""
+    return torch.multinomial(torch.softmax(log_odds, dim=-1), count, replacement=True).to(dtype)
+
+
+@register("Multinomial", since=7)
+def _multinomial(op: Op) -> Result:
+    dtype = TORCH_DTYPES[op.attr("dtype", TensorProto.INT32)]
+    return op.call(multinomial, op.tensor(0), op.attr("sample_size", 1), dtype)
 
 
 def bernoulli(probability: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -307,10 +307,13 @@ def _settings(op: Op) -> list[Any]:
     fields = [kind, direction, hidden, tuple(names)]
     fields += [tuple(op.attr("activation_alpha") or ()), tuple(op.attr("activation_beta") or ())]
     fields += [op.attr("clip"), bool(op.attr("linear_before_reset", 0))]
-    return [*fields, bool(op.attr("input_forget", 0)), bool(op.attr("layout", 0))]
+    fields += [bool(op.attr("input_forget", 0)), bool(op.attr("layout", 0))]
+    while fields[-1] in ((), None, False):
+        fields.pop()
+    return fields
 
 
-@register("LSTM", "GRU", "RNN", since=7)
+@register("LSTM", "GRU", "RNN")
 def _recurrent(op: Op) -> Result:
     operands = [op.tensor(0), op.tensor(1), op.tensor(2)]
     operands += [op.optional(index) for index in range(3, 8)]  # type: ignore[misc]

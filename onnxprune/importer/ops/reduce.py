@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from onnxprune.importer.op import Op
 from onnxprune.importer.registry import Result, register
@@ -140,14 +140,14 @@ def _reduction(op: Op) -> Result:
     if static and rank_is_known and kind in _DIRECT and op.elem_type() and op.is_float():
         sizes = op.shape() or ()
         if all(sizes[axis] is None or sizes[axis] for axis in axes):
-            return op.call(_DIRECT[kind], op.tensor(0), dim=tuple(axes), keepdim=keepdim)
+            keep = {"keepdim": True} if keepdim else {}
+            return op.call(_DIRECT[kind], op.tensor(0), dim=tuple(axes), **keep)
     noop = bool(op.attr("noop_with_empty_axes", 0))
     return op.call(reduce, op.tensor(0), kind, axes, keepdim, noop)
 
 
-def cumulate(x: Tensor, kind: str, axis: int | Tensor, exclusive: bool, reverse: bool) -> Tensor:
+def cumulate(x: Tensor, kind: str, axis: int, exclusive: bool, reverse: bool) -> Tensor:
     """Cumulative `sum` or `prod` along an axis."""
-    axis = int(axis) % x.ndim
     if reverse:
         x = x.flip(axis)
     if exclusive:
@@ -161,9 +161,6 @@ def cumulate(x: Tensor, kind: str, axis: int | Tensor, exclusive: bool, reverse:
 @register("CumSum", since=11)
 @register("CumProd", since=26)
 def _cumulative(op: Op) -> Result:
-    number = op.number(1)
-    axis = op.tensor(1) if number is None else number
     kind = op.node.op_type.removeprefix("Cum").lower()
     flags = bool(op.attr("exclusive", 0)), bool(op.attr("reverse", 0))
-    result: fx.Node = op.call(cumulate, op.tensor(0), kind, axis, *flags)
-    return result
+    return op.call(cumulate, op.tensor(0), kind, op.integer(1), *flags)

@@ -62,6 +62,16 @@ def nearest_index(places: Tensor, mode: str, size: int) -> Tensor:
     return rounded.long().clamp(0, size - 1)
 
 
+def _rounding(mode: str, axis: _Axis) -> str:
+    """The nearest mode; in version 10 it depends on whether an axis shrinks."""
+    if mode != _VERSION_10:
+        return mode
+    return "ceil" if axis.scale < 1 else "floor"
+
+
+_VERSION_10 = "ceil_or_floor"
+
+
 def _kernel(distance: Tensor, mode: str, cubic_a: float) -> Tensor:
     distance = distance.abs()
     if mode == "linear":
@@ -171,7 +181,7 @@ def resize(
             mask = mask.reshape([-1 if i == number else 1 for i in range(x.ndim)])
             outside = mask if outside is None else outside | mask
         if given.mode == "nearest":
-            index = nearest_index(places, given.nearest_mode, axis.size)
+            index = nearest_index(places, _rounding(given.nearest_mode, axis), axis.size)
             result = result.index_select(number, index)
             continue
         matrix = weight_matrix(
@@ -207,7 +217,7 @@ def _interpolate(op: Op, given: ResizeSettings, scales: Any, sizes: Any) -> fx.N
     known = all(isinstance(factor, int | float) for factor in scales or [None])
     if given.mode == "nearest":
         whole = known and all(float(factor).is_integer() for factor in scales)
-        floor = coordinates == "asymmetric" and given.nearest_mode == "floor"
+        floor = coordinates == "asymmetric" and given.nearest_mode in ("floor", _VERSION_10)
         if whole and scales[:2] == [1, 1] and (floor or _repeats(given)):
             return op.call(F.interpolate, op.tensor(0), scale_factor=tuple(scales[2:]))
         return None
@@ -295,11 +305,13 @@ def _fields(given: ResizeSettings) -> list[Any]:
     return fields
 
 
-@register("Upsample", since=7, until=10)
+@register("Upsample", until=10)
 @register("Resize", since=10, until=11)
 def _upsample(op: Op) -> Result:
     scales = op.attr("scales") or _listed(op, 1)
-    given = ResizeSettings(op.attr("mode", "nearest"), "asymmetric", "floor")
+    if op.version < 7:
+        scales = [1.0, 1.0, op.attr("height_scale"), op.attr("width_scale")]
+    given = ResizeSettings(op.attr("mode", "nearest"), "asymmetric", _VERSION_10)
     direct = _interpolate(op, given, scales, None)
     if direct is not None:
         return direct

@@ -47,3 +47,31 @@ def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, reduction: str) -> T
 def _scatter_nd(op: Op) -> Result:
     reduction = op.attr("reduction", "none")
     return op.call(scatter_nd, op.tensor(0), op.tensor(1), op.tensor(2), reduction)
+
+
+def tensor_scatter(
+    cache: Tensor, update: Tensor, starts: Tensor | None, axis: int, circular: bool
+) -> Tensor:
+    """A copy of a cache with an update written from `starts[b]` on, along an axis.
+
+    Args:
+        cache: (batch, ...).
+        update: The same shape, but fewer steps along the axis.
+        starts: (batch,) first position in each sample, None for the beginning.
+        axis: Axis of the steps.
+        circular: Whether positions beyond the end continue at the beginning.
+    """
+    axis %= cache.ndim
+    steps = torch.arange(update.shape[axis], device=cache.device)
+    index = steps.unsqueeze(0) if starts is None else starts.unsqueeze(1) + steps
+    index = index % cache.shape[axis] if circular else index
+    shape = [1] * cache.ndim
+    shape[0], shape[axis] = index.shape
+    index = index.reshape(shape)
+    return torch.scatter(cache, axis, index.expand_as(update), update)
+
+
+@register("TensorScatter", since=24)
+def _tensor_scatter(op: Op) -> Result:
+    settings = op.attr("axis", -2), op.attr("mode", "linear") == "circular"
+    return op.call(tensor_scatter, op.tensor(0), op.tensor(1), op.optional(2), *settings)

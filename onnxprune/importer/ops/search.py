@@ -1,7 +1,5 @@
 """Sorting, extreme positions, unique values and box suppression."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -28,19 +26,15 @@ def _arg_extreme(op: Op) -> Result:
     return op.call(function, op.tensor(0), dim=axis, keepdim=keepdim)
 
 
-def top_k(x: Tensor, k: Any, axis: int, largest: bool) -> tuple[Tensor, Tensor]:
+def top_k(x: Tensor, k: int, axis: int, largest: bool) -> tuple[Tensor, Tensor]:
     """The k extreme elements in order; among equal ones the first comes first."""
-    count = int(k.item()) if isinstance(k, Tensor) else k
     values, index = torch.sort(x, dim=axis, descending=largest, stable=True)
-    return values.narrow(axis, 0, count), index.narrow(axis, 0, count)
+    return values.narrow(axis, 0, k), index.narrow(axis, 0, k)
 
 
 @register("TopK")
 def _top_k(op: Op) -> Result:
-    k: Any = op.attr("k")
-    if k is None:
-        number = op.number(1)
-        k = op.tensor(1) if number is None else number
+    k = op.attr("k") or op.integer(1)
     axis, largest = op.attr("axis", -1), bool(op.attr("largest", 1))
     return op.unpack(op.call(top_k, op.tensor(0), k, axis, largest), 2)
 
@@ -72,7 +66,7 @@ def _unique(op: Op) -> Result:
 def non_max_suppression(
     boxes: Tensor,
     scores: Tensor,
-    max_boxes: Tensor | int,
+    max_boxes: int,
     iou_threshold: Tensor | float,
     score_threshold: Tensor | float | None,
     center_point: bool,
@@ -102,7 +96,7 @@ def non_max_suppression(
             kept = _suppress(
                 corners[image],
                 scores[image, label],
-                int(max_boxes),
+                max_boxes,
                 float(iou_threshold),
                 None if score_threshold is None else float(score_threshold),
             )
@@ -131,7 +125,7 @@ def _suppress(
 
 @register("NonMaxSuppression", since=10)
 def _non_max_suppression(op: Op) -> Result:
-    limits = [op.number(i) if op.number(i) is not None else op.optional(i) for i in (2, 3, 4)]
-    limits = [0 if limits[0] is None else limits[0], limits[1] or 0.0, limits[2]]
+    overlap = op.scalar(3) if op.has(3) else 0.0
+    limits = op.integer(2, 0), overlap, op.scalar(4)
     center = bool(op.attr("center_point_box", 0))
     return op.call(non_max_suppression, op.tensor(0), op.tensor(1), *limits, center)

@@ -21,6 +21,9 @@ def shape_tensor(x: Tensor, start: int, end: int | None) -> Tensor:
 @register("Shape")
 def _shape(op: Op) -> Result:
     start, end, rank = op.attr("start", 0), op.attr("end"), op.rank()
+    stored = op.builder.stored_shape(op.value(0))
+    if stored is not None:
+        return Host(np.array(stored[start:end], np.int64), TensorProto.INT64, op.node.output[0])
     x = op.tensor(0)
     if rank is None:
         return op.call(shape_tensor, x, start, end)
@@ -45,9 +48,9 @@ def reshape(x: Tensor, shape: list[int], allow_zero: bool) -> Tensor:
     return torch.reshape(x, shape)
 
 
-@register("Reshape", since=5)
+@register("Reshape")
 def _reshape(op: Op) -> Result:
-    dims: Any = op.ints(1)
+    dims: Any = op.int_list(1, "shape")
     allow_zero = bool(op.attr("allowzero", 0))
     x = op.tensor(0)
     if not isinstance(dims, list):
@@ -57,7 +60,18 @@ def _reshape(op: Op) -> Result:
             op.builder.size(x, axis) if isinstance(dim, int) and dim == 0 else dim
             for axis, dim in enumerate(dims)
         ]
-    return _with_rank(op, op.call(torch.reshape, x, tuple(dims)), len(dims))
+    node = op.call(torch.reshape, x, tuple(dims))
+    node.meta["sizes"] = tuple(dims)
+    return _with_rank(op, node, len(dims))
+
+
+def _same_sizes(known: Any, wanted: Any) -> bool:
+    if not isinstance(known, tuple) or not isinstance(wanted, list) or len(known) != len(wanted):
+        return False
+    return all(
+        a is b or (isinstance(a, int) and a == b and a > 0)
+        for a, b in zip(known, wanted, strict=True)
+    )
 
 
 def _length(op: Op, index: int) -> int | None:
@@ -139,10 +153,30 @@ def expand(x: Tensor, shape: list[int]) -> Tensor:
     return x.expand(target)
 
 
+def _expand_sizes(op: Op, shape: Any) -> list[Any] | None:
+    """Arguments of `Tensor.expand` where it does the same as ONNX's `Expand`, otherwise None."""
+    sizes = op.shape()
+    if not isinstance(shape, list) or sizes is None or len(sizes) > len(shape):
+        return None
+    added = len(shape) - len(sizes)
+    result = list(shape)
+    for axis, size in enumerate(sizes, start=added):
+        want = shape[axis]
+        if isinstance(want, int):
+            result[axis] = -1 if want in (1, size) else want
+        elif size != 1:
+            return None
+    return result
+
+
 @register("Expand", since=8)
 def _expand(op: Op) -> Result:
     shape: Any = op.ints(1)
-    node = op.call(expand, op.tensor(0), shape)
+    x = op.tensor(0)
+    if _same_sizes(x.meta.get("sizes"), shape):
+        return x
+    sizes = _expand_sizes(op, shape)
+    node = op.call(expand, x, shape) if sizes is None else op.method("expand", x, *sizes)
     length = len(shape) if isinstance(shape, list) else _length(op, 1)
     rank = op.rank()
     if length is None or rank is None:
@@ -150,14 +184,24 @@ def _expand(op: Op) -> Result:
     return _with_rank(op, node, max(rank, length))
 
 
+def tile_axis(x: Tensor, count: int, axis: int) -> Tensor:
+    """Repeat along one axis."""
+    return torch.cat([x] * count, dim=axis)
+
+
+@register("Tile", until=6)
+def _tile_axis(op: Op) -> Result:
+    return op.call(tile_axis, op.tensor(0), op.integer(1), op.integer(2))
+
+
 @register("Tile", since=6)
 def _tile(op: Op) -> Result:
     return op.call(torch.tile, op.tensor(0), op.ints(1))
 
 
-@register("Concat", since=4)
+@register("Concat")
 def _concat(op: Op) -> Result:
-    return op.call(torch.cat, op.tensors(), dim=op.attr("axis"))
+    return op.call(torch.cat, op.tensors(), dim=op.attr("axis", 1))
 
 
 def depth_to_space(x: Tensor, block: int) -> Tensor:

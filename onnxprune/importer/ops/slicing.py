@@ -12,7 +12,8 @@ from onnxprune.importer.op import Ints, Op
 from onnxprune.importer.ops.pad import torch_pads
 from onnxprune.importer.registry import Result, register
 
-_OPEN_END = 2**31 - 1
+_OPEN_END = 10**9
+"""From here on an end means that of the axis, which is never as long."""
 
 
 def slice_tensor(
@@ -51,10 +52,14 @@ def _plain_slices(op: Op, starts: Any, ends: Any, axes: Any, steps: Any) -> tupl
         return None
     axes = [axis + (rank or 0) if axis < 0 else axis for axis in axes]
     index: list[Any] = [slice(None)] * (max(axes, default=-1) + 1)
+    sizes = op.shape() or ()
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        size = sizes[axis] if axis < len(sizes) else None
         begin = None if isinstance(start, int) and start == 0 else start
-        stop = None if isinstance(end, int) and end >= _OPEN_END else end
+        stop = None if isinstance(end, int) and end >= (size or _OPEN_END) else end
         index[axis] = slice(begin, stop, None if step == 1 else step)
+    while index and index[-1] == slice(None):
+        index.pop()
     return tuple(index)
 
 
@@ -68,7 +73,7 @@ def _slice(op: Op) -> Result:
         known_steps = [1] * len(starts) if steps is None else steps
         index = _plain_slices(op, starts, ends, known_axes, known_steps)
         if index is not None:
-            return op.call(operator.getitem, x, index)
+            return op.call(operator.getitem, x, index) if index else x
     return op.call(slice_tensor, x, starts, ends, axes, steps)
 
 
@@ -80,7 +85,7 @@ def split_evenly(x: Tensor, count: int, dim: int) -> list[Tensor]:
     return [x.narrow(dim, low, high - low) for low, high in itertools.pairwise(bounds)]
 
 
-@register("Split", since=2)
+@register("Split")
 def _split(op: Op) -> Result:
     axis, count = op.attr("axis", 0), len(op.node.output)
     sizes: Any = op.int_list(1, "split")

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onnxprune.importer.op import Op
+from onnxprune.importer.ops.pad import symmetric_padding, torch_pads
 from onnxprune.importer.registry import Result, UnsupportedNode, register
 
 _MODES = {
@@ -96,15 +97,73 @@ def roi_align(
     return implementation(x, boxes, size, scale, sampling_ratio, aligned)
 
 
+def roi_align_max(
+    x: Tensor,
+    rois: Tensor,
+    batch_indices: Tensor,
+    size: tuple[int, int],
+    scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """Largest weighted corner of the bilinear samples in each bin, as ONNX defines it."""
+    regions = [
+        _max_of_samples(x[int(image)], corners * scale, size, sampling_ratio, aligned)
+        for image, corners in zip(batch_indices, rois, strict=True)
+    ]
+    return torch.stack(regions) if regions else x.new_zeros(0, x.shape[1], *size)
+
+
+def _max_of_samples(
+    plane: Tensor, corners: Tensor, size: tuple[int, int], sampling_ratio: int, aligned: bool
+) -> Tensor:
+    left, top, right, bottom = (corners - (0.5 if aligned else 0.0)).unbind()
+    places, grids = [], []
+    for start, end, bins in ((top, bottom, size[0]), (left, right, size[1])):
+        extent = end - start if aligned else (end - start).clamp(min=1)
+        samples = sampling_ratio or max(int(torch.ceil(extent / bins)), 1)
+        steps = torch.arange(bins * samples, device=plane.device) + 0.5
+        places.append(start + steps * (extent / (bins * samples)))
+        grids.append(samples)
+    rows = _corner_weights(places[0], plane.shape[1])
+    columns = _corner_weights(places[1], plane.shape[2])
+    products = [
+        plane[:, i][:, :, j] * (w_i.unsqueeze(1) * w_j) for i, w_i in rows for j, w_j in columns
+    ]
+    largest = torch.stack(products).amax(0)
+    return largest.reshape(-1, size[0], grids[0], size[1], grids[1]).amax((2, 4))
+
+
+def _corner_weights(places: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """The two neighbours of each place and their weights, which are 0 far outside."""
+    inside = ((places >= -1) & (places <= size)).to(places.dtype)
+    clamped = places.clamp(0, size - 1)
+    low = clamped.long()
+    fraction = clamped - low
+    return [(low, (1 - fraction) * inside), ((low + 1).clamp(max=size - 1), fraction * inside)]
+
+
 @register("RoiAlign", since=10)
 def _roi_align(op: Op) -> Result:
-    if op.attr("mode", "avg") != "avg":
-        raise UnsupportedNode("mode 'max'")
+    pool = roi_align if op.attr("mode", "avg") == "avg" else roi_align_max
     size = op.attr("output_height", 1), op.attr("output_width", 1)
     default = "output_half_pixel" if op.version < 16 else "half_pixel"
     aligned = op.attr("coordinate_transformation_mode", default) == "half_pixel"
     settings = size, op.attr("spatial_scale", 1.0), op.attr("sampling_ratio", 0), aligned
-    return op.call(roi_align, op.tensor(0), op.tensor(1), op.tensor(2), *settings)
+    return op.call(pool, op.tensor(0), op.tensor(1), op.tensor(2), *settings)
+
+
+def max_roi_pool(x: Tensor, rois: Tensor, size: tuple[int, int], scale: float) -> Tensor:
+    """Maximum in each bin of each region; rois: (regions, 5), the image and two corners."""
+    from torchvision.ops import roi_pool
+
+    return roi_pool(x, rois, size, scale)
+
+
+@register("MaxRoiPool")
+def _max_roi_pool(op: Op) -> Result:
+    size, scale = tuple(op.attr("pooled_shape")), op.attr("spatial_scale", 1.0)
+    return op.call(max_roi_pool, op.tensor(0), op.tensor(1), size, scale)
 
 
 def deform_conv(
@@ -120,16 +179,18 @@ def deform_conv(
     """Two-dimensional deformable convolution."""
     from torchvision.ops import deform_conv2d
 
-    height, width = pads[0], pads[1]
-    geometry: dict[str, Any] = {"stride": stride, "padding": (height, width), "dilation": dilation}
+    padding = symmetric_padding(pads)
+    if padding is None:
+        x, padding = F.pad(x, torch_pads(pads)), [0, 0]
+    geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
     return deform_conv2d(x, offset, weight, bias, mask=mask, **geometry)
 
 
 @register("DeformConv", since=19)
 def _deform_conv(op: Op) -> Result:
     pads = op.attr("pads", [0] * 4)
-    if len(pads) != 4 or pads[:2] != pads[2:]:
-        raise UnsupportedNode("asymmetric pads, or other than two spatial axes")
+    if len(pads) != 4:
+        raise UnsupportedNode("other than two spatial axes")
     geometry = op.attr("strides", [1, 1]), pads, op.attr("dilations", [1, 1])
     operands = op.tensor(0), op.tensor(1), op.tensor(2), op.optional(3), op.optional(4)
     return op.call(deform_conv, *operands, *geometry)

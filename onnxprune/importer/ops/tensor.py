@@ -4,12 +4,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
 from onnxprune.importer.op import Op
 from onnxprune.importer.registry import Result, UnsupportedNode, register
-from onnxprune.importer.values import FLOAT_TYPES, HALF_DTYPES, TORCH_DTYPES, WIDE_UNSIGNED_TYPES
+from onnxprune.importer.values import (
+    FLOAT_TYPES,
+    HALF_DTYPES,
+    TORCH_DTYPES,
+    Host,
+    numpy_dtype,
+    tensor_type,
+)
 
 
 def _target_dtype(elem_type: int) -> torch.dtype:
@@ -19,13 +26,21 @@ def _target_dtype(elem_type: int) -> torch.dtype:
     return dtype
 
 
-@register("Cast", since=6)
+@register("Cast")
 def _cast(op: Op) -> Result:
-    return op.method("to", op.tensor(0), _target_dtype(op.attr("to")))
+    target = op.attr("to")
+    if isinstance(target, str):
+        target = TensorProto.DataType.Value(target)
+    node = op.method("to", op.tensor(0), _target_dtype(target))
+    node.meta["type"] = tensor_type(target, op.shape())
+    return node
 
 
 @register("CastLike", since=15)
 def _cast_like(op: Op) -> Result:
+    value, target = op.value(0), op.elem_type(1)
+    if isinstance(value, Host) and value.literal and target in TORCH_DTYPES:
+        return Host(value.array.astype(numpy_dtype(target)), target, op.node.output[0])
     return op.method("to", op.tensor(0), _target_dtype(op.elem_type(1)))
 
 
@@ -74,111 +89,20 @@ def _eye(op: Op) -> Result:
     return op.call(eye_like, op.tensor(0), op.attr("k", 0), dtype)
 
 
-def triangle(x: Tensor, upper: bool, diagonal: Tensor) -> Tensor:
-    """Upper or lower triangle from a diagonal that is computed while the model runs."""
-    return (torch.triu if upper else torch.tril)(x, int(diagonal))
-
-
 @register("Trilu", since=14)
 def _trilu(op: Op) -> Result:
-    upper = bool(op.attr("upper", 1))
-    if op.has(1) and op.number(1) is None:
-        return op.call(triangle, op.tensor(0), upper, op.tensor(1))
-    diagonal = op.number(1) if op.has(1) else 0
-    return op.call(torch.triu if upper else torch.tril, op.tensor(0), diagonal)
+    function = torch.triu if op.attr("upper", 1) else torch.tril
+    return op.call(function, op.tensor(0), op.integer(1, 0))
 
 
-def one_hot(indices: Tensor, depth: Any, values: Tensor, axis: int) -> Tensor:
+def one_hot(indices: Tensor, depth: int, values: Tensor, axis: int) -> Tensor:
     """`values[1]` at the indices and `values[0]` elsewhere, along a new axis."""
-    count = int(depth.item()) if isinstance(depth, Tensor) else int(depth)
-    classes = torch.arange(count, device=indices.device)
-    wrapped = torch.where(indices < 0, indices + count, indices)
+    classes = torch.arange(depth, device=indices.device)
+    wrapped = torch.where(indices < 0, indices + depth, indices)
     hot = (wrapped.unsqueeze(-1) == classes).movedim(-1, axis)
     return torch.where(hot, values[1], values[0])
 
 
 @register("OneHot", since=9)
 def _one_hot(op: Op) -> Result:
-    number = op.number(1)
-    depth = op.tensor(1) if number is None else number
-    return op.call(one_hot, op.tensor(0), depth, op.tensor(2), op.attr("axis", -1))
-
-
-def _window(size: Any, periodic: bool, weights: tuple[float, float, float], device: Any) -> Tensor:
-    count = int(size.item()) if isinstance(size, Tensor) else int(size)
-    steps = torch.arange(count, dtype=torch.float64, device=device)
-    angle = steps * (2 * torch.pi) / (count if periodic else count - 1)
-    a, b, c = weights
-    return a - b * torch.cos(angle) + c * torch.cos(2 * angle)
-
-
-def cosine_window(
-    size: Any, periodic: bool, weights: tuple[float, float, float], dtype: torch.dtype, device: Any
-) -> Tensor:
-    """A window `a - b cos(t) + c cos(2 t)`."""
-    return _window(size, periodic, weights, device).to(dtype)
-
-
-_WINDOWS = {
-    "HannWindow": (0.5, 0.5, 0.0),
-    "HammingWindow": (25 / 46, 21 / 46, 0.0),
-    "BlackmanWindow": (0.42, 0.5, 0.08),
-}
-
-
-@register(*_WINDOWS, since=17)
-def _window_node(op: Op) -> Result:
-    number = op.number(0)
-    size = op.tensor(0) if number is None else number
-    dtype = _target_dtype(op.attr("output_datatype", 1))
-    periodic, weights = bool(op.attr("periodic", 1)), _WINDOWS[op.node.op_type]
-    return op.call(cosine_window, size, periodic, weights, dtype, op.builder.device())
-
-
-def quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int, dtype: torch.dtype
-) -> Tensor:
-    """Round `x / scale` to integers and saturate."""
-    levels = torch.round(x / _along_axis(x, scale, axis))
-    if zero_point is not None:
-        levels = levels + _along_axis(x, zero_point.to(x.dtype), axis)
-    limits = torch.iinfo(dtype)
-    return levels.clamp(limits.min, limits.max).to(torch.int64).to(dtype)
-
-
-def dequantize(x: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int) -> Tensor:
-    """Real numbers that quantised ones stand for."""
-    values = x.to(scale.dtype)
-    if zero_point is not None:
-        values = values - _along_axis(x, zero_point.to(scale.dtype), axis)
-    return values * _along_axis(x, scale, axis)
-
-
-def _along_axis(x: Tensor, parameter: Tensor, axis: int) -> Tensor:
-    if parameter.numel() == 1 and parameter.ndim < 2:
-        return parameter.reshape(())
-    if parameter.ndim == 1:
-        shape = [1] * x.ndim
-        shape[axis] = -1
-        return parameter.reshape(shape)
-    blocks = x.shape[axis] // parameter.shape[axis]
-    return parameter.repeat_interleave(blocks, dim=axis)
-
-
-_INTEGER_TYPES = WIDE_UNSIGNED_TYPES | {2, 3, 5, 6}
-
-
-@register("QuantizeLinear", since=10)
-def _quantize_linear(op: Op) -> Result:
-    elem_type = op.elem_type(2) if op.has(2) else op.attr("output_dtype", 0) or 2
-    if elem_type not in _INTEGER_TYPES:
-        raise UnsupportedNode(f"ONNX element type {elem_type}")
-    arguments = op.tensor(1), op.optional(2), op.attr("axis", 1), _target_dtype(elem_type)
-    return op.call(quantize, op.tensor(0), *arguments)
-
-
-@register("DequantizeLinear", since=10)
-def _dequantize_linear(op: Op) -> Result:
-    if op.elem_type() not in _INTEGER_TYPES:
-        raise UnsupportedNode(f"ONNX element type {op.elem_type()}")
-    return op.call(dequantize, op.tensor(0), op.tensor(1), op.optional(2), op.attr("axis", 1))
+    return op.call(one_hot, op.tensor(0), op.integer(1), op.tensor(2), op.attr("axis", -1))
