@@ -24,6 +24,7 @@ from onnxprune.importer import Entry, supported_operators
 from onnxprune.recipe import Recipe
 
 _CHANGELOG = Path(__file__).parent.parent / "CHANGELOG.md"
+_ARCHITECTURES = Path(__file__).parent.parent / "benchmarks" / "results" / "architectures.json"
 _MARKER = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 
 
@@ -81,12 +82,9 @@ def operator_table() -> Iterator[str]:
     for domain, members in groupby(entries, key=lambda entry: entry.domain):
         yield from (f"## Domain `{domain or 'ai.onnx'}`", "")
         yield from _table(
-            ("operator", "operator set versions"),
+            ("operator", "operator set versions", "for"),
             (
-                (
-                    f"`{op_type}`",
-                    ", ".join(_versions(e.since, e.until) for e in sorted(group, key=_since)),
-                )
+                _operator_row(op_type, sorted(group, key=_since))
                 for op_type, group in groupby(members, key=lambda entry: entry.op_type)
             ),
         )
@@ -125,6 +123,33 @@ def metadata_tables() -> Iterator[str]:
         )
 
 
+def architecture_tables() -> Iterator[str]:
+    """What `benchmarks/architectures.py` found, one section a group of architectures."""
+    record = json.loads(_ARCHITECTURES.read_text(encoding="utf-8"))
+    entries = record["results"]
+    equal = sum(entry["verdict"] == "equal" for entry in entries)
+    yield from (f"{equal} of {len(entries)} are equal, measured on {record['date']}.", "")
+    for group, members in groupby(_by_group(entries), key=lambda entry: entry["group"]):
+        yield from (f"## {group.replace('_', ' ').capitalize()}", "")
+        yield from _table(
+            ("architecture", "result", "exporter", "dynamic axes", "difference", "remark"),
+            (_architecture_row(entry) for entry in members),
+        )
+
+
+def _by_group(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries sorted by group and name."""
+    return sorted(entries, key=lambda entry: (entry["group"], entry["name"]))
+
+
+def _architecture_row(entry: dict[str, Any]) -> tuple[str, ...]:
+    last = entry["exports"][-1] if entry["exports"] else {}
+    texts = [str(last.get(key, "–")) for key in ("exporter", "dynamic", "difference")]
+    reasons = [f"{e['exporter']}: {e['reason']}" for e in entry["exports"] if "reason" in e]
+    remark = " ".join([*reasons, entry.get("reason", "")]).replace("<", "&lt;")
+    return f"`{entry['name']}`", entry["verdict"], *texts, remark[:300]
+
+
 def changelog() -> Iterator[str]:
     """The changelog, which lies outside the documentation's folder."""
     yield _CHANGELOG.read_text(encoding="utf-8")
@@ -136,6 +161,7 @@ _PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "operators": operator_table,
     "errors": error_table,
     "metadata": metadata_tables,
+    "architectures": architecture_tables,
     "changelog": changelog,
 }
 
@@ -176,6 +202,12 @@ def _default_text(field: FieldInfo) -> str:
     if field.default is None or field.default is PydanticUndefined:
         return "–"
     return f"`{json.dumps(field.default)}`"
+
+
+def _operator_row(op_type: str, entries: list[Entry]) -> tuple[str, ...]:
+    versions = ", ".join(_versions(entry.since, entry.until) for entry in entries)
+    trains = all(entry.trains for entry in entries)
+    return f"`{op_type}`", versions, "training" if trains else "inference only"
 
 
 def _since(entry: Entry) -> int:
