@@ -29,7 +29,7 @@ _DETECTION = {
     },
     "ssd": {"score_thresh": 0.001, "topk_candidates": 60, "detections_per_img": 20},
 }
-_SIZES = {"vit_": (224,), "maxvit_": (224,), "inception_v3": (128, 160), "swin": (224, 256)}
+_SIZES = {"vit_": (224,), "maxvit_": (224,), "inception_v3": (299, 331), "swin": (224, 256)}
 LAST = ("vgg", "regnet_y_128gf", "vit_l", "vit_h_14")
 """Architectures that need gigabytes."""
 

@@ -203,7 +203,7 @@ def main() -> None:
     supervisor = Supervisor(arguments)
     supervisor.run()
     settings = {**vars(arguments), "models": [Path(path).name for path in arguments.models]}
-    write_results(f"fuzz-{arguments.seed}", settings, supervisor.results())
+    write_results("fuzz", settings, supervisor.results())
     sys.exit(bool(supervisor.failures))
 
 

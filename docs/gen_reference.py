@@ -7,6 +7,7 @@ page is read, so a table can never be older than the code.
 import inspect
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -127,12 +128,13 @@ def architecture_tables() -> Iterator[str]:
     """What `benchmarks/architectures.py` found, one section a group of architectures."""
     record = json.loads(_ARCHITECTURES.read_text(encoding="utf-8"))
     entries = record["results"]
-    equal = sum(entry["verdict"] == "equal" for entry in entries)
-    yield from (f"{equal} of {len(entries)} are equal, measured on {record['date']}.", "")
+    verdicts = Counter(entry["verdict"] for entry in entries)
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+    yield from (f"{len(entries)} architectures on {record['date']}: {counts}.", "")
     for group, members in groupby(_by_group(entries), key=lambda entry: entry["group"]):
         yield from (f"## {group.replace('_', ' ').capitalize()}", "")
         yield from _table(
-            ("architecture", "result", "exporter", "dynamic axes", "difference", "remark"),
+            ("architecture", "result", "exporter", "dynamic", "off by", "PyTorch's own", "remark"),
             (_architecture_row(entry) for entry in members),
         )
 
@@ -144,7 +146,8 @@ def _by_group(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _architecture_row(entry: dict[str, Any]) -> tuple[str, ...]:
     last = entry["exports"][-1] if entry["exports"] else {}
-    texts = [str(last.get(key, "–")) for key in ("exporter", "dynamic", "difference")]
+    keys = ("exporter", "dynamic", "difference", "native_difference")
+    texts = [str(last.get(key, "–")) for key in keys]
     reasons = [f"{e['exporter']}: {e['reason']}" for e in entry["exports"] if "reason" in e]
     remark = " ".join([*reasons, entry.get("reason", "")]).replace("<", "&lt;")
     return f"`{entry['name']}`", entry["verdict"], *texts, remark[:300]

@@ -18,6 +18,17 @@ from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, Tenso
 
 from onnxprune.errors import ModelFileError
 from onnxprune.model import dense_array, tensor_array
+from onnxprune.slots import (
+    ELEMENTWISE,
+    LINEAR_OPS,
+    PASSING,
+    PRUNABLE_OPS,
+    SLOTS,
+    STATISTICS_ROLES,
+    WEIGHT_ROLES,
+    is_depthwise,
+    reduction_axis,
+)
 from onnxprune.tensor_views import (
     REARRANGING,
     SELECTING,
@@ -26,84 +37,6 @@ from onnxprune.tensor_views import (
     forwarded,
     joined,
 )
-
-WEIGHT_ROLES = frozenset({"weight", "recurrent"})
-"""Roles of tensors that products are summed over."""
-
-STATISTICS_ROLES = frozenset({"running_mean", "running_var"})
-"""Roles of tensors that training updates, but not by gradients."""
-
-_CONTRIB = "com.microsoft"
-_SLOTS: dict[tuple[str, str], dict[int, str]] = {
-    ("", "Conv"): {1: "weight", 2: "bias"},
-    ("", "ConvTranspose"): {1: "weight", 2: "bias"},
-    ("", "DeformConv"): {1: "weight", 3: "bias"},
-    ("", "Gemm"): {0: "weight", 1: "weight", 2: "bias"},
-    ("", "MatMul"): {0: "weight", 1: "weight"},
-    ("", "BatchNormalization"): {1: "scale", 2: "shift", 3: "running_mean", 4: "running_var"},
-    ("", "InstanceNormalization"): {1: "scale", 2: "shift"},
-    ("", "LayerNormalization"): {1: "scale", 2: "shift"},
-    ("", "GroupNormalization"): {1: "scale", 2: "shift"},
-    ("", "RMSNormalization"): {1: "scale"},
-    ("", "PRelu"): {1: "slope"},
-    ("", "Gather"): {0: "embedding"},
-    ("", "GatherND"): {0: "embedding"},
-    ("", "GatherElements"): {0: "embedding"},
-    ("", "LSTM"): {
-        **{1: "recurrent", 2: "recurrent", 3: "bias"},
-        **{5: "operand", 6: "operand", 7: "bias"},
-    },
-    ("", "GRU"): {1: "recurrent", 2: "recurrent", 3: "bias", 5: "operand"},
-    ("", "RNN"): {1: "recurrent", 2: "recurrent", 3: "bias", 5: "operand"},
-    (_CONTRIB, "FusedConv"): {1: "weight", 2: "bias"},
-    (_CONTRIB, "NhwcConv"): {1: "weight", 2: "bias"},
-    (_CONTRIB, "FusedMatMul"): {0: "weight", 1: "weight"},
-    (_CONTRIB, "TransposeMatMul"): {0: "weight", 1: "weight"},
-    (_CONTRIB, "FusedMatMulActivation"): {0: "weight", 1: "weight"},
-    (_CONTRIB, "FusedGemm"): {0: "weight", 1: "weight", 2: "bias"},
-    (_CONTRIB, "Attention"): {1: "weight", 2: "bias", 5: "operand"},
-    (_CONTRIB, "MultiHeadAttention"): {3: "bias", 5: "operand"},
-    (_CONTRIB, "BiasAdd"): {1: "bias"},
-    (_CONTRIB, "BiasSplitGelu"): {1: "bias"},
-    (_CONTRIB, "BiasGelu"): {1: "bias"},
-    (_CONTRIB, "FastGelu"): {1: "bias"},
-    (_CONTRIB, "LayerNormalization"): {1: "scale", 2: "shift"},
-    (_CONTRIB, "SimplifiedLayerNormalization"): {1: "scale"},
-    ("", "SimplifiedLayerNormalization"): {1: "scale"},
-    (_CONTRIB, "SkipLayerNormalization"): {
-        **{0: "operand", 1: "operand"},
-        **{2: "scale", 3: "shift", 4: "bias"},
-    },
-    (_CONTRIB, "SkipSimplifiedLayerNormalization"): {
-        **{0: "operand", 1: "operand"},
-        **{2: "scale", 3: "bias"},
-    },
-    (_CONTRIB, "GroupNorm"): {1: "scale", 2: "shift"},
-    (_CONTRIB, "SkipGroupNorm"): {1: "scale", 2: "shift", 4: "bias"},
-    (_CONTRIB, "EmbedLayerNormalization"): {
-        2: "embedding",
-        3: "embedding",
-        4: "embedding",
-        5: "scale",
-        6: "shift",
-    },
-}
-_PRUNABLE_OPS = frozenset(
-    {"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"}
-    | {"FusedConv", "NhwcConv", "FusedGemm", "Attention"}
-    | {"FusedMatMul", "TransposeMatMul", "FusedMatMulActivation"}
-)
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "NhwcConv"})
-_PRODUCTS = frozenset(
-    {"MatMul", "Gemm", "FusedMatMul", "FusedGemm", "TransposeMatMul", "FusedMatMulActivation"}
-)
-_LINEAR_OPS = _PRUNABLE_OPS | {"Einsum"}
-_ELEMENTWISE = frozenset({"Mul", "Add", "Sub", "Div"})
-_PASSING = frozenset({"Concat", "Expand"}) | frozenset(
-    {"Exp", "Neg", "Abs", "Sqrt", "Sigmoid", "Tanh", "Softplus", "Softmax"}
-    | {"Log", "Relu", "Clip", "Pow", "ScatterND", "ScatterElements"}
-)
-"""Operators of one operand through which learned values go on to where they are used."""
 
 _FLOAT_TYPES = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
@@ -122,6 +55,9 @@ _MAX_SELECTIONS = 256
 _MAX_NODES = 5_000_000
 """Nodes visited, once for each call of the function that they are in: functions that call each
 other twice at every level would be visited for ever."""
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+"""What code that expects a sound node raises on a damaged one."""
+
 _MASK_MAGNITUDE = 1e4
 _MASK_OFFSET = -10.0
 
@@ -219,7 +155,7 @@ def find_tensors(proto: onnx.ModelProto) -> dict[str, GraphTensor]:
         Tensors by name, in graph order.
 
     Raises:
-        ModelFileError: Functions of the model call each other in a circle.
+        ModelFileError: Functions of the model call each other in a circle, or a node is damaged.
     """
     finder = _Finder(proto)
     finder.visit(_graph_scope(proto.graph, "", None), proto.graph.node, 0)
@@ -310,7 +246,14 @@ class _Finder:
             if tensor is not None and node.output:
                 self._add(node.output[0], scope.path, tensor, "constant")
         for index, node in enumerate(nodes):
-            self._visit_uses(scope, node)
+            try:
+                self._visit_uses(scope, node)
+            except _DAMAGE as error:
+                raise ModelFileError(
+                    f"a {node.op_type} node, or one that it reads from, does not make sense",
+                    where=f"node {node.name or list(node.output)!r}",
+                    got=f"{type(error).__name__}: {error}",
+                ) from error
             self._visit_inner(scope, node, index, depth)
 
     def _visit_inner(self, scope: _Scope, node: NodeProto, index: int, depth: int) -> None:
@@ -345,7 +288,7 @@ class _Finder:
         if node.op_type in REARRANGING or (node.domain, node.op_type) in self._functions:
             return
         domain = "" if node.domain == "ai.onnx" else node.domain
-        roles = _SLOTS.get((domain, node.op_type), {})
+        roles = SLOTS.get((domain, node.op_type), {})
         for slot, value in enumerate(node.input):
             views = self._views(scope, value) if value else []
             role = roles.get(slot)
@@ -358,8 +301,8 @@ class _Finder:
                     slot=slot,
                     role=role if view.tensor.data_type in _FLOAT_TYPES else None,
                     value=value,
-                    reduction_axis=_reduction_axis(node, slot, view) if role else None,
-                    depthwise=role == "weight" and _is_depthwise(node, view),
+                    reduction_axis=reduction_axis(node, slot, view) if role else None,
+                    depthwise=role == "weight" and is_depthwise(node, view),
                 )
                 view.tensor.uses.append(use)
 
@@ -368,16 +311,16 @@ class _Finder:
     ) -> str | None:
         if node.op_type == "Einsum":
             return "weight"
-        if node.op_type in _PASSING and (node.op_type == "Concat" or slot == 0):
+        if node.op_type in PASSING and (node.op_type == "Concat" or slot == 0):
             return "operand"
-        if node.op_type not in _ELEMENTWISE or len(node.input) != 2:
+        if node.op_type not in ELEMENTWISE or len(node.input) != 2:
             return None
         other = node.input[1 - slot]
         position = node.op_type == "Add" and all(_varies_along_axes(view) > 1 for view in views)
         if not position and self._comes_from_input(scope, other):
             return None
         producer = scope.producers.get(other)
-        if node.op_type == "Add" and producer is not None and producer.op_type in _LINEAR_OPS:
+        if node.op_type == "Add" and producer is not None and producer.op_type in LINEAR_OPS:
             return "bias"
         return "operand"
 
@@ -392,7 +335,7 @@ class _Finder:
             node = scope.producers.get(name)
             if node is None or not node.input:
                 return False
-            if node.op_type in _ELEMENTWISE and len(node.input) == 2:
+            if node.op_type in ELEMENTWISE and len(node.input) == 2:
                 stored = [self._resolve(scope, value) is not None for value in node.input]
                 if stored[0] == stored[1]:
                     return False
@@ -530,7 +473,7 @@ def _classified(stored: _Stored, weights_in_constants: bool, scalars: bool) -> G
         prunable=(
             best is not None
             and best.role in WEIGHT_ROLES
-            and best.op_type in _PRUNABLE_OPS
+            and best.op_type in PRUNABLE_OPS
             and len(stored.shape) >= 2
             and size > 0
             and not depthwise
@@ -568,7 +511,7 @@ def _is_mask(values: np.ndarray) -> bool:
 
 
 def _rank_of_use(use: Use) -> int:
-    if use.role in WEIGHT_ROLES and use.op_type in _PRUNABLE_OPS:
+    if use.role in WEIGHT_ROLES and use.op_type in PRUNABLE_OPS:
         return 1 if use.depthwise else 0
     if use.role in STATISTICS_ROLES:
         return 4
@@ -588,32 +531,3 @@ def _bound(scope: _Scope, name: str) -> tuple[_Scope, str]:
 
 def _varies_along_axes(view: _View) -> int:
     return sum(dim != 1 for dim in view.shape)
-
-
-def _reduction_axis(node: NodeProto, slot: int, view: _View) -> int | None:
-    rank = len(view.shape)
-    if node.op_type in ("Conv", "FusedConv", "DeformConv"):
-        return view.axis(1) if slot == 1 else None
-    if node.op_type == "ConvTranspose":
-        return view.axis(0) if slot == 1 else None
-    if node.op_type == "NhwcConv":
-        return view.axis(-1) if slot == 1 else None
-    if node.op_type in _PRODUCTS and slot < 2:
-        if rank < 2:
-            return view.axis(0) if rank else None
-        operand = "B" if slot else "A"
-        if (slot == 1) == bool(attribute_of(node, f"trans{operand}", 0)):
-            return view.axis(-1)
-        return view.axis(0 if attribute_of(node, f"transBatch{operand}", 0) else -2)
-    if node.op_type in ("LSTM", "GRU", "RNN"):
-        return view.axis(2) if slot in (1, 2) else None
-    if node.op_type == "Attention" and slot == 1:
-        return view.axis(0)
-    return None
-
-
-def _is_depthwise(node: NodeProto, view: _View) -> bool:
-    if node.op_type not in _CONVOLUTIONS or len(view.shape) < 2:
-        return False
-    inputs = view.shape[-1 if node.op_type == "NhwcConv" else 1]
-    return int(attribute_of(node, "group", 1)) > 1 and inputs == 1

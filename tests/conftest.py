@@ -22,6 +22,8 @@ WHEELS = {
     "ch_PP-OCRv4_rec_infer.onnx": "rapidocr-onnxruntime==1.4.4",
     "ch_PP-OCRv4_det_infer.onnx": "rapidocr-onnxruntime==1.4.4",
     "standard_v3_3/model.onnx": "magika==1.0.3",
+    "silero_vad.onnx": "silero-vad==6.2.3",
+    "silero_vad_16k_sequence.onnx": "silero-vad==6.2.3",
 }
 
 

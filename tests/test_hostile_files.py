@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import warnings
@@ -31,6 +32,7 @@ import onnxprune
 from onnxprune.cli import run
 from onnxprune.errors import ModelError, ModelFileError, UnsupportedModelError
 from onnxprune.model import read
+from onnxprune.tensors import find_tensors
 from onnxprune.validate import inspect_model
 from tests.importer.helpers import normal, text_model
 
@@ -136,6 +138,24 @@ def test_attributes_of_wrong_types() -> None:
         proto = model("y = Softmax<axis=1>(x)")
         proto.graph.node[0].attribute[0].CopyFrom(helper.make_attribute("axis", value))
         assert "Softmax" in refusal(proto)
+
+
+@pytest.mark.parametrize(
+    ("body", "operator"),
+    [
+        ('h = Concat<axis="text">(w, w) y = MatMul(x, h)', "MatMul"),
+        ("h = Concat<axis=[1, 2]>(w, w) y = MatMul(x, h)", "MatMul"),
+        ("h = Gather(w) y = MatMul(x, h)", "MatMul"),
+        ("h = Transpose<perm=1>(w) y = MatMul(x, h)", "MatMul"),
+    ],
+)
+def test_damaged_nodes_between_a_tensor_and_its_use(body: str, operator: str) -> None:
+    proto = text_model(f"{LINE}{{ {body} }}", {"w": normal(4, 4)})
+    with pytest.raises(ModelFileError) as caught:
+        find_tensors(proto)
+    assert f"a {operator} node, or one that it reads from" in str(caught.value)
+    assert "node ['y']" in str(caught.value)
+    refusal(proto)
 
 
 @pytest.mark.parametrize("word", ["Relu", "NNNN", "wwww", "own1", "name"])
@@ -282,6 +302,60 @@ def test_huge_claimed_shapes_are_not_allocated_by_the_import(
         except ModelError as error:
             caught = error
         assert "MemoryError" not in str(caught)
+
+
+# --- what ends the process in ONNX's own shape inference ------------------------------------------
+
+LINE_8 = "g (float[1,1,8,8] x) => (float[N,M] y) "
+FATAL = {
+    "a size below 0": (
+        "h = Conv(x, w) y = Slice(h, one, two, three)",
+        {"w": np.ones((1, 1, 3, 20))},
+    ),
+    "a size below 0 in a branch": (
+        "c = Cast<to=9>(one) y = If(c) <then_branch = a () => (float[A] p) {"
+        " h = Conv(x, w) p = Slice(h, one, two, three) },"
+        " else_branch = b () => (float[B] q) { q = Identity(x) }>",
+        {"w": np.ones((1, 1, 20, 20))},
+    ),
+    "batch axes below 0": ("y = GatherND<batch_dims=-7>(x, i)", {"i": np.array([0, 0, 0])}),
+    "an axis of 63 bits": (
+        "y, mean, deviation = LayerNormalization<axis=9223372036854775807>(x, w)",
+        {"w": np.ones(8)},
+    ),
+    "more parts than outputs are counted": ("y, z, v, u = Split<num_outputs=3>(x)", {}),
+}
+
+
+def fatal(name: str) -> ModelProto:
+    body, arrays = FATAL[name]
+    numbers = {"one": np.array([1]), "two": np.array([2]), "three": np.array([3])}
+    stored = {
+        key: array if array.dtype.kind == "i" else array.astype(np.float32)
+        for key, array in {**numbers, **arrays}.items()
+    }
+    return text_model(f"{LINE_8}{{ {body} }}", stored, opset=18)
+
+
+def survive() -> None:
+    """Inspect and load each of those models; runs in a process that they may end."""
+    for name in FATAL:
+        print(name, flush=True)
+        for function in (inspect_model, onnxprune.load):
+            with contextlib.suppress(ModelError):
+                function(fatal(name))
+
+
+def test_no_file_ends_the_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {__name__} as t; t.survive()"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.splitlines()) == (0, list(FATAL)), done.stderr[-2000:]
 
 
 # --- tensors --------------------------------------------------------------------------------------

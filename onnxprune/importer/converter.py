@@ -9,24 +9,18 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, numpy_helper
 from torch import fx, nn
 
+from onnxprune.contrib_types import infer_contrib
 from onnxprune.errors import ModelFileError, UnsupportedModelError
 from onnxprune.importer import hosts
 from onnxprune.importer.builder import GraphBuilder, identifier
-from onnxprune.importer.contrib_types import infer_contrib
-from onnxprune.importer.functions import (
-    Schema,
-    bound_attributes,
-    find_schema,
-    instantiate,
-    standard_body,
-    types_by_constraint,
-)
+from onnxprune.importer.functions import bound_attributes, instantiate, standard_body
 from onnxprune.importer.fusion import fuse
 from onnxprune.importer.module import ImportInfo
 from onnxprune.importer.op import Op
 from onnxprune.importer.registry import Entry, UnsupportedNode, find_entry
-from onnxprune.importer.values import HALF_DTYPES, Host, Value, numpy_dtype, tensor_type, type_shape
+from onnxprune.importer.values import HALF_DTYPES, Host, Value, numpy_dtype
 from onnxprune.model import OnnxModel
+from onnxprune.shapes import Schema, find_schema, infer_node, tensor_type, type_shape
 from onnxprune.tensors import GraphTensor, constant_tensor, find_tensors
 
 OLDEST_OPSET = 1
@@ -337,23 +331,14 @@ class Converter:
                 data[name] = numpy_helper.from_array(array, name)
         if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
             types = {**_visible_types(scope), **types}
-        opsets = [onnx.helper.make_opsetid(d, v) for d, v in scope.versions.items()]
-        if not schema.has_type_and_shape_inference_function:
-            return types_by_constraint(schema, node, types)
         try:
-            return dict(
-                onnx.shape_inference.infer_node_outputs(
-                    schema, node, types, data, opset_imports=opsets
-                )
-            )
+            return infer_node(schema, node, types, data, scope.versions)
         except onnx.checker.ValidationError as error:
             raise ModelFileError(
                 f"a {node.op_type} node does not fit its operator",
                 where=f"{self.model.label}, node {node.name or list(node.output)!r}",
                 got=str(error).strip(),
             ) from None
-        except (onnx.shape_inference.InferenceError, ValueError, KeyError, RuntimeError):
-            return {}
 
     def _infer_without_schema(
         self, node: NodeProto, input_types: list[TypeProto | None]

@@ -1,54 +1,11 @@
 """Bodies of ONNX functions: the model's own, and those that the standard gives for operators."""
 
 from collections.abc import Iterable
-from typing import Any, TypeAlias
 
 import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto, TypeProto
 
-from onnxprune.importer.values import tensor_type
-
-Schema: TypeAlias = Any
-"""`onnx.defs.OpSchema`, whose type stubs leave out what concerns functions."""
-
-
-def find_schema(domain: str, op_type: str, version: int) -> Schema | None:
-    """The standard's description of an operator in an operator set version."""
-    try:
-        return onnx.defs.get_schema(op_type, version, domain)
-    except onnx.defs.SchemaError:
-        return None
-
-
-def types_by_constraint(
-    schema: Schema, node: NodeProto, types: dict[str, TypeProto]
-) -> dict[str, TypeProto]:
-    """Element types of outputs that the standard ties to an input, for want of its inference.
-
-    The first output of an operator that works element by element has the first input's shape, too.
-    """
-    by_constraint = {
-        formal.type_str: types[name]
-        for formal, name in reversed(list(zip(schema.inputs, node.input, strict=False)))
-        if name in types and types[name].HasField("tensor_type")
-    }
-    found = {}
-    for index, (formal, name) in enumerate(zip(schema.outputs, node.output, strict=False)):
-        source = by_constraint.get(formal.type_str)
-        if not name or source is None:
-            continue
-        keeps_shape = index == 0 and schema.name in _KEEP_SHAPE
-        elem_type = source.tensor_type.elem_type
-        found[name] = source if keeps_shape else tensor_type(elem_type, None)
-    return found
-
-
-_KEEP_SHAPE = frozenset(
-    {"Abs", "BatchNormalization", "Ceil", "Clip", "Dropout", "Elu", "Exp", "Floor"}
-    | {"GroupNormalization", "HardSigmoid", "InstanceNormalization", "LeakyRelu", "Log"}
-    | {"MeanVarianceNormalization", "Neg", "PRelu", "Reciprocal", "Relu", "Selu", "Sigmoid"}
-    | {"Sqrt", "Tanh", "Add", "Div", "Mul", "Sub"}
-)
+from onnxprune.shapes import Schema
 
 
 def standard_body(

@@ -12,14 +12,8 @@ from torch import fx, nn
 
 from onnxprune.importer.builder import GraphBuilder, to_ints
 from onnxprune.importer.registry import UnsupportedNode
-from onnxprune.importer.values import (
-    FLOAT_TYPES,
-    TORCH_DTYPES,
-    WIDE_UNSIGNED_TYPES,
-    Host,
-    Value,
-    type_shape,
-)
+from onnxprune.importer.values import FLOAT_TYPES, TORCH_DTYPES, WIDE_UNSIGNED_TYPES, Host, Value
+from onnxprune.shapes import type_shape
 
 Ints = list[Any] | fx.Node
 """Integers known at import or computed by fx nodes, or one node that computes them all."""

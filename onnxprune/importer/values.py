@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from onnx import TensorProto, TypeProto, helper
+from onnx import TensorProto, helper
 from torch import fx
 
 TORCH_DTYPES: dict[int, torch.dtype] = {
@@ -100,26 +100,3 @@ def numpy_dtype(elem_type: int) -> np.dtype:
     if elem_type in HALF_DTYPES:
         return np.dtype(np.float32)
     return np.dtype(helper.tensor_dtype_to_np_dtype(elem_type))
-
-
-def tensor_type(elem_type: int, shape: tuple[int | None, ...] | None) -> TypeProto:
-    """The ONNX type of a tensor; an unknown rank is given as None."""
-    result = TypeProto()
-    result.tensor_type.elem_type = elem_type
-    if shape is not None:
-        result.tensor_type.shape.SetInParent()
-        for size in shape:
-            dim = result.tensor_type.shape.dim.add()
-            if size is not None:
-                dim.dim_value = size
-    return result
-
-
-def type_shape(value_type: TypeProto | None) -> tuple[int | None, ...] | None:
-    """Sizes that a type states, None for each unknown one, or None for an unknown rank."""
-    if value_type is None or not value_type.tensor_type.HasField("shape"):
-        return None
-    return tuple(
-        int(dim.dim_value) if dim.HasField("dim_value") else None
-        for dim in value_type.tensor_type.shape.dim
-    )

@@ -36,6 +36,26 @@ def test_production_model_with_integer_inputs(real_model) -> None:
     assert sum(p.numel() for p in module.parameters()) == 783_702
 
 
+@pytest.mark.parametrize(("rate", "window"), [(16000, 512), (16000, 576), (8000, 256)])
+def test_production_model_with_branches_and_recurrence(real_model, rate: int, window: int) -> None:
+    feeds = [
+        {
+            "input": normal(batch, window) * 0.1,
+            "state": normal(2, batch, 128, seed=1),
+            "sr": np.array(rate, dtype=np.int64),
+        }
+        for batch in (1, 3)
+    ]
+    module = assert_equals_runtime(real_model("silero_vad.onnx"), *feeds)
+    assert sum(node.op_type == "If" for node in module.source.proto.graph.node) > 0
+
+
+def test_production_model_with_a_dynamic_number_of_steps(real_model) -> None:
+    states = {"h": normal(1, 1, 128, seed=1), "c": normal(1, 1, 128, seed=2)}
+    feeds = [{"input": normal(steps, 576) * 0.1, **states} for steps in (1, 5)]
+    assert_equals_runtime(real_model("silero_vad_16k_sequence.onnx"), *feeds)
+
+
 class SmallNet(nn.Module):
     """Convolutions with BatchNorm, squeeze and excitation, a residual, attention and a head."""
 

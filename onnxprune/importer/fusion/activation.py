@@ -40,6 +40,8 @@ def _silu(match: Match) -> fx.Node:
 
 @RULES.replace(_x * Call(torch.sigmoid, _x * _alpha))
 def _swish(match: Match) -> fx.Node:
+    if match[_alpha] == 1:
+        return match.call(F.silu, match[_x])
     return match.call(swish, match[_x], match[_alpha])
 
 

@@ -12,7 +12,8 @@ from onnxprune.importer.fusion.fold import is_size
 from onnxprune.importer.fusion.matcher import Bound, Matcher
 from onnxprune.importer.fusion.pattern import Pattern
 from onnxprune.importer.fusion.sizes import Sizes
-from onnxprune.importer.values import FLOAT_TYPES, type_shape
+from onnxprune.importer.values import FLOAT_TYPES
+from onnxprune.shapes import type_shape
 
 _TOLERANCE = 1e-6
 _TOLERANCES: dict[int, float] = {

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from onnxprune.importer.values import type_shape
+from onnxprune.shapes import type_shape
 
 Known: TypeAlias = tuple[int | None, ...] | None
 """Sizes, None for each that is not certain; None for an unknown number of axes."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from onnxprune.importer.contrib_types import CONTRIB_DOMAIN
+from onnxprune.contrib_types import CONTRIB_DOMAIN
 from onnxprune.importer.op import Op
 from onnxprune.importer.ops.activation import hard_sigmoid
 from onnxprune.importer.ops.standard import as_standard, positive

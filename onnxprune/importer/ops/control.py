@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 from onnxprune.importer.builder import GraphBuilder
 from onnxprune.importer.op import Op
 from onnxprune.importer.registry import Result, UnsupportedNode, register
-from onnxprune.importer.values import TORCH_DTYPES, Value, tensor_type, type_shape
+from onnxprune.importer.values import TORCH_DTYPES, Value
+from onnxprune.shapes import tensor_type, type_shape
 
 
 class If(nn.Module):

@@ -10,7 +10,8 @@ from torch import Tensor, fx
 
 from onnxprune.importer.op import Op
 from onnxprune.importer.registry import Result, find_entry, register
-from onnxprune.importer.values import Host, tensor_type
+from onnxprune.importer.values import Host
+from onnxprune.shapes import tensor_type
 
 _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "Add": operator.add,

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from onnxprune.importer.contrib_types import CONTRIB_DOMAIN
+from onnxprune.contrib_types import CONTRIB_DOMAIN
 from onnxprune.importer.op import Op
 from onnxprune.importer.registry import Result, UnsupportedNode, register
 from onnxprune.importer.values import FLOAT_TYPES, QUANTIZED_DTYPES, TORCH_DTYPES

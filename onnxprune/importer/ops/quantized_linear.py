@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onnxprune.importer.contrib_types import CONTRIB_DOMAIN
+from onnxprune.contrib_types import CONTRIB_DOMAIN
 from onnxprune.importer.op import Op
 from onnxprune.importer.ops.conv import kernel_shape
 from onnxprune.importer.ops.pad import same_pads, torch_pads

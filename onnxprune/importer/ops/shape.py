@@ -10,7 +10,8 @@ from torch import Tensor, fx
 
 from onnxprune.importer.op import Op
 from onnxprune.importer.registry import Result, register
-from onnxprune.importer.values import Host, as_host, tensor_type
+from onnxprune.importer.values import Host, as_host
+from onnxprune.shapes import tensor_type
 
 
 def shape_tensor(x: Tensor, start: int, end: int | None) -> Tensor:

@@ -9,14 +9,8 @@ from torch import Tensor
 
 from onnxprune.importer.op import Op
 from onnxprune.importer.registry import Result, UnsupportedNode, register
-from onnxprune.importer.values import (
-    FLOAT_TYPES,
-    HALF_DTYPES,
-    TORCH_DTYPES,
-    Host,
-    numpy_dtype,
-    tensor_type,
-)
+from onnxprune.importer.values import FLOAT_TYPES, HALF_DTYPES, TORCH_DTYPES, Host, numpy_dtype
+from onnxprune.shapes import tensor_type
 
 
 def _target_dtype(elem_type: int) -> torch.dtype:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto, TensorProto, TypeProto
 
-from onnxprune.importer.values import tensor_type, type_shape
+from onnxprune.shapes import Schema, find_schema, infer_node, tensor_type, type_shape
 
 CONTRIB_DOMAIN = "com.microsoft"
 
@@ -119,7 +119,7 @@ def _sizes(
     channels_last = "channels_last" in attributes and attributes["channels_last"].i
     if batch_product or channels_last:
         return None
-    schema = onnx.defs.get_schema(like.op_type, _VERSION)
+    schema: Schema = find_schema("", like.op_type, _VERSION)
     borrowed = NodeProto(op_type=like.op_type, output=["y"])
     borrowed.attribute.extend(a for a in node.attribute if a.name in schema.attributes)
     known: dict[str, TypeProto] = {}
@@ -134,7 +134,7 @@ def _sizes(
         elem_type = TensorProto.BOOL if first_of_where else TensorProto.FLOAT
         known[f"x{slot}"] = tensor_type(TensorProto.INT64 if integer else elem_type, shape)
     try:
-        results = onnx.shape_inference.infer_node_outputs(schema, borrowed, known)
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError):
+        results = infer_node(schema, borrowed, known, {}, {"": _VERSION})
+    except onnx.checker.ValidationError:
         return None
     return type_shape(results.get("y"))

@@ -1,0 +1,183 @@
+"""Shapes of the values of a graph, for one sample, without running it."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+import onnx.inliner
+from google.protobuf.message import EncodeError
+from onnx import (
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    TypeProto,
+    ValueInfoProto,
+    numpy_helper,
+)
+
+from onnxprune.contrib_types import CONTRIB_DOMAIN, infer_contrib
+from onnxprune.shapes import find_schema, infer_node, tensor_type, type_shape
+from onnxprune.tensors import constant_tensor, stored_array
+from onnxprune.validate.shape_values import (
+    FOLLOWED,
+    MOST_VALUES,
+    evaluate,
+    partial_shape,
+)
+
+Shape = tuple[int, ...]
+
+_DATA_ELEMENTS = 64
+_SIZED_BY_FLOATS = frozenset({"Resize", "Upsample", "Range"})
+"""Operators whose output sizes depend on other numbers than integers."""
+
+
+def infer_shapes(proto: ModelProto) -> dict[str, Shape]:
+    """The fully known shapes of the main graph's values, for batch size 1."""
+    shapes = _Shapes(proto)
+    for node in _expanded(proto):
+        shapes.visit(node)
+    known = {name: type_shape(value_type) for name, value_type in shapes.types.items()}
+    return {
+        name: tuple(size for size in shape if size is not None)
+        for name, shape in known.items()
+        if shape is not None and (name in shapes.stored or all(shape))
+    }
+
+
+def _expanded(proto: ModelProto) -> Iterable[NodeProto]:
+    """The nodes of the main graph, and in place of calls those of the model's own functions."""
+    source = proto.graph
+    if not proto.functions:
+        return source.node
+    constants = [node for node in source.node if constant_tensor(node) is not None and node.output]
+    taken = {tensor.name for tensor in source.initializer}
+    taken |= {tensor.values.name for tensor in source.sparse_initializer}
+    taken |= {node.output[0] for node in constants}
+    light = ModelProto(ir_version=proto.ir_version)
+    light.opset_import.extend(proto.opset_import)
+    light.functions.extend(proto.functions)
+    light.graph.name = source.name
+    light.graph.input.extend(ValueInfoProto(name=name) for name in taken)
+    light.graph.input.extend(value for value in source.input if value.name not in taken)
+    light.graph.output.extend(source.output)
+    light.graph.node.extend(node for node in source.node if constant_tensor(node) is None)
+    try:
+        return [*constants, *onnx.inliner.inline_local_functions(light).graph.node]
+    except (EncodeError, RuntimeError, ValueError):
+        return source.node
+
+
+class _Shapes:
+    """Types of values by name, and the values of those that shapes are computed from."""
+
+    def __init__(self, proto: ModelProto) -> None:
+        graph = proto.graph
+        self.types: dict[str, TypeProto] = {}
+        self.stored: dict[str, TensorProto | SparseTensorProto] = {}
+        self._values: dict[str, np.ndarray | None] = {}
+        self._versions = {
+            "" if opset.domain == "ai.onnx" else opset.domain: int(opset.version)
+            for opset in proto.opset_import
+        }
+        for tensor in graph.initializer:
+            self._store(tensor.name, tensor)
+        for sparse in graph.sparse_initializer:
+            self._store(sparse.values.name, sparse)
+        inputs = [value for value in graph.input if value.name not in self.stored]
+        self.types.update(_for_one_sample({value.name: value.type for value in inputs}))
+
+    def _store(self, name: str, tensor: TensorProto | SparseTensorProto) -> None:
+        values = tensor.values if isinstance(tensor, SparseTensorProto) else tensor
+        self.stored[name] = tensor
+        self.types[name] = tensor_type(values.data_type, tensor.dims)
+
+    def value(self, name: str) -> np.ndarray | None:
+        """The elements of a small value, None for each that is not known; or None."""
+        if name not in self._values:
+            self._values[name] = self._decoded(name)
+        return self._values[name]
+
+    def _decoded(self, name: str) -> np.ndarray | None:
+        tensor = self.stored.get(name)
+        if not isinstance(tensor, TensorProto) or math.prod(tensor.dims) > MOST_VALUES:
+            return None
+        array = stored_array(tensor)
+        return array.astype(object) if array.dtype.kind in "biuf" else None
+
+    def visit(self, node: NodeProto) -> None:
+        """Find the types and values of a node's outputs."""
+        constant = constant_tensor(node)
+        if constant is not None and node.output:
+            self._store(node.output[0], constant)
+            return
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        followed = domain == "" and node.op_type in FOLLOWED and len(node.output) == 1
+        if followed and self._evaluate(node):
+            return
+        if domain == CONTRIB_DOMAIN:
+            self.types |= infer_contrib(node, [self.types.get(name) for name in node.input])
+        schema = find_schema(domain, node.op_type, self._versions.get(domain, 1))
+        if schema is None:
+            return
+        try:
+            found = infer_node(schema, node, self.types, self._data(node), self._versions)
+        except onnx.checker.ValidationError:
+            return
+        self.types |= found
+        if followed and node.output[0] in found:
+            self._complete_shape(node)
+
+    def _evaluate(self, node: NodeProto) -> bool:
+        """Whether the output is a small value of which some elements are known."""
+        types = [self.types.get(value) for value in node.input]
+        values = [self.value(value) for value in node.input]
+        result = evaluate(node, types, values)
+        if result is None:
+            return False
+        array, elem_type = result
+        self._values[node.output[0]] = array
+        self.types[node.output[0]] = tensor_type(elem_type, array.shape)
+        return True
+
+    def _complete_shape(self, node: NodeProto) -> None:
+        """Sizes that ONNX does not see because it was not told those that are not known."""
+        inferred = self.types[node.output[0]]
+        types = [self.types.get(value) for value in node.input]
+        shape = partial_shape(node, types, [self.value(value) for value in node.input])
+        if shape is not None and None in (type_shape(inferred) or (None,)):
+            self.types[node.output[0]] = tensor_type(inferred.tensor_type.elem_type, shape)
+
+    def _data(self, node: NodeProto) -> dict[str, TensorProto]:
+        """Those of a node's inputs that its output sizes may depend on."""
+        data = {}
+        for name in node.input:
+            elem_type = self.types[name].tensor_type.elem_type if name in self.types else 0
+            integer = elem_type in (TensorProto.INT64, TensorProto.INT32)
+            value = self.value(name) if integer or node.op_type in _SIZED_BY_FLOATS else None
+            if value is None or value.size > _DATA_ELEMENTS or any(v is None for v in value.flat):
+                continue
+            try:
+                dtype = onnx.helper.tensor_dtype_to_np_dtype(elem_type)
+                data[name] = numpy_helper.from_array(value.astype(dtype), name)
+            except (KeyError, OverflowError, TypeError, ValueError):
+                continue
+        return data
+
+
+def _for_one_sample(types: Mapping[str, TypeProto]) -> dict[str, TypeProto]:
+    """Types of the inputs, with 1 for every axis that is a batch axis by its place or name."""
+    batch = {t.tensor_type.shape.dim[0].dim_param for t in types.values() if type_shape(t)} - {""}
+    result = {}
+    for name, stated in types.items():
+        fixed = result[name] = TypeProto()
+        fixed.CopyFrom(stated)
+        for index, dim in enumerate(fixed.tensor_type.shape.dim):
+            unknown = dim.dim_value <= 0 if dim.HasField("dim_value") else True
+            if dim.dim_param in batch or (index == 0 and unknown):
+                dim.dim_value = 1
+            elif unknown:
+                dim.Clear()
+    return result
