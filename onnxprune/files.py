@@ -6,7 +6,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,7 +52,7 @@ class Digest:
     def of(cls, data: bytes) -> "Digest":
         """The digest of data, which are not kept."""
         value = hashlib.sha256(data).hexdigest()
-        return cls(lambda: value)
+        return cls(partial(str, value))
 
     @classmethod
     def of_files(cls, states: Mapping[Path, str]) -> "Digest":
@@ -61,7 +61,7 @@ class Digest:
         Args:
             states: The files in order, each with its `file_state` when it was read.
         """
-        return cls(lambda: _files_sha256(states))
+        return cls(partial(_files_sha256, states))
 
     @cached_property
     def hex(self) -> str:

@@ -6,6 +6,7 @@ allocated, and whatever is wrong ends in a `ModelFileError`.
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -194,7 +195,7 @@ def _from_proto(source: onnx.ModelProto) -> OnnxModel:
         data = serialized(proto)
         return _checked(None, proto, Digest.of(data), len(data))
     size = sum(stored_bytes(tensor) for tensor in iter_tensors(proto))
-    return _checked(None, proto, Digest(lambda: payload_sha256(proto)), size)
+    return _checked(None, proto, Digest(partial(payload_sha256, proto)), size)
 
 
 def fits_in_one_message(proto: onnx.ModelProto) -> bool:

@@ -42,7 +42,7 @@ _FLOAT_TYPES = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 )
 _FOLDED_CONSTANT = re.compile(
-    r"onnx::\w+|_?val_\d+|const(ant)?_?\d*(_\w*)?|ortshared_\w+"
+    r"onnx::\w+|_?val_\d+|(.*/)?const(ant)?_?\d*(_\w*)?|ortshared_\w+"
     r"|(c_)?_?(lifted_)?tensor(_constant)?_?\d+"
     r"|(arange|clone|convert_element_type_default|full|scalar_tensor_default)(_\d+)?",
     re.I,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from onnxprune.importer.module import ImportedModel
 from onnxprune.importer.registry import UnsupportedNode
 from onnxprune.importer.values import (
     HALF_DTYPES,
@@ -19,11 +20,8 @@ from onnxprune.importer.values import (
 )
 from onnxprune.tensors import GraphTensor
 
-_RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) | {
-    *("source", "tensors", "tensor_names", "buffer_names", "input_names", "output_names"),
-    *("output_activations", "export_tensors", "inference_only", "check_trainable"),
-    *("self", "forward"),
-}
+_RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph()))) | set(dir(ImportedModel))
+"""Names of attributes that an imported module has of its own."""
 
 
 def host_tensor(
@@ -43,7 +41,7 @@ def identifier(name: str) -> str:
     text = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")
     if not text or text[0].isdigit():
         text = f"t_{text}" if text else "unnamed"
-    return f"{text}_" if keyword.iskeyword(text) else text
+    return f"{text}_" if keyword.iskeyword(text) or text == "self" else text
 
 
 def _free(base: str, taken: set[str]) -> str:
@@ -91,8 +89,7 @@ class GraphBuilder:
 
     def placeholder(self, name: str) -> fx.Node:
         """Add a graph input."""
-        text = identifier(name)
-        node = self.graph.placeholder("self_" if text == "self" else text)
+        node = self.graph.placeholder(identifier(name))
         node.target = node.name  # which is unique, and hides no module that the code refers to
         if self._device_source is None:
             self._device_source = node

@@ -17,7 +17,12 @@ from onnxprune.importer.functions import bound_attributes, instantiate, standard
 from onnxprune.importer.fusion import fuse
 from onnxprune.importer.module import ImportInfo
 from onnxprune.importer.op import Op
-from onnxprune.importer.registry import Entry, UnsupportedNode, find_entry
+from onnxprune.importer.registry import (
+    Entry,
+    UnsupportedInside,
+    UnsupportedNode,
+    find_entry,
+)
 from onnxprune.importer.values import HALF_DTYPES, Host, Value, numpy_dtype
 from onnxprune.model import OnnxModel
 from onnxprune.shapes import Schema, find_schema, infer_node, tensor_type, type_shape
@@ -215,6 +220,8 @@ class Converter:
     def _build(self, scope: Scope, op: Op, entry: Entry) -> None:
         try:
             result = entry.builder(op)
+        except UnsupportedInside:
+            return
         except UnsupportedNode as reason:
             self._problem(f"{op.node.op_type}: {reason}", op.label)
             return

@@ -1,11 +1,13 @@
 """An fx graph as a text that reads like a PyTorch module written by hand."""
 
+import math
 import operator
+import textwrap
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 _WIDTH = 100
 _INDENT = "    "
@@ -28,42 +30,80 @@ _INFIX = {
     operator.ge: ">=",
 }
 _INLINE_METHODS = frozenset({"size", "t", "numel"})
+_NAMESPACES = {
+    "F": torch.nn.functional,
+    "torch": torch,
+    "torch.linalg": torch.linalg,
+    "torch.special": torch.special,
+    "torch.fft": torch.fft,
+    "operator": operator,
+}
+"""Where functions are looked for, by the name that the text gives the module."""
+_NAMES_OF_TEXT = frozenset({"self", "F", "torch", "operator", "float"})
 
 
-def listing(graph: fx.Graph) -> str:
-    """The `forward` that a graph amounts to.
+def listing(graph: fx.Graph, name: str = "forward") -> str:
+    """The function that a graph amounts to, as Python.
 
     Parameters, sizes and arithmetic with sizes stand where they are used, functions of
     `torch.nn.functional` are called `F`, those of this package go by their name alone, and numbers
-    have the digits that float32 needs.
+    have the digits that float32 needs. A value whose name is also a function's has an underscore
+    behind it.
+
+    Args:
+        graph: The graph.
+        name: What to call the function.
     """
-    return _Listing(graph).text()
+    return _Listing(graph).text(name)
+
+
+def nested_listings(module: nn.Module) -> str:
+    """The graphs inside a module, each a function under a line that says whose it is."""
+    texts = []
+    for path, inner in module.named_modules():
+        if path and isinstance(inner, fx.GraphModule):
+            owner, _, part = path.rpartition(".")
+            kind = type(module.get_submodule(owner)).__name__
+            heading = f"# {part} of the {kind} self.{owner}; its self is self.{path}"
+            texts.append(f"\n\n{heading}\n{listing(inner.graph, path.replace('.', '_'))}")
+    return "".join(texts)
 
 
 class _Listing:
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
         self.inlined: dict[fx.Node, str] = {}
+        self.names = _local_names(graph)
 
-    def text(self) -> str:
-        names = [str(node.target) for node in self.graph.nodes if node.op == "placeholder"]
-        lines = [f"def forward({', '.join(['self', *names])}):"]
+    def text(self, name: str) -> str:
+        arguments = [self.names[node] for node in self.graph.nodes if node.op == "placeholder"]
+        lines = _wrapped(f"def {name}(", ["self", *arguments], "):", indent="")
         for node in self.graph.nodes:
             if node.op == "placeholder":
-                self.inlined[node] = str(node.target)
-            elif node.op == "output":
-                lines += _wrapped("return ", [self.value(node.args[0])], "")
+                continue
+            if node.op == "output":
+                lines += self.result(node.args[0])
             elif _is_inlined(node):
                 self.inlined[node] = self.expression(node)
             else:
                 lines += self.statement(node)
         return "\n".join([*lines, ""])
 
+    def result(self, value: Any) -> list[str]:
+        if isinstance(value, tuple) and len(value) > 1:
+            items = [self.outermost(item) for item in value]
+            line = f"{_INDENT}return {', '.join(items)}"
+            return [line] if len(line) <= _WIDTH else _wrapped("return (", items, ")")
+        return [f"{_INDENT}return {self.value(value)}"]
+
     def statement(self, node: fx.Node) -> list[str]:
-        text = self.special(node)
-        if text is not None:
-            return _wrapped(f"{node.name} = ", [text], "")
-        return _wrapped(f"{node.name} = {self.callee(node)}(", self.arguments(node), ")")
+        text, name = self.special(node), self.names[node]
+        if text is None:
+            return _wrapped(f"{name} = {self.callee(node)}(", self.arguments(node), ")")
+        line = f"{_INDENT}{name} = {text}"
+        if len(line) <= _WIDTH:
+            return [line]
+        return [f"{_INDENT}{name} = (", *_filled(text), f"{_INDENT})"]
 
     def expression(self, node: fx.Node) -> str:
         """A value in the place of its use, with parentheses if it is an operation."""
@@ -80,6 +120,8 @@ class _Listing:
             return None
         if node.target in _INFIX and len(node.args) == 2:
             left, right = (self.value(argument) for argument in node.args)
+            if node.target is operator.pow and left.startswith("-"):
+                left = f"({left})"
             return f"{left} {_INFIX[node.target]} {right}"
         if node.target is operator.getitem:
             return f"{self.value(node.args[0])}[{self.index(node.args[1])}]"
@@ -118,7 +160,7 @@ class _Listing:
 
     def value(self, value: Any) -> str:
         if isinstance(value, fx.Node):
-            return self.inlined.get(value, value.name)
+            return self.inlined.get(value) or self.names[value]
         if isinstance(value, tuple | list):
             items = ", ".join(self.outermost(item) for item in value)
             if isinstance(value, list):
@@ -142,34 +184,64 @@ def _is_inlined(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in _INFIX and "type" not in node.meta
 
 
+def _local_names(graph: fx.Graph) -> dict[fx.Node, str]:
+    """Names of values, none of which hides what the text calls."""
+    called = {_function_name(n.target) for n in graph.nodes if n.op == "call_function"}
+    own = {node: node.name for node in graph.nodes}
+    own.update((n, str(n.target)) for n in graph.nodes if n.op == "placeholder")
+    hidden, taken = _NAMES_OF_TEXT | called, set(own.values()) | called
+    for node, name in own.items():
+        if name in hidden:
+            while name in taken or name in hidden:
+                name += "_"
+            taken.add(name)
+            own[node] = name
+    return own
+
+
 def _function_name(function: Any) -> str:
     name, module = function.__name__, getattr(function, "__module__", None) or ""
-    if getattr(torch.nn.functional, name, None) is function:
-        return f"F.{name}"
-    if getattr(torch, name, None) is function:
-        return f"torch.{name}"
-    if module in ("builtins", "_operator") or module.startswith("onnxprune."):
+    for place, namespace in _NAMESPACES.items():
+        short = name.removeprefix(f"{place.removeprefix('torch.')}_")
+        if getattr(namespace, short, None) is function:
+            return f"{place}.{short}"
+    if module == "builtins" or module.startswith("onnxprune."):
         return str(name)
     return f"{module}.{name}"
 
 
 def _number(value: float) -> str:
     """The shortest text that float32, in which the file holds it, reads as the same number."""
+    if not math.isfinite(value):
+        return f"float('{value}')"
     with np.errstate(over="ignore"):
         single = np.float32(value)
-    return str(float(str(single))) if float(single) == value else repr(value)
+    short = float(str(single))
+    same = float(single) == value and abs(short) <= float(np.finfo(np.float32).max)
+    return str(short) if same else repr(value)
 
 
-def _wrapped(begin: str, parts: list[str], end: str) -> list[str]:
-    """A statement in as many lines as its width takes, broken between arguments."""
-    line = f"{_INDENT}{begin}{', '.join(parts)}{end}"
-    if len(line) <= _WIDTH or not end or len(", ".join(parts)) < _SHORT:
+def _wrapped(begin: str, parts: list[str], end: str, indent: str = _INDENT) -> list[str]:
+    """A call in as many lines as its width takes, broken between arguments."""
+    line = f"{indent}{begin}{', '.join(parts)}{end}"
+    if len(line) <= _WIDTH or len(", ".join(parts)) < _SHORT:
         return [line]
-    lines, current = [f"{_INDENT}{begin}"], ""
+    lines, current = [f"{indent}{begin}"], ""
     for part in parts:
         longer = f"{current} {part}," if current else f"{part},"
         if current and len(longer) + 2 * len(_INDENT) > _WIDTH:
-            lines.append(f"{_INDENT * 2}{current}")
+            lines += _filled(current)
             longer = f"{part},"
         current = longer
-    return [*lines, f"{_INDENT * 2}{current}", f"{_INDENT}{end}"]
+    return [*lines, *_filled(current), f"{indent}{end}"]
+
+
+def _filled(text: str) -> list[str]:
+    """What stands within parentheses, in as many lines as it takes; strings stay whole."""
+    indent = _INDENT * 2
+    if "'" in text or '"' in text or len(indent + text) <= _WIDTH:
+        return [f"{indent}{text}"]
+    options = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=indent, subsequent_indent=indent + _INDENT, **options
+    )

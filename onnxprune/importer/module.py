@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 
 from onnxprune.errors import UnsupportedModelError
-from onnxprune.importer.listing import listing
+from onnxprune.importer.listing import listing, nested_listings
 from onnxprune.model import OnnxModel
 from onnxprune.tensors import GraphTensor
 
@@ -65,9 +65,10 @@ class ImportedModel(fx.GraphModule):
     def code(self) -> str:
         """The model in plain PyTorch, with the names of the ONNX graph.
 
-        What runs are the same calls, with each value freed after its last use.
+        What runs are the same calls, with each value freed after its last use. The graphs inside
+        If, Loop and Scan follow as functions of their own.
         """
-        return listing(self.graph)
+        return listing(self.graph) + nested_listings(self)
 
     @property
     def source(self) -> OnnxModel:
@@ -140,6 +141,10 @@ class ImportedModel(fx.GraphModule):
         result.update({name: buffers[key].detach() for key, name in self.buffer_names.items()})
         return result
 
+    def __reduce__(self) -> Any:
+        """Pickle the file's model and the state; the graph is imported again from them."""
+        return _restored, (self._info.source, self.state_dict(), self.training)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "ImportedModel":
         """Copy parameters, buffers and graph; what describes the file is shared."""
         info: Any = self._info
@@ -147,3 +152,14 @@ class ImportedModel(fx.GraphModule):
         result: Any = super().__deepcopy__(memo)
         result._info = info
         return cast(ImportedModel, result)
+
+
+def _restored(source: OnnxModel, state: dict[str, Any], training: bool) -> "ImportedModel":
+    from onnxprune.importer import load
+
+    module = load(source)
+    module.load_state_dict(state, assign=True)
+    first = next(iter(state.values()), None)
+    if first is not None:
+        module.to(first.device)
+    return module.train(training)

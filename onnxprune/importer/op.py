@@ -18,10 +18,17 @@ from onnxprune.shapes import type_shape
 Ints = list[Any] | fx.Node
 """Integers known at import or computed by fx nodes, or one node that computes them all."""
 
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
 
 def short_float(value: float) -> float:
-    """The number with the fewest digits that float32 rounds to the same value."""
-    return float(str(np.float32(value)))
+    """The number with the fewest digits that float32 rounds to the same value.
+
+    The largest float32 numbers stay as they are: with fewer digits they are beyond its range, and
+    PyTorch refuses to convert them.
+    """
+    short = float(str(np.float32(value)))
+    return value if abs(short) > _LARGEST_FLOAT32 else short
 
 
 class Op:

@@ -50,6 +50,10 @@ class UnsupportedNode(Exception):
     """A builder cannot handle a node; the message says why."""
 
 
+class UnsupportedInside(UnsupportedNode):
+    """A node's sub-graph cannot be converted, for reasons that are listed already."""
+
+
 _ENTRIES: dict[tuple[str, str], list[Entry]] = {}
 
 

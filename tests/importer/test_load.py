@@ -1,6 +1,7 @@
 """The imported module as a PyTorch module."""
 
 import copy
+import pickle
 
 import numpy as np
 import onnx
@@ -227,6 +228,29 @@ def test_copies_are_independent_and_share_the_source() -> None:
     assert torch.equal(twin.s, module.s)
 
 
+def test_pickles_keep_what_was_trained() -> None:
+    module = load(text_model(BATCH_NORM, batch_norm_arrays())).eval()
+    with torch.no_grad():
+        module.s.mul_(3)
+    twin = pickle.loads(pickle.dumps(module))
+    assert not twin.training
+    assert twin.tensor_names == module.tensor_names
+    x = torch.from_numpy(normal(2, 3, 5, 4))
+    assert torch.equal(twin(x), module(x))
+
+
+@pytest.mark.parametrize("name", ["self", "torch", "F", "device", "inf", "class"])
+def test_values_of_any_name(name: str) -> None:
+    proto = text_model(
+        "g (float[N,4] x) => (float[N,4] y) { h = MatMul(x, w) k = Relu(h) y = Mul(k, h) }",
+        {"w": normal(4, 4)},
+    )
+    for node in proto.graph.node:
+        node.input[:] = [name if value == "h" else value for value in node.input]
+        node.output[:] = [name if value == "h" else value for value in node.output]
+    assert_equals_runtime(proto, {"x": normal(2, 4)})
+
+
 def test_constants_stay_out_of_the_state_dict() -> None:
     proto = text_model(
         "g (float[N,4] x) => (float[N,2] y) { h = MatMul(x, w) y = Mul(h, k) }",
@@ -271,6 +295,23 @@ def test_every_unsupported_operator_is_named_at_once() -> None:
     assert "other.Bar" in message
     assert "'y'" in message
     assert "Relu" not in message
+
+
+def test_unsupported_operators_of_all_branches_are_named() -> None:
+    proto = text_model(
+        """g (bool c, float[N] x) => (float[N] y) {
+            y = If (c) <
+                then_branch = a () => (float[N] p) { p = other.Foo(x) },
+                else_branch = b () => (float[N] q) { r = other.Bar(x) q = other.Baz(r) }
+            >
+        }""",
+        extra=', "other" : 1',
+    )
+    with pytest.raises(UnsupportedModelError) as error:
+        load(proto)
+    message = str(error.value)
+    assert all(f"other.{name}" in message for name in ("Foo", "Bar", "Baz"))
+    assert "If" not in message
 
 
 def test_dead_nodes_are_not_asked_for() -> None:

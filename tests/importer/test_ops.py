@@ -383,3 +383,25 @@ def test_generated_code_says_no_more_than_needed(body: str, line: str) -> None:
     proto = text_model(f"g (float[N,4,H,W] x) => (float[a,b,c,d] y) {{ {body} }}", used)
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     assert line in assert_equals_runtime(proto, {"x": normal(2, 4, 6, 5)}).code
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Where(m, x, low)",
+        "n = Where(m, x, low) y = Softmax(n)",
+        "y = Clip(x, low)",
+        "y = Pad(x, pads, low)",
+        "k = Cast<to = 1>(m) y = Mul(k, low)",
+    ],
+)
+def test_the_lowest_number_of_float32(body: str) -> None:
+    """Its shortest decimal text is beyond the range of float32."""
+    arrays = {
+        "low": np.array(np.finfo(np.float32).min),
+        "pads": np.array([0, 1, 0, 1]),
+        "m": np.array([[True, False, True]]),
+    }
+    proto = text_model(f"g (float[N,3] x) => (float[N,M] y) {{ {body} }}", arrays)
+    module = assert_equals_runtime(proto, {"x": normal(2, 3)})
+    assert "e+38" not in module.code or "3.4028234663852886e+38" in module.code

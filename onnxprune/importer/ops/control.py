@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from onnxprune.importer.builder import GraphBuilder
 from onnxprune.importer.op import Op
-from onnxprune.importer.registry import Result, UnsupportedNode, register
+from onnxprune.importer.registry import Result, UnsupportedInside, UnsupportedNode, register
 from onnxprune.importer.values import TORCH_DTYPES, Value
 from onnxprune.shapes import tensor_type, type_shape
 
@@ -151,32 +151,35 @@ def _padded(x: Tensor, steps: int) -> Tensor:
     return torch.cat([x, x.new_zeros(steps - x.shape[0], *x.shape[1:])])
 
 
-def _finished(op: Op, builder: GraphBuilder, outputs: list[Value | None]) -> nn.Module:
-    """The module of a converted sub-graph, which always returns a tuple."""
-    if any(value is None for value in outputs):
-        raise UnsupportedNode("its sub-graph cannot be imported")
-    nodes = tuple(builder.materialise(value) for value in outputs if value is not None)
-    builder.graph.output(nodes)
-    builder.graph.lint()
-    return fx.GraphModule(builder.root, builder.graph)
+Body = tuple[GraphBuilder, list[Value | None]]
+"""A converted sub-graph and its outputs."""
 
 
-def _convert(op: Op, attribute: str, inputs: list[TypeProto | None]) -> tuple[nn.Module, list[Any]]:
-    """A sub-graph as a module, and the outer values that it reads after its own inputs."""
+def _body(op: Op, attribute: str, inputs: list[TypeProto | None]) -> Body:
     if op.convert_graph is None:
         raise UnsupportedNode("sub-graphs cannot be converted here")
     builder, outputs = op.convert_graph(op.attr(attribute), inputs)
-    module = _finished(op, builder, outputs)
-    return module, list(builder.captures)
+    return builder, outputs
+
+
+def _finished(body: Body) -> tuple[nn.Module, list[Any]]:
+    """A module that always returns a tuple, and the outer values that it reads after its inputs."""
+    builder, outputs = body
+    if any(value is None for value in outputs):
+        raise UnsupportedInside
+    nodes = tuple(builder.materialise(value) for value in outputs if value is not None)
+    builder.graph.output(nodes)
+    builder.graph.lint()
+    return fx.GraphModule(builder.root, builder.graph), list(builder.captures)
 
 
 @register("If")
 def _conditional(op: Op) -> Result:
-    count = len(op.node.output)
-    then_branch, then_outer = _convert(op, "then_branch", [])
-    else_branch, else_outer = _convert(op, "else_branch", [])
+    bodies = [_body(op, branch, []) for branch in ("then_branch", "else_branch")]
+    (then_branch, then_outer), (else_branch, else_outer) = map(_finished, bodies)
     condition = op.scalar(0)
     module = If(then_branch, else_branch, len(then_outer))
+    count = len(op.node.output)
     return op.unpack(op.module(module, condition, *then_outer, *else_outer), count)
 
 
@@ -200,7 +203,7 @@ def _loop(op: Op) -> Result:
     carried = len(op.inputs) - 2
     types = [_loose(value_type) for value_type in op.input_types[2:]]
     counter, flag = tensor_type(TensorProto.INT64, ()), tensor_type(TensorProto.BOOL, ())
-    body, outer = _convert(op, "body", [counter, flag, *types])
+    body, outer = _finished(_body(op, "body", [counter, flag, *types]))
     limit, condition = op.scalar(0), op.scalar(1)
     state = [op.tensor(index + 2) for index in range(carried)]
     empty = [_empty(value_type) for value_type in op.output_types[carried:]]
@@ -223,7 +226,7 @@ def _batched_scan(op: Op) -> Result:
         shape, dropped = op.shape(index), 1 if index <= states else 2
         inner = None if shape is None else (None,) * (len(shape) - dropped)
         types.append(tensor_type(op.elem_type(index), inner))
-    body, outer = _convert(op, "body", types)
+    body, outer = _finished(_body(op, "body", types))
     directions = op.attr("directions") or [0] * scanned
     inputs = [(0, bool(backward)) for backward in directions]
     scan = Scan(body, states, inputs, [(0, False)] * (len(op.node.output) - states))
@@ -245,6 +248,6 @@ def _scan(op: Op) -> Result:
         if known:
             shape.pop(axis)
         types.append(tensor_type(op.elem_type(states + index), tuple(shape) if known else None))
-    body, outer = _convert(op, "body", types)
+    body, outer = _finished(_body(op, "body", types))
     module = Scan(body, states, inputs, outputs)
     return op.unpack(op.module(module, *op.tensors(), *outer), len(op.node.output))
