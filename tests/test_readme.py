@@ -32,8 +32,34 @@ def test_the_demo_table(supervision: str) -> None:
         assert row in README
 
 
+def test_the_node_cases() -> None:
+    cases = results("node_cases")
+    text = " ".join(README.split())
+    assert f"Of the {cases['cases']:,} test cases" in text
+    assert f"{cases['passed']:,} pass" in text
+    rounded = [name for name in cases["failed"] if "resize" in name]
+    others = len(cases["failed"]) - len(rounded)
+    assert f"{others} expect random numbers, and {len(rounded)} are cases of Resize" in text
+
+
 def test_the_costs() -> None:
     selection = results("selection")
     assert f"{selection['seconds']['median']:.1f} s" in README
     upkeep = results("mask_upkeep")["model"]["share_of_step"]
     assert f"{100 * upkeep['median']:.2f} %" in README
+
+
+def test_the_operators_how_to_quotes_the_source() -> None:
+    page = (ROOT / "docs" / "how-to" / "add-an-operator.md").read_text(encoding="utf-8")
+    files = (ROOT / "onnxprune").rglob("*.py")
+    source = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    indented = {line.strip() for line in source.splitlines()}
+    chunks = [
+        chunk.strip()
+        for block in page.split("```python\n")[1:]
+        for chunk in block.partition("```")[0].split("\n\n")
+    ]
+    own = [chunk for chunk in chunks if "def test_" not in chunk]
+    assert len(own) >= 5
+    for chunk in own:
+        assert chunk in source or set(chunk.splitlines()) <= indented

@@ -19,6 +19,7 @@ from onnxprune.importer.module import ImportInfo
 from onnxprune.importer.op import Op
 from onnxprune.importer.registry import (
     Entry,
+    LeftToBody,
     UnsupportedInside,
     UnsupportedNode,
     find_entry,
@@ -211,24 +212,26 @@ class Converter:
         if not blocked and node.output and scope.values[node.output[0]] is not None:
             return
         entry = find_entry(domain, node.op_type, version)
-        if entry is not None:
-            if not blocked:
-                self._build(scope, op, entry)
+        if entry is not None and (blocked or self._build(scope, op, entry)):
             return
         self._expand(scope, op, schema, domain)
 
-    def _build(self, scope: Scope, op: Op, entry: Entry) -> None:
+    def _build(self, scope: Scope, op: Op, entry: Entry) -> bool:
+        """Convert a node by its builder; False if that leaves it to the function body."""
         try:
             result = entry.builder(op)
+        except LeftToBody:
+            return False
         except UnsupportedInside:
-            return
+            return True
         except UnsupportedNode as reason:
             self._problem(f"{op.node.op_type}: {reason}", op.label)
-            return
+            return True
         if not entry.trains:
             self._inference_only.append(f"{op.node.op_type} {op.label!r}")
         outputs = [result] if isinstance(result, fx.Node | Host) else list(result)
         self._bind(scope, op, outputs)
+        return True
 
     def _bind(self, scope: Scope, op: Op, outputs: Sequence[Value | None] | None) -> None:
         """Give a node's results their ONNX names and types."""

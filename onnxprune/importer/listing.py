@@ -58,15 +58,15 @@ def listing(graph: fx.Graph, name: str = "forward") -> str:
 
 
 def nested_listings(module: nn.Module) -> str:
-    """The graphs inside a module, each a function under a line that says whose it is."""
-    texts = []
+    """The graphs inside a module, each a function under a line that says where it is."""
+    texts: dict[str, str] = {}
     for path, inner in module.named_modules():
         if path and isinstance(inner, fx.GraphModule):
-            owner, _, part = path.rpartition(".")
-            kind = type(module.get_submodule(owner)).__name__
-            heading = f"# {part} of the {kind} self.{owner}; its self is self.{path}"
-            texts.append(f"\n\n{heading}\n{listing(inner.graph, path.replace('.', '_'))}")
-    return "".join(texts)
+            around = max((other for other in texts if path.startswith(f"{other}.")), default="")
+            name = path[len(around) :].lstrip(".").replace(".", "_")
+            heading = f"# `self` is self.{path}"
+            texts[path] = f"\n\n{heading}\n{listing(inner.graph, name)}"
+    return "".join(texts.values())
 
 
 class _Listing:
@@ -99,7 +99,11 @@ class _Listing:
     def statement(self, node: fx.Node) -> list[str]:
         text, name = self.special(node), self.names[node]
         if text is None:
-            return _wrapped(f"{name} = {self.callee(node)}(", self.arguments(node), ")")
+            callee, arguments = self.callee(node), self.arguments(node)
+            lines = _wrapped(f"{name} = {callee}(", arguments, ")")
+            if len(lines[0]) <= _WIDTH:
+                return lines
+            text = f"{callee}({', '.join(arguments)})"
         line = f"{_INDENT}{name} = {text}"
         if len(line) <= _WIDTH:
             return [line]
@@ -186,7 +190,8 @@ def _is_inlined(node: fx.Node) -> bool:
 
 def _local_names(graph: fx.Graph) -> dict[fx.Node, str]:
     """Names of values, none of which hides what the text calls."""
-    called = {_function_name(n.target) for n in graph.nodes if n.op == "call_function"}
+    functions = [node.target for node in graph.nodes if node.op == "call_function"]
+    called = {_function_name(function).partition(".")[0] for function in functions}
     own = {node: node.name for node in graph.nodes}
     own.update((n, str(n.target)) for n in graph.nodes if n.op == "placeholder")
     hidden, taken = _NAMES_OF_TEXT | called, set(own.values()) | called
@@ -241,7 +246,11 @@ def _filled(text: str) -> list[str]:
     indent = _INDENT * 2
     if "'" in text or '"' in text or len(indent + text) <= _WIDTH:
         return [f"{indent}{text}"]
-    options = {"break_long_words": False, "break_on_hyphens": False}
     return textwrap.wrap(
-        text, _WIDTH, initial_indent=indent, subsequent_indent=indent + _INDENT, **options
+        text,
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + _INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
     )

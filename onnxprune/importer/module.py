@@ -55,11 +55,16 @@ class ImportedModel(fx.GraphModule):
 
         Raises:
             UnsupportedModelError: A quantised model is to be trained.
+            TypeError: An input is missing, given twice or unknown.
         """
         if self._info.inference_only and self.training and torch.is_grad_enabled():
             self.check_trainable()
         names = self._info.argument_names
-        return super().__call__(*args, **{names.get(key, key): v for key, v in inputs.items()})
+        named = {names.get(key, key): value for key, value in inputs.items()}
+        arguments = list(names.values())
+        if len(args) + len(inputs) != len(arguments) or {*arguments[len(args) :]} != named.keys():
+            raise TypeError(_wrong_inputs(names, len(args), list(inputs)))
+        return super().__call__(*args, **named)
 
     @property
     def code(self) -> str:
@@ -163,3 +168,24 @@ def _restored(source: OnnxModel, state: dict[str, Any], training: bool) -> "Impo
     if first is not None:
         module.to(first.device)
     return module.train(training)
+
+
+def _wrong_inputs(names: dict[str, str], count: int, keys: list[str]) -> str:
+    """What is wrong with the inputs of a call, in the names of the ONNX graph.
+
+    Args:
+        names: Argument of each input.
+        count: How many inputs are given by position.
+        keys: Those that are given by name.
+    """
+    given = [names.get(key, key) for key in keys]
+    first, rest = list(names)[:count], list(names)[count:]
+    kinds = {
+        "unknown": [key for key in keys if names.get(key, key) not in names.values()],
+        "missing": [name for name in rest if names[name] not in given],
+        "given twice": [name for name in names if given.count(names[name]) + (name in first) > 1],
+    }
+    found = [f"{kind}: {', '.join(map(repr, which))}" for kind, which in kinds.items() if which]
+    if count > len(names):
+        found.append(f"{count} given by position")
+    return f"{'; '.join(found)}; the model's inputs are {', '.join(map(repr, names)) or 'none'}"

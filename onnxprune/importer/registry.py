@@ -2,12 +2,13 @@
 
 A builder is registered for an operator, a domain and a range of operator set versions::
 
-    @register("HardSwish", since=14)
-    def _hard_swish(op: Op) -> Result:
-        return op.call(F.hardswish, op.tensor(0))
+    @register("LeakyRelu")
+    def _leaky_relu(op: Op) -> Result:
+        return op.call(F.leaky_relu, op.tensor(0), op.attr("alpha", 0.01))
 
 `op` gives it the node's inputs and attributes and emits calls into the graph under construction. An
-operator without a builder is expanded from its ONNX function body where it has one.
+operator without a builder is expanded from its ONNX function body where it has one, and so is a
+node whose builder raises `LeftToBody`.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,6 +51,10 @@ class UnsupportedNode(Exception):
     """A builder cannot handle a node; the message says why."""
 
 
+class LeftToBody(Exception):
+    """A builder leaves a node to its ONNX function body."""
+
+
 class UnsupportedInside(UnsupportedNode):
     """A node's sub-graph cannot be converted, for reasons that are listed already."""
 
@@ -72,15 +77,27 @@ def register(
         since: First operator set version that the builder handles.
         until: First operator set version that it does not handle any more.
         trains: Whether gradients pass; they do not where values are rounded to integers.
+
+    Raises:
+        ValueError: One of the versions has a builder already.
     """
 
     def keep(builder: Builder) -> Builder:
         for op_type in op_types:
             entry = Entry(domain, op_type, since, until, builder, trains)
-            _ENTRIES.setdefault((domain, op_type), []).append(entry)
+            known = _ENTRIES.setdefault((domain, op_type), [])
+            if any(_overlap(entry, other) for other in known):
+                kind = f"{domain}.{op_type}" if domain else op_type
+                versions = f"versions {since} to {until}" if until else f"versions from {since} on"
+                raise ValueError(f"{kind} has two builders for some of the {versions}")
+            known.append(entry)
         return builder
 
     return keep
+
+
+def _overlap(a: Entry, b: Entry) -> bool:
+    return (b.until is None or a.since < b.until) and (a.until is None or b.since < a.until)
 
 
 def find_entry(domain: str, op_type: str, version: int) -> Entry | None:

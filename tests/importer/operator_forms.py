@@ -145,6 +145,7 @@ FORMS: dict[str, dict[int, str]] = {
         name: {7: f"y = {name}(x3)", 13: f"y = {name}(x3)"}
         for name in ("Softmax", "LogSoftmax", "Hardmax")
     },
+    "Attention": {23: "y = Attention<is_causal = 1, scale = 0.7>(x, x, x)"},
     **{
         name: {
             7: f"y = {name}<axis = 1, keepdims = 0>(xw)",

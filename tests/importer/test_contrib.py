@@ -31,6 +31,8 @@ def test_gelu_with_a_bias(op_type: str) -> None:
     ("a", "b", "attributes"),
     [
         ((2, 3, 4), (2, 4, 5), {"alpha": 0.5}),
+        ((2, 3, 4), (2, 5, 4), {"transB": 1, "alpha": 0.5}),
+        ((3, 4), (4,), {"transB": 1}),
         ((2, 4, 3), (5, 4), {"transA": 1, "transB": 1}),
         ((2, 3, 4, 5), (2, 3, 5, 2), {"transBatchA": 0, "transBatchB": 0}),
         ((3, 2, 4, 5), (2, 4, 5, 3), {"transBatchA": 1}),

@@ -242,6 +242,8 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
         if not self.mask:
             y = attend(q, k, v)
+        elif self.mask == "own":
+            y = attend(q, k, v, keep, self.dropout.p if self.training else 0.0)
         else:
             scores = q @ k.transpose(-1, -2) / 2 * 1.5
             if self.mask == "add":
@@ -301,6 +303,32 @@ def test_attention_with_mask_and_scale(mask: str, monkeypatch: pytest.MonkeyPatc
     assert_equals_runtime(proto, arrays, tolerance=1e-5)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"opset_version": 14}, {"opset_version": 17}, {"dynamo": True}], ids=str
+)
+def test_attention_that_gives_zeros_to_a_query_without_keys(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x, keep = torch.randn(2, 5, 8), torch.ones(5, 5, dtype=torch.bool).tril()
+    native = Attention("own").eval()
+    proto = exported(native, (x, keep), **settings)
+    assert "IsNaN" in {node.op_type for node in proto.graph.node}
+    module = assert_same(proto, monkeypatch, x, keep)
+    assert calls(module)[attend] == 1
+    assert not {torch.matmul, F.softmax, torch.isnan} & set(calls(module))
+    keep[2] = False
+    result = module(x, keep)
+    torch.testing.assert_close(result, unfused(proto, monkeypatch).eval()(x, keep))
+    if "dynamo" not in settings:  # which writes the lowest finite number for minus infinity
+        torch.testing.assert_close(result, native(x, keep))
+        torch.testing.assert_close(result[:, 2], native.out.bias.expand(2, 8))
+    arrays = {"x": x.numpy(), "keep": keep.numpy()}
+    assert_equals_runtime(proto, arrays, tolerance=1e-5)
+    result.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
 def test_attention_drops_weights_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     x, keep = torch.randn(2, 5, 8), torch.ones(5, dtype=torch.bool)
@@ -326,6 +354,7 @@ def _like(module: ImportedModel) -> Attention:
 ATTENTION = """g (float[N,2,T,4] q, float[N,2,4,S] k, float[N,2,S,4] v) => (OUTPUTS) {
     s = MatMul(q, k) c = Mul(s, half) SOFTMAX y = MatMul(w, v)
 }"""
+GUARDED = "u = Softmax<axis = -1>(c) n = IsNaN(u) w = Where(n, zero, u)"
 
 
 @pytest.mark.parametrize(
@@ -336,14 +365,40 @@ ATTENTION = """g (float[N,2,T,4] q, float[N,2,4,S] k, float[N,2,S,4] v) => (OUTP
         ("w = Softmax<axis = 2>(c)", "float[N,2,T,4] y", False),
         ("w = Softmax<axis = -1>(c)", "float[N,2,T,4] y, float[N,2,T,S] w", False),
         ("w = Softmax<axis = -1>(s)", "float[N,2,T,4] y, float[N,2,T,S] c", False),
+        (GUARDED, "float[N,2,T,4] y", True),
+        (GUARDED.replace("zero", "zeros"), "float[N,2,T,4] y", True),
+        (GUARDED.replace("zero", "half"), "float[N,2,T,4] y", False),
+        (GUARDED.replace("zero", "other"), "float[N,2,T,4] y", False),
+        (GUARDED.replace("zero", "s"), "float[N,2,T,4] y", False),
+        (GUARDED.replace("IsNaN(u)", "IsNaN(s)"), "float[N,2,T,4] y", False),
+        (GUARDED.replace("zero, u", "u, zero"), "float[N,2,T,4] y", False),
+        (GUARDED, "float[N,2,T,4] y, float[N,2,T,S] u", False),
     ],
 )
 def test_attention_only_where_weights_are_not_needed(
     softmax: str, outputs: str, fuses: bool
 ) -> None:
     graph = ATTENTION.replace("SOFTMAX", softmax).replace("OUTPUTS", outputs)
-    module = load(text_model(graph, {"half": np.float32(0.5)}))
+    arrays = {"half": np.float32(0.5), "zero": np.float32(0)}
+    module = load(
+        text_model(
+            graph, {**arrays, "zeros": np.zeros(1, np.float32), "other": np.ones(1, np.float32)}
+        )
+    )
     assert (attend in calls(module)) == fuses
+
+
+def test_attention_with_a_product_that_onnx_runtime_has_fused() -> None:
+    graph = """g (float[N,2,T,4] q, float[N,2,S,4] k, float[N,2,S,4] v) => (float[N,2,T,4] y) {
+        s = com.microsoft.FusedMatMul<alpha = 0.7, transB = 1>(q, k)
+        w = Softmax<axis = -1>(s) y = MatMul(w, v)
+    }"""
+    proto = text_model(graph, extra=', "com.microsoft" : 1')
+    feed = {"q": normal(1, 2, 3, 4), "k": normal(1, 2, 5, 4, seed=1), "v": normal(1, 2, 5, 4)}
+    module = assert_equals_runtime(proto, feed, tolerance=1e-5)
+    (node,) = [node for node in module.graph.nodes if node.op.startswith("call_")]
+    assert node.target is attend
+    assert node.kwargs == {"scale": 0.7}
 
 
 def test_attention_in_double_precision_with_scale_on_both_sides() -> None:

@@ -10,7 +10,8 @@ import torch
 from onnx import numpy_helper
 
 from onnxprune.errors import ModelFileError, UnsupportedModelError
-from onnxprune.importer import load, supported_operators
+from onnxprune.importer import load, registry, supported_operators
+from onnxprune.importer.op import Op
 from onnxprune.importer.ops.norm import BatchNormalization
 
 from .helpers import assert_equals_runtime, half_model, normal, outputs, text_model
@@ -85,6 +86,25 @@ def test_inputs_by_onnx_name_and_by_position() -> None:
     difference, total = module(**{"in/2": b, "in.1": a})
     assert (difference.item(), total.item()) == (2.0, 8.0)
     assert module(a, b)[0].item() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("given", "named", "message"),
+    [
+        (1, [], "missing: 'b.in'; the model's inputs are 'a/in', 'b.in'"),
+        (0, ["z", "b.in"], "unknown: 'z'; missing: 'a/in'; the model's inputs are "),
+        (2, ["a/in"], "given twice: 'a/in'; the"),
+        (3, [], "3 given by position; the"),
+    ],
+)
+def test_wrong_inputs_are_named_as_in_the_file(given: int, named: list[str], message: str) -> None:
+    proto = text_model("g (float[N] p, float[N] q) => (float[N] y) { y = Add(p, q) }")
+    for index, name in enumerate(["a/in", "b.in"]):
+        proto.graph.input[index].name = proto.graph.node[0].input[index] = name
+    x = torch.ones(2)
+    with pytest.raises(TypeError) as caught:
+        load(proto)(*[x] * given, **dict.fromkeys(named, x))
+    assert message in str(caught.value)
 
 
 def test_input_names_that_read_alike_or_are_keywords() -> None:
@@ -373,3 +393,19 @@ def test_registry_lists_what_is_implemented() -> None:
     names = {entry.op_type for entry in supported_operators()}
     assert {"Conv", "Gemm", "LayerNormalization", "Resize"} <= names
     assert all(entry.until is None or entry.since < entry.until for entry in supported_operators())
+
+
+def test_second_builder_of_the_same_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_ENTRIES", {})
+
+    def build(op: Op) -> registry.Result:
+        return op.tensor(0)
+
+    registry.register("Twice", since=9)(build)
+    registry.register("Twice", since=7, until=9)(build)
+    registry.register("Twice", domain="test")(build)
+    with pytest.raises(ValueError, match="Twice has two builders for some of the versions from 12"):
+        registry.register("Twice", since=12)(build)
+    with pytest.raises(ValueError, match="some of the versions 1 to 8"):
+        registry.register("Twice", until=8)(build)
+    assert len(registry.entries()) == 3

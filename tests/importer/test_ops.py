@@ -81,6 +81,29 @@ def test_pooling_to_the_same_size(name: str, auto_pad: str) -> None:
     assert_equals_runtime(proto, {"x": normal(1, 2, 7, 8)})
 
 
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize(
+    ("node", "call"),
+    [
+        ("Conv<AUTO>(x, w)", "F.conv2d(x, self.w, padding=(1, 1))"),
+        ("Conv<kernel_shape = [3,2], AUTO>(x, v)", "F.pad(x, ["),
+        ("MaxPool<kernel_shape = [3,5], AUTO>(x)", "(x, (3, 5), stride=(1, 1), padding=(1, 2))"),
+        ("AveragePool<kernel_shape = [3,3], ceil_mode = 1, AUTO>(x)", "padding=(1, 1), count_"),
+    ],
+)
+def test_padding_to_the_same_size_is_certain_for_strides_of_1(
+    node: str, call: str, auto_pad: str
+) -> None:
+    node = node.replace("AUTO", f'auto_pad = "{auto_pad}"')
+    weights = {"w": normal(2, 4, 3, 3), "v": normal(2, 4, 3, 2)}
+    used = {name: array for name, array in weights.items() if f"{name})" in node}
+    proto = text_model(f"{IMAGE} {{ y = {node} }}", used, opset=19)
+    code = assert_equals_runtime(proto, {"x": normal(2, 4, 7, 6)}, {"x": normal(1, 4, 1, 8)}).code
+    assert call in code
+    assert "SAME" not in code
+    assert "pad_same" not in code
+
+
 @pytest.mark.parametrize(
     "body", ["alpha = 0.5, beta = 2.0", "transA = 1", "transB = 1, beta = 0.5"]
 )
@@ -91,6 +114,17 @@ def test_gemm(body: str) -> None:
         {"w": normal(3, 4) if trans_b else normal(4, 3), "c": normal(1, 3)},
     )
     assert_equals_runtime(proto, {"x": normal(4, 2) if trans_a else normal(2, 4)})
+
+
+@pytest.mark.parametrize("kind", ["float", "float16"])
+def test_gemm_with_a_vector_is_a_linear_layer(kind: str) -> None:
+    dtype = np.dtype(kind if kind == "float16" else "float32")
+    proto = text_model(
+        f"g ({kind}[N,4] x) => ({kind}[N,3] y) {{ y = Gemm(x, w, c) }}",
+        {"w": normal(4, 3).astype(dtype), "c": normal(3).astype(dtype)},
+    )
+    module = assert_equals_runtime(proto, {"x": normal(2, 4).astype(dtype)}, tolerance=5e-3)
+    assert ", self.w.t(), self.c)" in module.code
 
 
 @pytest.mark.parametrize("opset", [11, 13])
@@ -405,3 +439,29 @@ def test_the_lowest_number_of_float32(body: str) -> None:
     proto = text_model(f"g (float[N,3] x) => (float[N,M] y) {{ {body} }}", arrays)
     module = assert_equals_runtime(proto, {"x": normal(2, 3)})
     assert "e+38" not in module.code or "3.4028234663852886e+38" in module.code
+
+
+@pytest.mark.parametrize(
+    ("node", "call"),
+    [
+        ("ReduceSum<keepdims = 0>(x)", "torch.sum(x)"),
+        ("ReduceMax(x)", "torch.amax(x, dim=(0, 1, 2), keepdim=True)"),
+        ("ReduceL2<keepdims = 0>(x, axis)", "torch.linalg.vector_norm(x, dim=(1,))"),
+        ("ReduceL1(x, axis)", "torch.linalg.vector_norm(x, 1, dim=(1,), keepdim=True)"),
+        ("ReduceSumSquare<keepdims = 0>(x, axis)", "torch.sum(x * x, dim=(1,))"),
+        ("ReduceLogSumExp(x)", "torch.logsumexp(x, dim=(0, 1, 2), keepdim=True)"),
+        ("ReduceProd(x, axis)", "torch.prod(x, dim=1, keepdim=True)"),
+        ("ReduceProd<keepdims = 0>(x)", "torch.prod(x)"),
+        ("ReduceLogSum<keepdims = 0>(x)", "torch.log(sum_1)"),
+        ("ReduceProd(x)", "reduce(x, 'Prod', None, True, False)"),
+        ("ReduceSum<noop_with_empty_axes = 1>(x)", "reduce(x, 'Sum', None, True, True)"),
+    ],
+)
+@pytest.mark.parametrize("rank", ["known", "unknown"])
+def test_reductions_are_calls_of_pytorch(node: str, call: str, rank: str) -> None:
+    arrays = {"axis": np.array([1])} if "axis)" in node else {}
+    proto = text_model(f"g (float[N,A,B] x) => (float[a,b,c] y) {{ y = {node} }}", arrays, 18)
+    for value in [*proto.graph.output, *(proto.graph.input if rank == "unknown" else [])]:
+        value.type.tensor_type.ClearField("shape")
+    code = assert_equals_runtime(proto, {"x": abs(normal(2, 3, 4))}).code
+    assert (call if rank == "known" or "(0, 1, 2)" not in call else "reduce(x, ") in code

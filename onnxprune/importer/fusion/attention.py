@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import fx, nn
 
 from onnxprune.importer.fusion.pattern import Argument, Call, Either, Module, Number, Var
 from onnxprune.importer.fusion.rule import Match, Rules
@@ -16,13 +16,15 @@ RULES = Rules()
 """Softmax of products of queries and keys, times values.
 
 The scale may be on the products, on the queries, on the keys, or shared among them; a mask may be
-added, or choose between the products and minus infinity; weights may be dropped.
+added, or choose between the products and minus infinity; weights may be dropped. Newer exporters
+write out that a query without any key gets zeros, which is what PyTorch's function gives it.
 """
 
 _query, _key, _value = Var(), Var(), Var()
 _scales = Number(), Number(), Number()
 _axis = Argument()
 _added, _kept, _excluded = Var(), Var(), Var()
+_zero = Argument()
 _products = Call(
     torch.matmul,
     Either((_query * _scales[0], _query)),
@@ -41,16 +43,17 @@ _weights = Call(
     ),
     dim=_axis,
 )
-_dropout = Module(Dropout, _weights)
+_guarded = Either((_weights, Call(torch.where, Call(torch.isnan, _weights), _zero, _weights)))
+_dropout = Module(Dropout, _guarded)
 
 
-@RULES.replace(Call(torch.matmul, _weights, _value), Call(torch.matmul, _dropout, _value))
+@RULES.replace(Call(torch.matmul, _guarded, _value), Call(torch.matmul, _dropout, _value))
 def _attention(match: Match) -> fx.Node | None:
     query, value = match[_query], match[_value]
     rank = match.rank(query)
     if rank is None or rank < 3 or match.rank(value) != rank or match.rank(match[_key]) != rank:
         return None
-    if match[_axis] not in (-1, rank - 1) or not _mask_fits(match, rank):
+    if match[_axis] not in (-1, rank - 1) or not _mask_fits(match, rank) or not _is_guard(match):
         return None
     factors = [match.get(number) for number in _scales]
     scale = math.prod(factor for factor in factors if factor is not None)
@@ -63,6 +66,15 @@ def _attention(match: Match) -> fx.Node | None:
     if not _is_usual(match, scale):
         arguments["scale"] = _rounded(match, scale)
     return match.call(F.scaled_dot_product_attention, query, key, value, **arguments)
+
+
+def _is_guard(match: Match) -> bool:
+    """Whether weights that are not a number become 0, if anything."""
+    zero = match.get(_zero)
+    stored = match.stored(zero)
+    if stored is not None and stored.numel() == 1 and not isinstance(stored, nn.Parameter):
+        zero = stored.item()
+    return zero is None or (isinstance(zero, int | float) and zero == 0)
 
 
 def _mask_fits(match: Match, rank: int) -> bool:

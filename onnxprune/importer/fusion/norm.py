@@ -18,7 +18,6 @@ from onnxprune.importer.fusion.pattern import (
 )
 from onnxprune.importer.fusion.rule import Match, Rules
 from onnxprune.importer.ops.norm import layer_norm, rms_norm
-from onnxprune.importer.ops.reduce import reduce
 from onnxprune.importer.ops.shape import expand
 
 RULES = Rules()
@@ -95,7 +94,7 @@ def _plain_rms_norm(match: Match) -> fx.Node | None:
     return match.call(F.rms_norm, match[_x], shape, eps=match[_eps]) if shape else None
 
 
-_norm = Call(reduce, _x, "L2", _axes, True, False)
+_norm = Call(torch.linalg.vector_norm, _x, dim=_axes, keepdim=True)
 _bounded = Call(torch.clamp, _norm, min=_eps, max=None)
 _shape = Argument()
 _sizes = Rest()
@@ -109,7 +108,7 @@ _sizes = Rest()
 def _l2_normalize(match: Match) -> fx.Node | None:
     axes = match[_axes]
     target = match.get(_shape) or match.get(_sizes)
-    if not isinstance(axes, list) or len(axes) != 1:
+    if not isinstance(axes, tuple) or len(axes) != 1:
         return None
     if target is not None and not _is_shape_of_input(match, target):
         return None

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from onnxprune.importer.ops.shape import expand
 from onnxprune.shapes import type_shape
 
 Known: TypeAlias = tuple[int | None, ...] | None
@@ -32,14 +33,16 @@ _SAME = {
     ),
     *(F.elu, F.softmax, F.log_softmax, F.layer_norm, F.group_norm, F.instance_norm, F.dropout),
     *(torch.sigmoid, torch.tanh, torch.erf, torch.sqrt, torch.exp, torch.log, torch.abs),
-    *(torch.reciprocal, torch.clamp, torch.square, operator.neg),
+    *(torch.reciprocal, torch.clamp, torch.square, operator.neg, torch.isnan, torch.logical_not),
 }
 _SAME_METHODS = frozenset({"to", "float", "contiguous", "clone"})
 _BROADCASTING = {
     *(operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.pow),
     *(torch.where, torch.maximum, torch.minimum),
+    *(operator.lt, operator.le, operator.gt, operator.ge, operator.eq),
+    *(torch.logical_and, torch.logical_or, torch.logical_xor),
 }
-_REDUCTIONS = {torch.mean, torch.sum, torch.amax, torch.amin}
+_REDUCTIONS = {torch.mean, torch.sum, torch.amax, torch.amin, torch.linalg.vector_norm}
 _CONVOLUTIONS = {torch.conv1d, torch.conv2d, torch.conv3d, F.conv1d, F.conv2d, F.conv3d}
 _POOLS = {F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d}
 
@@ -104,6 +107,8 @@ class Sizes:
             return _broadcast(operands)
         if node.target is torch.reshape:
             return _reshaped(node.args[1])
+        if node.target is expand and isinstance(node.args[1], list | tuple):
+            return _broadcast([first, _reshaped(node.args[1])])
         if node.target is torch.matmul:
             return _product(operands[0], operands[1])
         if node.target is operator.getitem and _is_split(node.args[0]):

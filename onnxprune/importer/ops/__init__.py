@@ -2,6 +2,7 @@
 
 from onnxprune.importer.ops import (
     activation,
+    attention,
     contrib_attention,
     contrib_elementwise,
     contrib_linear,
@@ -37,6 +38,7 @@ from onnxprune.importer.ops import (
 
 __all__ = [
     "activation",
+    "attention",
     "contrib_attention",
     "contrib_elementwise",
     "contrib_linear",

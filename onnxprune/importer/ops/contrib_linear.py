@@ -1,5 +1,6 @@
 """Convolutions and matrix products of com.microsoft: fused, transposed, or of packed weights."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -101,8 +102,13 @@ def _fused_matmul(op: Op) -> Result:
     alpha = op.attr("alpha", 1.0)
     names = ("transA", "transB", "transBatchA", "transBatchB")
     trans_a, trans_b, *batches = (bool(op.attr(name, 0)) for name in names)
-    if alpha == 1.0 and not (trans_a or trans_b or any(batches)):
-        return _activated(op, op.call(torch.matmul, op.tensor(0), op.tensor(1)))
+    rank = op.rank(1) or 0
+    if not trans_a and (not trans_b or rank > 1) and not any(batches):
+        b = op.tensor(1)
+        if trans_b:
+            b = op.method("permute", b, *range(rank - 2), rank - 1, rank - 2)
+        product = op.call(torch.matmul, op.tensor(0), b)
+        return _activated(op, product if alpha == 1.0 else op.call(operator.mul, product, alpha))
     flags = (trans_a, trans_b, *(batches if any(batches) else ()))
     return _activated(op, op.call(fused_matmul, op.tensor(0), op.tensor(1), alpha, *flags))
 

@@ -6,7 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from onnxprune.importer.op import Op
-from onnxprune.importer.ops.pad import pad_same, symmetric_padding, torch_pads
+from onnxprune.importer.ops.pad import (
+    certain_same_pads,
+    pad_same,
+    symmetric_padding,
+    torch_pads,
+)
 from onnxprune.importer.registry import Result, UnsupportedNode, register
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -64,12 +69,15 @@ def padded(
 ) -> tuple[fx.Node, list[int]]:
     """The input with what padding the convolution cannot do itself, and the padding it can."""
     auto_pad = op.attr("auto_pad", "NOTSET")
+    pads = [0] * (2 * len(kernel))
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         upper = auto_pad == "SAME_UPPER"
-        return op.call(pad_same, x, kernel, stride, dilation, upper), [0] * len(kernel)
-    pads = op.attr("pads", [0] * (2 * len(kernel)))
-    if auto_pad == "VALID":
-        pads = [0] * (2 * len(kernel))
+        certain = certain_same_pads(kernel, stride, dilation, upper)
+        if certain is None:
+            return op.call(pad_same, x, kernel, stride, dilation, upper), pads
+        pads = certain
+    elif auto_pad != "VALID":
+        pads = op.attr("pads", pads)
     symmetric = symmetric_padding(pads)
     if symmetric is None:
         return op.call(F.pad, x, torch_pads(pads)), [0] * len(kernel)

@@ -34,10 +34,13 @@ def _gemm(op: Op) -> Result:
     a, b = op.tensor(0), op.tensor(1)
     if op.attr("transA", 0):
         a = op.method("t", a)
+    trans_b = bool(op.attr("transB", 0))
     plain = alpha == 1 and beta == 1 and op.is_float()
-    if plain and op.attr("transB", 0) and (not op.has(2) or op.rank(2) == 1):
-        return op.call(F.linear, a, b, *([op.tensor(2)] if op.has(2) else []))
-    if op.attr("transB", 0):
+    biased = op.has(2) and op.rank(2) == 1
+    if plain and (biased or (trans_b and not op.has(2))):
+        weight = b if trans_b else op.method("t", b)
+        return op.call(F.linear, a, weight, *([op.tensor(2)] if biased else []))
+    if trans_b:
         b = op.method("t", b)
     return _affine(op, a, b, alpha, beta)
 

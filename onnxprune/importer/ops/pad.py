@@ -39,6 +39,15 @@ def same_pads(
     return begins + ends
 
 
+def certain_same_pads(
+    kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], upper: bool
+) -> list[int] | None:
+    """`same_pads` if they are the same for every size, as with strides of 1, otherwise None."""
+    if set(stride) != {1}:
+        return None
+    return same_pads([1] * len(kernel), kernel, stride, dilation, upper)
+
+
 def pad_same(
     x: Tensor, kernel: list[int], stride: list[int], dilation: list[int], upper: bool
 ) -> Tensor:

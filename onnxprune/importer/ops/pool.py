@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onnxprune.importer.op import Op
-from onnxprune.importer.ops.pad import same_pads, symmetric_padding, torch_pads
+from onnxprune.importer.ops.pad import certain_same_pads, same_pads, symmetric_padding, torch_pads
 from onnxprune.importer.registry import Result, UnsupportedNode, register
 
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -22,7 +22,7 @@ def _geometry(op: Op) -> dict[str, Any]:
         raise UnsupportedNode(f"{axes} spatial axes")
     auto_pad = op.attr("auto_pad", "NOTSET")
     pads = op.attr("pads", [0] * (2 * axes))
-    return {
+    geometry: dict[str, Any] = {
         "kernel": kernel,
         "stride": list(op.attr("strides", [1] * axes)),
         "dilation": list(op.attr("dilations", [1] * axes)),
@@ -30,6 +30,12 @@ def _geometry(op: Op) -> dict[str, Any]:
         "ceil": bool(op.attr("ceil_mode", 0)),
         "same": auto_pad if auto_pad.startswith("SAME") else "",
     }
+    if geometry["same"]:
+        stride, dilation = geometry["stride"], geometry["dilation"]
+        certain = certain_same_pads(kernel, stride, dilation, auto_pad == "SAME_UPPER")
+        if certain is not None:
+            geometry.update(pads=certain, ceil=False, same="")
+    return geometry
 
 
 def _simple_padding(geometry: dict[str, Any]) -> list[int] | None:

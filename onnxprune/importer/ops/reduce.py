@@ -1,11 +1,12 @@
 """Reductions, and cumulative sums."""
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from onnxprune.importer.op import Op
 from onnxprune.importer.registry import Result, register
@@ -135,15 +136,45 @@ def _reduction(op: Op) -> Result:
     kind = op.node.op_type.removeprefix("Reduce")
     axes: Any = op.int_list(1, "axes")
     keepdim = bool(op.attr("keepdims", 1))
-    static = isinstance(axes, list) and len(axes) > 0
-    rank_is_known = op.rank() not in (None, 0)
-    if static and rank_is_known and kind in _DIRECT and op.elem_type() and op.is_float():
-        sizes = op.shape() or ()
-        if all(sizes[axis] is None or sizes[axis] for axis in axes):
-            keep = {"keepdim": True} if keepdim else {}
-            return op.call(_DIRECT[kind], op.tensor(0), dim=tuple(axes), **keep)
     noop = bool(op.attr("noop_with_empty_axes", 0))
+    dims = _certain_dims(op, axes, keepdim, noop)
+    direct = None if dims is None else _direct(op, kind, dims)
+    if direct is not None:
+        return direct
     return op.call(reduce, op.tensor(0), kind, axes, keepdim, noop)
+
+
+def _certain_dims(op: Op, axes: Any, keepdim: bool, noop: bool) -> dict[str, Any] | None:
+    """Axes as PyTorch's reductions of floats take them, None where they could mean others."""
+    rank, sizes = op.rank(), op.shape() or ()
+    if not (op.elem_type() and op.is_float()) or 0 in sizes:
+        return None
+    keep = {"keepdim": True} if keepdim else {}
+    if axes is None or axes == []:
+        if noop or (keepdim and rank is None):
+            return None
+        return {"dim": tuple(range(rank)), **keep} if rank and keepdim else {}
+    if rank == 0 or not isinstance(axes, list) or not all(isinstance(a, int) for a in axes):
+        return None
+    return {"dim": tuple(axes), **keep}
+
+
+def _direct(op: Op, kind: str, dims: dict[str, Any]) -> fx.Node | None:
+    """A reduction of floats that PyTorch has, otherwise None."""
+    x = op.tensor(0)
+    if kind in _DIRECT:
+        return op.call(_DIRECT[kind], x, **dims)
+    if kind in ("L1", "L2"):
+        return op.call(torch.linalg.vector_norm, x, *([1] if kind == "L1" else []), **dims)
+    if kind == "SumSquare":
+        return op.call(torch.sum, op.call(operator.mul, x, x), **dims)
+    if kind == "LogSum":
+        return op.call(torch.log, op.call(torch.sum, x, **dims))
+    if kind == "LogSumExp" and dims:
+        return op.call(torch.logsumexp, x, **dims)
+    if kind == "Prod" and len(dims.get("dim", (0,))) == 1:
+        return op.call(torch.prod, x, **{**dims, **({"dim": dims["dim"][0]} if dims else {})})
+    return None
 
 
 def cumulate(x: Tensor, kind: str, axis: int, exclusive: bool, reverse: bool) -> Tensor:
