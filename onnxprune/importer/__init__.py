@@ -47,7 +47,7 @@ def load(
             "the graph contradicts itself",
             where=model.label,
             got=f"{type(error).__name__}: {error}",
-            remedy="check it with onnx.checker.check_model(path, full_check=True)",
+            remedy="check it with onnx.checker.check_model(path), or export it again",
         ) from error
 
 
