@@ -124,12 +124,26 @@ def atomic_write_all(contents: Mapping[Path, Callable[[BinaryIO], object]]) -> N
                 os.fsync(stream.fileno())
         for path, temporary in temporaries.items():
             os.replace(temporary, path)
+        for folder in {path.parent for path in contents}:
+            _sync_folder(folder)
     except OSError as error:
         raise _unwritable(path, error) from None
     finally:
         for temporary in temporaries.values():
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in a folder outlast a power loss; not every file system can."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

@@ -4,15 +4,17 @@ This module composes the others and owns the order of things: everything that ca
 model, recipe, output and data is found before anything long begins.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from onnxprune.calibration import Samples, recalibrate, shuffled_order, subset
 from onnxprune.dense_outputs import (
@@ -23,7 +25,7 @@ from onnxprune.dense_outputs import (
     padded,
     save_outputs,
 )
-from onnxprune.errors import Interrupted, ModelError, UsageError
+from onnxprune.errors import Interrupted, ModelError, OutputError, TrainingError, UsageError
 from onnxprune.export import (
     SPARSE_BREAK_EVEN,
     SparsityMetadata,
@@ -41,17 +43,21 @@ from onnxprune.finetune import (
     ModuleTeacher,
     Objective,
     Plan,
+    Ranks,
     Teacher,
     Trainer,
+    courses_of,
+    make_accelerator,
     named_outputs,
     observed_activations,
+    rank_seed,
 )
 from onnxprune.importer import ImportedModel, load
 from onnxprune.job import Job, prepare
 from onnxprune.model import payload_sha256, read, write
 from onnxprune.outcome import tensor_table
 from onnxprune.recipe import Recipe
-from onnxprune.run_directory import SCHEMA_VERSION
+from onnxprune.run_directory import SCHEMA_VERSION, Status
 from onnxprune.sparsity import Magnitude, MaskSet, RandomScore, select_masks
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate import bench, describe_machine, evaluate, open_session, write_report
@@ -101,35 +107,66 @@ def execute(
         OnnxpruneError: Anything else that went wrong; the output file is then untouched, unless
             only its validation failed.
     """
-    job.run.start(job.identity, job.recipe.to_toml(), resume=job.resume)
-    job.run.write_json(job.run.plan, job.plan.to_json(job.total_steps))
+    accelerator = make_accelerator(job.recipe.finetune, job.run.path)
+    ranks = Ranks(accelerator.device)
+    ranks.run_on_main(lambda: _start(job))
+    status = partial(_set_status, job, ranks)
     try:
-        with _deterministic(job.recipe):
-            results = _Run(job, on_progress, stop).execute()
+        with _deterministic(job.recipe, ranks.rank):
+            results = _Run(job, accelerator, ranks, on_progress, stop).execute()
     except (Interrupted, KeyboardInterrupt):
-        job.run.set_status("interrupted")
+        status("interrupted")
         raise
+    except torch.OutOfMemoryError as error:
+        status("failed", {"error": str(error)})
+        raise TrainingError(
+            "the device is out of memory",
+            got=str(error).splitlines()[0],
+            remedy="lower [finetune] batch_size, or use --device cpu",
+        ) from error
     except Exception as error:
-        job.run.set_status("failed", {"error": str(error)})
-        if isinstance(error, torch.OutOfMemoryError):
-            raise UsageError(
-                "the device is out of memory",
-                got=str(error).splitlines()[0],
-                remedy="lower [finetune] batch_size, or use --device cpu",
-            ) from error
+        status("failed", {"error": str(error)})
         raise
-    job.run.set_status("finished")
-    write_report(job.run.path, job.run.report)
+    if ranks.is_main:
+        job.run.set_status("finished")
+        write_report(job.run.path, job.run.report)
     return results
 
 
-class _Run:
-    """One execution of a job, stage by stage."""
+def _start(job: Job) -> None:
+    job.run.start(job.identity, job.recipe.to_toml(), resume=job.resume)
+    job.run.write_json(job.run.plan, job.plan.to_json(job.total_steps))
 
-    def __init__(self, job: Job, on_progress: ProgressCallback, stop: Callable[[], bool]) -> None:
+
+def _set_status(
+    job: Job, ranks: Ranks, status: Status, facts: dict[str, Any] | None = None
+) -> None:
+    """Note how a run ended, unless the disk is full, which is then the error that counts."""
+    if ranks.is_main:
+        with suppress(OutputError):
+            job.run.set_status(status, facts)
+
+
+class _Run:
+    """One execution of a job, stage by stage; with several processes, the part of one of them.
+
+    All processes train. The first one alone talks to the user, and exports and validates in the
+    end, while the others wait.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        accelerator: Accelerator,
+        ranks: Ranks,
+        on_progress: ProgressCallback,
+        stop: Callable[[], bool],
+    ) -> None:
         self.job = job
         self.recipe = job.recipe
-        self.on_progress = on_progress
+        self.accelerator = accelerator
+        self.ranks = ranks
+        self.on_progress = on_progress if ranks.is_main else lambda entry: None
         self.stop = stop
         self.notes: list[str] = []
         self.seconds: dict[str, float] = {}
@@ -143,20 +180,26 @@ class _Run:
         trainer = self._trainer(imported)
         with self._stage("train"):
             if self.job.resume:
-                resumed = trainer.resume()
-                self.job.run.rewind_log(trainer.step, trainer.masks.sparsity)
-                if resumed:
-                    self.message(f"resumed after step {trainer.step} of {trainer.plan.total_steps}")
+                self._resume(trainer)
+            self._start_trackers()
             trainer.fit()
-            if trainer.plan.total_steps:
-                trainer.save()
-        module: ImportedModel = trainer.accelerator.unwrap_model(
-            trainer.model, keep_fp32_wrapper=False
-        )
-        self._recalibrate(trainer, module)
-        module.to("cpu").eval()
+            trainer.finish()
+        self._recalibrate(trainer, imported)
+        imported.to("cpu").to(memory_format=torch.contiguous_format).eval()
+        results = self.ranks.run_on_main(lambda: self._finish(imported, trainer.masks, started))
+        self.accelerator.end_training()
+        return results or {}
+
+    def _resume(self, trainer: Trainer) -> None:
+        if trainer.resume():
+            self.message(f"resumed after step {trainer.step} of {trainer.plan.total_steps}")
+        else:
+            self.rewound(0, 0.0, 0)
+
+    def _finish(self, module: ImportedModel, masks: MaskSet, started: float) -> dict[str, Any]:
+        """Everything after training: export, validation, results."""
         with self._stage("export"):
-            proto = self._export(module, trainer.masks)
+            proto = self._export(module, masks)
             difference = self._compare_with_runtime(module, proto)
             write(proto, self.job.output, external=self.job.source.has_external_data)
         validation = self._validate()
@@ -175,6 +218,18 @@ class _Run:
         """Log an entry of the training loop."""
         self.job.run.append(entry)
         self.on_progress(entry)
+        if self.recipe.finetune.track:
+            self.accelerator.log(_tracked(entry), step=entry["step"])
+
+    def rewound(self, step: int, sparsity: float, rollbacks: int) -> None:
+        """Drop log entries that will be written again."""
+        self.job.run.rewind_log(step, sparsity, rollbacks)
+
+    def _start_trackers(self) -> None:
+        if self.recipe.finetune.track:
+            tables = self.recipe.portable()
+            flat = {f"{t}.{key}": str(v) for t, keys in tables.items() for key, v in keys.items()}
+            self.accelerator.init_trackers("onnxprune", config=flat)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -217,11 +272,19 @@ class _Run:
             settings=settings,
             plan=self._plan(),
             observer=self,
+            accelerator=self.accelerator,
+            ranks=self.ranks,
             **self._progress_evaluation(),
-            checkpoints=CheckpointStore(job.run.checkpoints, job.identity["run_id"]),
+            checkpoints=self._checkpoints(),
             stop=self.stop,
-            micro_batch=self._micro_batch(imported),
+            graph_batch=self._graph_batch(imported),
+            loss_scale=max(1.0, math.log(job.source.class_count or 1)),
         )
+
+    def _checkpoints(self) -> CheckpointStore:
+        """Only the first process reads and writes them, so only it needs to know the data."""
+        run_id = self.job.identity["run_id"] if self.ranks.is_main else ""
+        return CheckpointStore(self.job.run.checkpoints, run_id)
 
     def _activations(self, imported: ImportedModel) -> dict[str, str | None]:
         """How outputs end: as the graph says or, where it is silent, as they look on samples."""
@@ -249,11 +312,16 @@ class _Run:
         total = self.job.total_steps
         count = self.recipe.finetune.evaluations
         evaluations = {round(total * number / count) for number in range(1, count + 1)}
+        rounds, rewind = self.job.plan.rounds, self.recipe.schedule.rewind
+        restarted = rounds is not None and rewind != "none"
+        steps = rounds.rewind_steps(total) if rounds is not None else 0
         return Plan(
             total,
             self.job.steps_per_epoch,
             self.job.plan.events(total),
             frozenset(evaluations - {0}),
+            courses_of(rounds.starts(total), total, steps) if rounds and restarted else (),
+            steps if rounds and rewind == "weights" else None,
         )
 
     def _batches(self, samples: Samples) -> BatchSource:
@@ -308,7 +376,7 @@ class _Run:
             teacher = CachedTeacher(self._dense_outputs(part))
         return {"evaluation": source.in_order, "evaluation_teacher": teacher}
 
-    def _micro_batch(self, imported: ImportedModel) -> int | None:
+    def _graph_batch(self, imported: ImportedModel) -> int | None:
         """The only batch size that the graph takes; None for any."""
         size = only_batch(imported, self.job.source, self.job.train)
         if size is not None and self.job.total_steps:
@@ -320,7 +388,7 @@ class _Run:
 
     def _recalibrate(self, trainer: Trainer, module: ImportedModel) -> None:
         count = self.recipe.finetune.recalibrate_batches
-        single = trainer.micro_batch is not None or trainer.batches.batch_size == 1
+        single = trainer.graph_batch is not None or trainer.batches.batch_size == 1
         if not count or self.job.train is None or not module.buffer_names or single:
             return
         with self._stage("recalibrate"):
@@ -478,13 +546,26 @@ def _round_to_stored(module: ImportedModel, stored: Mapping[str, GraphTensor]) -
             state[key].copy_(state[key].to(dtype))
 
 
+def _tracked(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a log entry under names that trackers show by group."""
+    kind = entry["kind"]
+    values = {**entry, **entry.get("metrics", {})}
+    return {
+        f"{kind}/{key}": value
+        for key, value in values.items()
+        if isinstance(value, int | float) and key != "step"
+    }
+
+
 @contextmanager
-def _deterministic(recipe: Recipe) -> Iterator[None]:
+def _deterministic(recipe: Recipe, rank: int) -> Iterator[None]:
     """Seeded, deterministic PyTorch; the process's own state is put back afterwards."""
     threads = torch.get_num_threads()
     was_deterministic = torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng():
-        torch.manual_seed(recipe.finetune.seed)
+        torch.manual_seed(
+            rank_seed(recipe.finetune.seed, 0, rank) if rank else recipe.finetune.seed
+        )
         torch.use_deterministic_algorithms(True, warn_only=True)
         if recipe.finetune.threads is not None:
             torch.set_num_threads(recipe.finetune.threads)

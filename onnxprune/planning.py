@@ -11,6 +11,7 @@ from onnxprune.recipe import Recipe, SparsityTable
 from onnxprune.sparsity import (
     NM,
     Pattern,
+    Rounds,
     Schedule,
     min_kept,
     parse_pattern,
@@ -32,6 +33,7 @@ class PruningPlan:
         floors: Name -> number of weights that are kept at least.
         pattern: Pattern of all tensors in scope.
         schedule: When weights go.
+        rounds: The rounds of method `iterative`, which then say when; None for other methods.
     """
 
     tensors: dict[str, GraphTensor]
@@ -40,6 +42,7 @@ class PruningPlan:
     floors: dict[str, int]
     pattern: Pattern
     schedule: Schedule
+    rounds: Rounds | None = None
 
     @property
     def size(self) -> int:
@@ -57,9 +60,13 @@ class PruningPlan:
 
     def events(self, total_steps: int) -> dict[int, int]:
         """Step -> number of zeros from then on; the last is exactly `zeros`."""
+        if self.rounds is not None:
+            fractions = self.rounds.event_steps(total_steps, self.zeros / self.size)
+        else:
+            fractions = self.schedule.event_steps(total_steps)
         return {
             step: self.zeros if fraction == 1.0 else math.floor(fraction * self.zeros)
-            for step, fraction in self.schedule.event_steps(total_steps).items()
+            for step, fraction in fractions.items()
         }
 
     def skipped_notes(self, limit: int = 6) -> list[str]:
@@ -138,7 +145,22 @@ def make_plan(tensors: Iterable[GraphTensor], recipe: Recipe) -> PruningPlan:
         recipe.schedule.end,
         recipe.schedule.events,
     )
-    return PruningPlan(chosen, skipped, zeros, floors, pattern, schedule)
+    rounds = _rounds(recipe) if settings.method == "iterative" else None
+    return PruningPlan(chosen, skipped, zeros, floors, pattern, schedule, rounds)
+
+
+def _rounds(recipe: Recipe) -> Rounds:
+    settings, epochs = recipe.schedule, recipe.finetune.epochs
+    if settings.rewind == "none" or settings.rewind_epoch == 0:
+        return Rounds(settings.rounds)
+    if settings.rewind_epoch >= epochs:
+        raise TargetError(
+            "the rewinding point lies beyond the end of training",
+            where="[schedule] rewind_epoch",
+            got=settings.rewind_epoch,
+            expected=f"below [finetune] epochs, {epochs:g}",
+        )
+    return Rounds(settings.rounds, settings.rewind_epoch / epochs)
 
 
 def _check_pattern_floors(pattern: NM, sizes: Mapping[str, int], floors: Mapping[str, int]) -> None:

@@ -122,10 +122,11 @@ class SparsityTable(_Table):
         description="Zeros / prunable weights at the end, in [0, 1); by default 0.8, or what an "
         "N:M pattern means.",
     )
-    method: Literal["gmp", "random", "one-shot"] = Field(
+    method: Literal["gmp", "random", "one-shot", "iterative"] = Field(
         "gmp",
         description="gmp: gradual magnitude pruning; random: gradual, random scores (a baseline); "
-        "one-shot: magnitude, all at once before fine-tuning.",
+        "one-shot: magnitude, all at once before fine-tuning; iterative: magnitude, in rounds that "
+        "each end in a full course of training, see `[schedule] rewind`.",
     )
     scope: Literal["global", "layerwise"] = Field(
         "global", description="Rank all weights together, or each tensor on its own."
@@ -193,6 +194,24 @@ class ScheduleTable(_Table):
     begin: float = Field(0.0, ge=0, lt=1, description="Progress at the first pruning event.")
     end: float = Field(0.5, gt=0, le=1, description="Progress at which the target is reached.")
     events: int = Field(20, ge=1, description="Number of pruning events from `begin` to `end`.")
+    rounds: int = Field(
+        5,
+        ge=1,
+        le=100,
+        description="Rounds of method `iterative`, all of one length.",
+    )
+    rewind: Literal["none", "learning-rate", "weights"] = Field(
+        "learning-rate",
+        description="What each round of method `iterative` begins with: none: the course of the "
+        "learning rate goes on over all rounds; learning-rate: it starts again; weights: the kept "
+        "weights go back to their values at `rewind_epoch`, too.",
+    )
+    rewind_epoch: float = Field(
+        0.0,
+        ge=0,
+        description="Epoch to which rounds are rewound. Above 0, a round without pruning comes "
+        "first, in which that epoch is reached; at 0, rounds are rewound to the dense model.",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -214,9 +233,19 @@ class FinetuneTable(_Table):
     weight_decay: float = Field(
         1e-4, ge=0, description="L2 (sgd) or decoupled (adamw) decay; not on norms and biases."
     )
-    lr_schedule: Literal["cosine", "constant", "linear", "step"] = Field(
-        "cosine", description="Course of the learning rate after warm-up."
+    weight_decay_per_tensor: dict[str, float] = Field(
+        {}, description="Glob over tensor names = weight decay; the last match holds."
     )
+    lr_schedule: Literal["cosine", "constant", "linear", "step", "one-cycle"] = Field(
+        "cosine",
+        description="Course of the learning rate after warm-up. cosine and linear fall to 0; step "
+        "is multiplied by `lr_gamma` at each of `lr_milestones`; one-cycle rises by a cosine from "
+        "1/25 of the peak during warm-up, and falls to 1/10,000 of it.",
+    )
+    lr_milestones: list[float] = Field(
+        [0.5, 0.75], description="Progress after warm-up, in (0, 1), at which `step` falls."
+    )
+    lr_gamma: float = Field(0.1, gt=0, le=1, description="Factor of `step` at each milestone.")
     warmup: float = Field(
         0.05, ge=0, lt=1, description="Progress over which the learning rate rises from 0."
     )
@@ -224,10 +253,57 @@ class FinetuneTable(_Table):
         1.0, ge=0, description="Largest norm of the whole gradient; 0 for no limit."
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Smoothing of the labels.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of training.")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay of an exponential moving average of the weights, which is then what is "
+        "measured and written; 0 for none.",
+    )
+    sam_rho: float = Field(
+        0.0,
+        ge=0,
+        description="Radius of sharpness-aware minimisation, which takes two passes a step; 0 for "
+        "none.",
+    )
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Samples a forward pass on each device; gradients are accumulated over the "
+        "batch. It is halved by itself where a device runs out of memory. BatchNorm takes the "
+        "statistics of what passes at a time.",
+    )
+    max_rollbacks: int = Field(
+        3, ge=0, description="How often a run that diverges goes back to its last good checkpoint."
+    )
+    rollback_lr: float = Field(
+        0.5, gt=0, lt=1, description="Factor on the learning rate after each of these."
+    )
+    explosion: float = Field(
+        10.0,
+        gt=1,
+        description="A loss above this multiple of the largest one at the start of training or "
+        "after a pruning event (and of chance level) counts as diverged.",
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Arithmetic of training; fp16 needs CUDA."
+    )
+    compile: bool = Field(False, description="Compile the model with `torch.compile`.")
+    channels_last: bool | None = Field(
+        None,
+        description="Keep image tensors with the channels last in memory; by default on CUDA, for "
+        "models with convolutions of images.",
+    )
+    sync_batchnorm: bool = Field(
+        True,
+        description="With several processes, BatchNorm uses the statistics of the batch over all.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to train.")
     threads: int | None = Field(None, ge=1, description="CPU threads for training.")
     workers: int = Field(0, ge=0, description="Processes that read data; 0 reads in-process.")
+    track: list[Literal["tensorboard", "mlflow"]] = Field(
+        [], description="Experiment trackers that are told of losses and metrics."
+    )
     cache_mb: int = Field(
         2048,
         ge=0,
@@ -248,6 +324,27 @@ class FinetuneTable(_Table):
         description="Training batches over which BatchNorm statistics are measured again at the "
         "end; 0 keeps the running averages.",
     )
+
+    @field_validator("lr_milestones")
+    @classmethod
+    def _inside(cls, value: list[float]) -> list[float]:
+        if any(not 0 < item < 1 for item in value) or sorted(value) != value:
+            raise ValueError("milestones rise and lie in (0, 1)")
+        return value
+
+    @field_validator("weight_decay_per_tensor")
+    @classmethod
+    def _decays(cls, value: dict[str, float]) -> dict[str, float]:
+        for glob, decay in value.items():
+            if decay < 0:
+                raise ValueError(f"{glob!r}: a weight decay is at least 0, got {decay}")
+        return value
+
+    @model_validator(mode="after")
+    def _one_pass(self) -> Self:
+        if self.sam_rho and self.precision == "fp16":
+            raise ValueError("sam_rho and precision 'fp16' exclude each other; use bf16")
+        return self
 
 
 class DistillTable(_Table):
@@ -377,7 +474,7 @@ class Recipe(_Table):
         values = self.to_dict()
         for key in ("train", "eval"):
             values["data"].pop(key, None)
-        for key in ("device", "threads", "workers", "checkpoint_seconds"):
+        for key in _WHERE_AND_HOW_FAST:
             values["finetune"].pop(key, None)
         values.pop("validate", None)
         return values
@@ -386,6 +483,12 @@ class Recipe(_Table):
         """Digest of `portable()`."""
         text = json.dumps(self.portable(), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+_WHERE_AND_HOW_FAST = (
+    *("device", "threads", "workers", "checkpoint_seconds", "track"),
+    *("compile", "channels_last"),
+)
 
 
 def merged(values: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -136,26 +136,43 @@ class RunDirectory:
         atomic_write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add an entry to the log."""
-        with self.log.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
+        """Add an entry to the log.
 
-    def rewind_log(self, step: int, sparsity: float) -> None:
-        """Drop log entries that a resumed run writes again.
+        Raises:
+            OutputError: It cannot be written.
+        """
+        try:
+            with self.log.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise OutputError(
+                "the log cannot be written",
+                where=self.log,
+                got=error.strerror,
+                remedy="free some space, then continue with --resume",
+            ) from None
+
+    def rewind_log(self, step: int, sparsity: float, rollbacks: int) -> None:
+        """Drop log entries that a run writes again that goes on from an earlier step.
 
         Args:
             step: Optimizer steps done where it goes on.
             sparsity: Of the masks there; it tells whether a pruning event between two steps is
                 done.
+            rollbacks: How often the run was rolled back up to there.
         """
         if not self.log.is_file():
             return
         kept = []
-        for line in self.log.read_text(encoding="utf-8").splitlines():
+        for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-                event = entry["kind"] == "event"
-                done = entry["sparsity"] <= sparsity if event else entry["step"] <= step
+                if entry["kind"] == "rollback":
+                    done, rollbacks = rollbacks > 0, rollbacks - 1
+                elif entry["kind"] == "event":
+                    done = entry["sparsity"] <= sparsity
+                else:
+                    done = entry["step"] <= step
             except (ValueError, KeyError, TypeError):
                 continue
             if done:

@@ -23,6 +23,8 @@ _EXAMPLES: dict[str, object] = {
     "sparsity.target": 0.8,
     "finetune.lr": 0.01,
     "finetune.threads": 4,
+    "finetune.micro_batch": 8,
+    "finetune.channels_last": True,
     "distill.weight": 0.5,
     "validate.threads": 4,
 }

@@ -50,7 +50,7 @@ RECIPES = some(
     ),
     sparsity=some(
         target=st.floats(0.5, 0.99),
-        method=st.sampled_from(["gmp", "random", "one-shot"]),
+        method=st.sampled_from(["gmp", "random", "one-shot", "iterative"]),
         scope=st.sampled_from(["global", "layerwise"]),
         pattern=st.sampled_from(["unstructured", "2:4", "8:16"]),
         include=st.lists(TEXT, max_size=3),
@@ -64,7 +64,14 @@ RECIPES = some(
         lr=POSITIVE,
         weight_decay=st.floats(0, 10),
         clip_norm=st.floats(0, 10),
-        precision=st.sampled_from(["fp32", "bf16"]),
+        precision=st.sampled_from(["fp32", "bf16", "fp16"]),
+        weight_decay_per_tensor=st.dictionaries(TEXT, st.floats(0, 10), max_size=3),
+        lr_schedule=st.sampled_from(["cosine", "constant", "linear", "step", "one-cycle"]),
+        lr_milestones=st.lists(st.floats(0.01, 0.99), max_size=3).map(sorted),
+        ema=BELOW_1,
+        micro_batch=st.integers(1, 1000),
+        channels_last=st.booleans(),
+        track=st.lists(st.sampled_from(["tensorboard", "mlflow"]), max_size=2),
         threads=st.integers(1, 64),
         seed=st.integers(0, 2**31 - 1),
     ),
@@ -151,7 +158,7 @@ def test_every_problem_is_reported_at_once() -> None:
         *("schedule", "preprocess.std", "preprocess.resize", "sparsty"),
     }
     assert len(problems) == 10
-    assert "'gmp', 'random' or 'one-shot' (got 'magic')" in text
+    assert "'gmp', 'random', 'one-shot' or 'iterative' (got 'magic')" in text
     assert "N:M needs 1 <= N < M <= 64 (got '4:2')" in text
     assert "begin (0.5) must be below end (0.25)" in text
 

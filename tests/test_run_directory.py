@@ -119,10 +119,26 @@ def test_the_log_is_rewound_to_a_checkpoint(run: RunDirectory) -> None:
     ]
     for entry in written:
         run.append(entry)
-    run.rewind_log(2, 0.4)
+    run.rewind_log(2, 0.4, 0)
     assert entries(run) == written[:5]
-    run.rewind_log(1, 0.2)
+    run.rewind_log(1, 0.2, 0)
     assert entries(run) == written[:2]
+
+
+def test_rollbacks_stay_in_the_log_as_far_as_the_checkpoint_knows_them(run: RunDirectory) -> None:
+    started(run)
+    written = [
+        {"kind": "train", "step": 1},
+        {"kind": "rollback", "step": 1, "failed_at": 4},
+        {"kind": "train", "step": 2},
+        {"kind": "rollback", "step": 1, "failed_at": 3},
+    ]
+    for entry in written:
+        run.append(entry)
+    run.rewind_log(1, 0.0, 1)
+    assert entries(run) == written[:2]
+    run.rewind_log(1, 0.0, 0)
+    assert entries(run) == written[:1]
 
 
 def test_half_written_and_foreign_lines_of_the_log_are_dropped(run: RunDirectory) -> None:
@@ -130,10 +146,10 @@ def test_half_written_and_foreign_lines_of_the_log_are_dropped(run: RunDirectory
     run.append({"kind": "train", "step": 1})
     with run.log.open("a", encoding="utf-8") as stream:
         stream.write('{"kind": "tra\n[]\n3\n{"kind": "train"}\n{"kind": "train", "step": "one"}\n')
-    run.rewind_log(5, 1.0)
+    run.rewind_log(5, 1.0, 0)
     assert entries(run) == [{"kind": "train", "step": 1}]
     run.log.unlink()
-    run.rewind_log(5, 1.0)
+    run.rewind_log(5, 1.0, 0)
     assert not run.log.exists()
 
 

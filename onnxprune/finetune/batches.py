@@ -50,6 +50,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def global_size(self) -> int:
+        """Samples of the batch over all processes."""
+        return len(self)
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         return Batch(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -46,18 +45,26 @@ class CheckpointStore:
     def __init__(self, folder: Path, run_id: str) -> None:
         self.folder = folder
         self.run_id = run_id
+        self._sound_step: int | None = None
+        self._damaged: list[Path] = []
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and delete all but the last two.
 
+        Nothing is done if the newest one is of this step and sound: a run that continues from
+        either goes the same way, and so no moment is without a sound checkpoint.
+
         Raises:
             OutputError: It cannot be written; older checkpoints stay.
         """
+        if checkpoint.step == self._sound_step:
+            return
         target = self.folder / f"step-{checkpoint.step:08d}"
         partial = self.folder / f".{target.name}.tmp"
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            self._clear_partial()
             partial.mkdir(parents=True)
+            _sync(self.folder.parent)
             save_file(_separate(checkpoint.tensors), partial / _TENSORS)
             facts = {
                 "run_id": self.run_id,
@@ -68,18 +75,28 @@ class CheckpointStore:
             (partial / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
             for file in (_TENSORS, _FACTS):
                 _sync(partial / file)
+            _sync(partial)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(partial, target)
             _sync(self.folder)
         except (OSError, SafetensorError) as error:
+            self._clear_partial()
             raise OutputError(
                 "a checkpoint cannot be written",
                 where=target,
                 got=error,
                 remedy="free some space, then continue with --resume",
             ) from None
-        for old in self._folders()[:-KEEP]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._sound_step = checkpoint.step
+        for old in [*self._damaged, *self._folders()[:-KEEP]]:
+            if old != target:
+                shutil.rmtree(old, ignore_errors=True)
+        self._damaged.clear()
+
+    def _clear_partial(self) -> None:
+        """Remove what a process left that died while it wrote."""
+        for partial in self.folder.glob(".step-*.tmp"):
+            shutil.rmtree(partial, ignore_errors=True)
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, and a line for each newer one that is not.
@@ -88,10 +105,14 @@ class CheckpointStore:
             CheckpointError: The checkpoints belong to another run, or all of them are damaged.
         """
         damaged: list[str] = []
+        self._damaged.clear()
         for folder in reversed(self._folders()):
             try:
-                return self._read(folder), damaged
+                checkpoint = self._read(folder)
+                self._sound_step = checkpoint.step
+                return checkpoint, damaged
             except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                self._damaged.append(folder)
                 damaged.append(f"checkpoint {folder.name} is damaged and skipped ({error})")
         if damaged:
             raise CheckpointError(
@@ -116,32 +137,6 @@ class CheckpointStore:
 
     def _folders(self) -> list[Path]:
         return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
-
-
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
-) -> dict[str, Tensor]:
-    """The per-parameter state of an optimizer as tensors named `optimizer.PARAMETER.KEY`."""
-    return {
-        f"optimizer.{names[parameter]}.{key}": torch.as_tensor(value)
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-        if value is not None
-    }
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer,
-    parameters: dict[str, torch.nn.Parameter],
-    tensors: dict[str, Tensor],
-) -> None:
-    """Put back what `optimizer_tensors` took; changes the optimizer."""
-    for full_name, tensor in tensors.items():
-        if full_name.startswith("optimizer."):
-            name, key = full_name.removeprefix("optimizer.").rsplit(".", 1)
-            parameter = parameters[name]
-            per_weight = tensor.shape == parameter.shape and tensor.ndim > 0
-            optimizer.state[parameter][key] = tensor.to(parameter.device) if per_weight else tensor
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,50 +7,39 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from onnxprune.errors import Interrupted, TrainingError, UsageError
+from onnxprune.errors import Interrupted, OnnxpruneError, OutputError, TrainingError
 from onnxprune.finetune.batches import Batch, BatchSource, Teacher
-from onnxprune.finetune.checkpoint import (
-    Checkpoint,
-    CheckpointStore,
-    optimizer_tensors,
-    restore_optimizer,
-)
+from onnxprune.finetune.checkpoint import Checkpoint, CheckpointStore
+from onnxprune.finetune.divergence import LossWatch
 from onnxprune.finetune.losses import Objective, accuracy_metrics
-from onnxprune.finetune.optim import learning_rate, make_optimizer
+from onnxprune.finetune.optim import learning_rate
+from onnxprune.finetune.plan import Plan
+from onnxprune.finetune.ranks import Ranks
+from onnxprune.finetune.state import TrainingState
+from onnxprune.finetune.step import Stepper
 from onnxprune.recipe import FinetuneTable
 from onnxprune.sparsity import MaskSet
 
+LOGGED_STEPS = 500
+"""A run logs at most about twice this many training entries; a GPU is waited for at each."""
+
 
 class Observer(Protocol):
-    """Is told what happens in a run."""
+    """Is told what happens in a run; with several processes, only the first one's is."""
 
     def record(self, entry: dict[str, Any]) -> None:
-        """One line of the run's log; `entry["kind"]` is `train`, `event` or `eval`."""
+        """One line of the run's log; `entry["kind"]` is `train`, `event`, `eval` or `rollback`."""
+        ...
+
+    def rewound(self, step: int, sparsity: float, rollbacks: int) -> None:
+        """The run goes on from an earlier step: entries after it will be recorded again."""
         ...
 
     def message(self, text: str) -> None:
         """Something that the user should know."""
         ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """When things happen, in optimizer steps.
-
-    Attributes:
-        total_steps: Steps of the whole run, at least 0.
-        steps_per_epoch: At least 1.
-        events: Step -> number of masked weights from then on, before that step's update.
-        evaluations: Steps after which accuracy is measured.
-    """
-
-    total_steps: int
-    steps_per_epoch: int
-    events: dict[int, int]
-    evaluations: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -60,7 +49,7 @@ class Trainer:
     Attributes:
         module: The imported model; trained in place. Its forward takes inputs by name.
         output_names: Names of what it returns, in order.
-        parameters: Trainable parameters by name.
+        parameters: Trainable parameters by ONNX name.
         masks: Masks of those that are pruned.
         choose: Number of zeros -> masks of all pruned tensors, from their current values.
         batches: Training data.
@@ -69,11 +58,15 @@ class Trainer:
         settings: The recipe's `[finetune]`.
         plan: When things happen.
         observer: Is told of it.
+        accelerator: Device, precision and process group.
+        ranks: The processes that train together.
         evaluation: Batches for measurements on the way, and their teacher.
-        checkpoints: Where state is kept; None keeps none.
+        checkpoints: Where state is kept; None keeps none, and rolls nothing back.
         stop: Whether to stop after the current step; the run can be resumed then.
-        micro_batch: The only batch size that the model takes, None for any. Gradients of the parts
+        graph_batch: The only batch size that the model takes, None for any. Gradients of the parts
             of a batch add up, and BatchNorm keeps its statistics, which are no longer a batch's.
+        loss_scale: Loss of a model that knows nothing, for telling divergence.
+        step: Optimizer steps done.
     """
 
     module: nn.Module
@@ -87,41 +80,58 @@ class Trainer:
     settings: FinetuneTable
     plan: Plan
     observer: Observer
+    accelerator: Accelerator
+    ranks: Ranks
     evaluation: Callable[[], Iterator[Batch]] | None = None
     evaluation_teacher: Teacher | None = None
     checkpoints: CheckpointStore | None = None
     stop: Callable[[], bool] = lambda: False
-    micro_batch: int | None = None
+    graph_batch: int | None = None
+    loss_scale: float = 1.0
     step: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.accelerator = make_accelerator(self.settings)
         self.device = self.accelerator.device
-        self.optimizer = make_optimizer(self.parameters, self.settings)
-        self.model = self.accelerator.prepare_model(self.module)
-        self._losses = torch.zeros((), device=self.device)
+        self.stepper = Stepper(
+            self.module,
+            self.output_names,
+            self.parameters,
+            self.masks,
+            self.objective,
+            self.teacher,
+            self.settings,
+            self.accelerator,
+            self.ranks,
+            self.graph_batch,
+            self._message,
+            next(self.batches.in_order(2)) if self.ranks.world > 1 else None,
+        )
+        self.state = TrainingState(
+            self.module,
+            self.stepper.optimizer,
+            self.masks,
+            self.stepper.average,
+            self.ranks,
+            self.settings.seed,
+        )
+        self.watch = LossWatch(self.settings.explosion, self.loss_scale)
+        self.lr_scale = 1.0
+        self.rollbacks = 0
         self._saved_at = time.monotonic()
+        self._start_counting()
 
     def resume(self) -> bool:
-        """Load the newest whole checkpoint, if there is one; say which were damaged."""
-        if self.checkpoints is None:
+        """Load the newest whole checkpoint, if there is one; say which were damaged.
+
+        Raises:
+            CheckpointError: There are checkpoints, but none that can be used.
+        """
+        found = self._restore_latest()
+        if found is None:
             return False
-        checkpoint, damaged = self.checkpoints.latest()
-        for line in damaged:
-            self.observer.message(line)
-        if checkpoint is None:
-            return False
-        tensors = checkpoint.tensors
-        with torch.no_grad():
-            for name, tensor in self._state().items():
-                tensor.copy_(tensors[f"model.{name}"])
-        restore_optimizer(self.optimizer, dict(self.module.named_parameters()), tensors)
-        masks = {name: tensors[f"mask.{name}"] for name in self.masks.masks}
-        self.masks.update(masks)
-        torch.set_rng_state(tensors["random.cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random.cuda"])
-        self.step = checkpoint.step
+        self.micro_batch = found["micro_batch"]
+        if self.ranks.is_main:
+            self.observer.rewound(self.step, self.masks.sparsity, self.rollbacks)
         return True
 
     def fit(self) -> None:
@@ -129,72 +139,123 @@ class Trainer:
 
         Raises:
             Interrupted: `stop` said so; a checkpoint was written.
-            TrainingError: The loss is not finite.
+            TrainingError: Training diverged again and again, or memory ran out.
+            DataError: Data are damaged or gone; a checkpoint was written.
+            OutputError: A checkpoint cannot be written; older ones stay.
         """
+        if self.step == 0 and self.plan.total_steps:
+            self._save_the_start()
+        while True:
+            try:
+                self._fit()
+                self._check_weights()
+                return
+            except _DivergedError as diverged:
+                reason = diverged.reason
+            self._roll_back(reason)
+
+    def _save_the_start(self) -> None:
+        """A run that diverges before its first checkpoint goes back to here."""
+        if not self.state.finite():
+            raise TrainingError(
+                "a weight is not finite before training has begun",
+                remedy="start from a sound model",
+            )
+        self.save()
+
+    def _fit(self) -> None:
         batches = self.batches.shuffled(self.step)
+        self._start_counting()
         while self.step < self.plan.total_steps:
             self._prune_if_due()
-            started = time.monotonic()
-            batch = next(batches)
-            loss, lr = self._train_step(batch)
+            self._restart_if_due()
+            batch = self._next(batches)
+            loss = self.stepper.step(batch, self._learning_rate())
             self.step += 1
-            self._log(len(batch), loss, lr, time.monotonic() - started)
+            self._count(batch, loss)
+            if self.step % self._log_every == 0 or self.step == self.plan.total_steps:
+                self._log()
             if self.step in self.plan.evaluations:
                 self._evaluate()
-            if self.stop():
-                self.save()
-                raise Interrupted(
-                    f"interrupted after step {self.step} of {self.plan.total_steps}",
-                    remedy="continue with --resume",
-                )
-            if time.monotonic() - self._saved_at >= self.settings.checkpoint_seconds:
-                self.save()
+            self._stop_or_save()
         self._prune_if_due()
 
     def save(self) -> None:
-        """Write a checkpoint of the current step.
+        """Write a checkpoint of the current step; on all ranks at once.
 
         Raises:
-            TrainingError: A loss was not finite; the last checkpoint stays as it was.
             OutputError: It cannot be written.
         """
         if self.checkpoints is None:
             return
-        self._check_losses()
-        names: dict[Tensor, str] = {
-            parameter: name for name, parameter in self.module.named_parameters()
-        }
-        tensors = {f"model.{name}": tensor for name, tensor in self._state().items()}
-        tensors.update(optimizer_tensors(self.optimizer, names))
-        tensors.update({f"mask.{name}": mask for name, mask in self.masks.masks.items()})
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state()
-        self.checkpoints.save(Checkpoint(self.step, tensors, {}))
+        store = self.checkpoints
+        tensors = self.state.tensors()
+        checkpoint = Checkpoint(self.step, tensors, self._facts())
+        self.ranks.run_on_main(lambda: store.save(checkpoint))
         self._saved_at = time.monotonic()
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Outputs of the model by name, one row a sample."""
-        whole = batch.padded(self.micro_batch or 0)
-        outputs = named_outputs(self.model(**whole.inputs), self.output_names)
-        if len(whole) == len(batch):
-            return outputs
-        return {name: tensor[: len(batch)] for name, tensor in outputs.items()}
+    def finish(self) -> nn.Module:
+        """Save the end of the run, and give the module with the weights that it ends with."""
+        if self.plan.total_steps:
+            self.save()
+        self.accelerator.unwrap_model(
+            self.stepper.model, keep_fp32_wrapper=False, keep_torch_compile=False
+        )
+        if self.stepper.average is not None:
+            averages = dict(self.stepper.average.module.named_parameters())
+            with torch.no_grad():
+                for name, parameter in self.module.named_parameters():
+                    parameter.copy_(averages[name])
+        return self.module
 
-    def _state(self) -> dict[str, Tensor]:
-        return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+    @property
+    def micro_batch(self) -> int | None:
+        """Samples that pass at a time on each process; None for the whole batch."""
+        return self.stepper.micro_batch
+
+    @micro_batch.setter
+    def micro_batch(self, samples: int | None) -> None:
+        self.stepper.micro_batch = samples
 
     @property
     def _progress(self) -> float:
         return self.step / max(1, self.plan.total_steps)
+
+    @property
+    def _log_every(self) -> int:
+        return max(1, self.plan.total_steps // LOGGED_STEPS)
+
+    def _learning_rate(self) -> float:
+        progress = self.plan.course(self.step).progress(self.step + 0.5)
+        return learning_rate(self.settings, progress) * self.lr_scale
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; where reading fails, what was trained is saved first."""
+        try:
+            return next(batches)
+        except OnnxpruneError:
+            if self.ranks.world == 1:
+                self._save_if_sound()
+            raise
+
+    def _save_if_sound(self) -> None:
+        try:
+            self._check_losses()
+            self._check_weights()
+            self.save()
+        except (_DivergedError, OutputError):
+            return
 
     def _prune_if_due(self) -> None:
         zeros = self.plan.events.get(self.step)
         if zeros is None or zeros <= self.masks.zeros:
             return
         before = self.masks.zeros
-        self.masks.update(self.choose(zeros), self.optimizer)
-        self.observer.record(
+        self.masks.update(self.choose(zeros), self.stepper.optimizer)
+        self._check_masks()
+        self._mask_average()
+        self.watch.pruned(self.step)
+        self._record(
             {
                 "kind": "event",
                 "step": self.step,
@@ -205,87 +266,184 @@ class Trainer:
             }
         )
 
-    def _train_step(self, batch: Batch) -> tuple[Tensor, float]:
-        """One update; returns the mean loss of the batch and the learning rate."""
-        lr = learning_rate(self.settings, (self.step + 0.5) / self.plan.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self._train_mode(len(batch))
-        total = torch.zeros((), device=self.device)
-        for part in batch.split(self.micro_batch or len(batch)):
-            loss = self.loss(part) * (len(part) / len(batch))
-            self.accelerator.backward(loss)
-            total += loss.detach()
-        self.masks.mask_gradients()
-        if self.settings.clip_norm:
-            nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.masks.mask_weights()
-        self._losses += total
-        return total, lr
+    def _check_masks(self) -> None:
+        """All processes must have chosen the same weights."""
+        if self.ranks.world > 1 and not self.ranks.all_same(self.masks.digest()):
+            raise TrainingError(
+                "the processes chose different weights, so their copies of the model have drifted "
+                "apart",
+                where=f"step {self.step} of {self.plan.total_steps}",
+                remedy="continue with --resume, and please report this",
+            )
 
-    def _train_mode(self, samples: int) -> None:
-        """Training mode; BatchNorm keeps its statistics where a sample would be its own batch."""
-        self.model.train()
-        if self.micro_batch is not None or samples == 1:
-            for module in self.module.modules():
-                if hasattr(module, "running_mean"):
-                    module.eval()
+    def _mask_average(self) -> None:
+        if self.stepper.average is not None:
+            averages = dict(self.stepper.average.module.named_parameters())
+            keys = {id(p): name for name, p in self.module.named_parameters()}
+            with torch.no_grad():
+                for name, mask in self.masks.masks.items():
+                    key = keys[id(self.masks.parameters[name])]
+                    averages[key].masked_fill_(~mask, 0.0)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The objective on a batch that may still lie on the CPU."""
-        batch = batch.to(self.device)
-        teacher = None if self.teacher is None else _on(self.device, self.teacher(batch))
-        return self.objective(self.forward(batch), batch.labels, teacher)
-
-    def _log(self, samples: int, loss: Tensor, lr: float, seconds: float) -> None:
-        every = max(1, self.plan.total_steps // 2000)
-        if self.step % every and self.step != self.plan.total_steps:
+    def _restart_if_due(self) -> None:
+        """Begin a course of the learning rate: optimizer state is cleared, weights may go back."""
+        if self.step == self.plan.rewind_point and not self.state.rewind:
+            self.state.keep_rewinding_point()
+        if not self.plan.restarts(self.step):
             return
-        self._check_losses()
-        self.observer.record(
+        self.stepper.optimizer.state.clear()
+        if self.plan.rewinds(self.step):
+            self.state.go_back()
+
+    def _stop_or_save(self) -> None:
+        due = time.monotonic() - self._saved_at >= self.settings.checkpoint_seconds
+        if self.ranks.world > 1:
+            if self.step % self._log_every:
+                return
+            stopped, due = self.ranks.any(self.stop()), self.ranks.any(due)
+        else:
+            stopped = self.stop()
+        if stopped or due:
+            self._check_losses()
+            self._check_weights()
+            self.save()
+        if stopped:
+            raise Interrupted(
+                f"interrupted after step {self.step} of {self.plan.total_steps}",
+                remedy="continue with --resume",
+            )
+
+    def _start_counting(self) -> None:
+        self._losses = torch.zeros((), device=self.device)
+        self._steps = 0
+        self._samples = 0
+        self._counted_at = time.monotonic()
+
+    def _count(self, batch: Batch, loss: Tensor) -> None:
+        self._losses += loss
+        self._steps += 1
+        self._samples += batch.global_size
+
+    def _log(self) -> None:
+        samples, seconds = self._samples, time.monotonic() - self._counted_at
+        loss = self._check_losses()
+        self._record(
             {
                 "kind": "train",
                 "step": self.step,
                 "epoch": self.step / self.plan.steps_per_epoch,
                 "progress": self._progress,
-                "loss": float(loss),
-                "lr": lr,
+                "loss": loss,
+                "lr": self.stepper.optimizer.param_groups[0]["lr"],
                 "sparsity": self.masks.sparsity,
                 "images_per_s": samples / max(seconds, 1e-9),
             }
         )
 
-    def _check_losses(self) -> None:
-        """Look at the losses since the last look, which on a GPU means to wait for them."""
-        if not torch.isfinite(self._losses):
+    def _check_losses(self) -> float:
+        """Mean loss since the last look, for which a GPU has to be waited for.
+
+        Raises:
+            _DivergedError: It is not finite, or explodes.
+        """
+        if not self._steps:
+            return 0.0
+        loss = float(self.ranks.sum(self._losses)) / self._steps
+        problem = self.watch.problem(self.step, loss)
+        if problem is not None:
+            raise _DivergedError(problem)
+        self._start_counting()
+        return loss
+
+    def _check_weights(self) -> None:
+        """A loss may be the last finite one: what is saved must be sound itself."""
+        if not self.state.finite():
+            raise _DivergedError("a weight is not finite")
+
+    def _roll_back(self, reason: str) -> None:
+        """Go back to the last good checkpoint with a lower learning rate."""
+        failed_at, rollbacks, lr_scale = self.step, self.rollbacks + 1, self.lr_scale
+        if self.checkpoints is None or self.rollbacks >= self.settings.max_rollbacks:
             raise TrainingError(
-                "training diverged: the loss is not finite",
-                where=f"step {self.step} of {self.plan.total_steps}",
-                got=float(self._losses),
-                remedy="lower [finetune] lr, or set clip_norm; the last checkpoint is kept",
+                "training diverged"
+                + (f", also after {self.rollbacks} rollbacks" if self.rollbacks else ""),
+                where=f"step {failed_at} of {self.plan.total_steps}",
+                got=reason,
+                remedy="lower [finetune] lr, raise warmup, or set clip_norm",
             )
-        self._losses.zero_()
+        self._restore_latest()
+        self.rollbacks = rollbacks
+        self.lr_scale = lr_scale * self.settings.rollback_lr
+        if self.ranks.is_main:
+            self.observer.rewound(self.step, self.masks.sparsity, rollbacks - 1)
+        self._record(
+            {
+                "kind": "rollback",
+                "step": self.step,
+                "failed_at": failed_at,
+                "progress": self._progress,
+                "sparsity": self.masks.sparsity,
+                "reason": reason,
+                "lr_scale": self.lr_scale,
+            }
+        )
+        self._message(
+            f"training diverged at step {failed_at} ({reason}): it goes on from step {self.step} "
+            f"with {self.lr_scale:g} times the learning rate"
+        )
+
+    def _restore_latest(self) -> dict[str, Any] | None:
+        """Restore the newest whole checkpoint and give its facts; None if there is none."""
+        store = self.checkpoints
+        if store is None:
+            return None
+        checkpoint: Checkpoint | None = None
+
+        def read() -> tuple[int, dict[str, Any]] | None:
+            nonlocal checkpoint
+            checkpoint, damaged = store.latest()
+            for line in damaged:
+                self._message(line)
+            return None if checkpoint is None else (checkpoint.step, checkpoint.facts)
+
+        header = self.ranks.run_on_main(read)
+        if header is None:
+            return None
+        self.step, facts = header
+        self.state.restore({} if checkpoint is None else checkpoint.tensors, self.step)
+        self.lr_scale = float(facts["lr_scale"])
+        self.rollbacks = int(facts["rollbacks"])
+        self.watch.restore(facts["watch"])
+        if facts["scaler"] and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(facts["scaler"])
+        return facts
+
+    def _facts(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "lr_scale": self.lr_scale,
+            "rollbacks": self.rollbacks,
+            "micro_batch": self.micro_batch,
+            "watch": self.watch.state(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
 
     def _evaluate(self) -> None:
+        """Measure on the evaluation batches; every process does, so that none waits."""
         if self.evaluation is None:
             return
+        average = self.stepper.average
+        model = self.module if average is None else average.module
         sums: dict[str, float] = {}
         count = 0
-        self.model.eval()
-        with torch.no_grad():
+        model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
             for batch in self.evaluation():
-                teacher = self.evaluation_teacher
-                expected = None if teacher is None else _on(self.device, teacher(batch))
-                for part, wanted in _parts(batch.to(self.device), expected, self.micro_batch):
-                    outputs = self.forward(part)
-                    entry = accuracy_metrics(outputs, part.labels, wanted, self.objective)
-                    for key, value in entry.items():
-                        sums[key] = sums.get(key, 0.0) + value
+                for key, value in self._measured(model, batch).items():
+                    sums[key] = sums.get(key, 0.0) + value
                 count += len(batch)
         names = {"loss": "loss", "correct": "top1", "agree": "agreement"}
-        self.observer.record(
+        self._record(
             {
                 "kind": "eval",
                 "step": self.step,
@@ -296,47 +454,39 @@ class Trainer:
             }
         )
 
+    def _measured(self, model: nn.Module, batch: Batch) -> dict[str, float]:
+        """Sums of metrics over a batch."""
+        teacher = self.evaluation_teacher
+        batch = batch.to(self.device)
+        wanted = None if teacher is None else self.stepper.teacher_outputs(teacher, batch)
+        sums: dict[str, float] = {}
+        for part, expected in _parts(batch, wanted, self.micro_batch):
+            entry = accuracy_metrics(
+                self.stepper.forward(model, part), part.labels, expected, self.objective
+            )
+            for key, value in entry.items():
+                sums[key] = sums.get(key, 0.0) + value
+        return sums
 
-def named_outputs(outputs: object, names: list[str]) -> dict[str, Tensor]:
-    """A tensor or tuple of tensors as a dictionary by name."""
-    values = outputs if isinstance(outputs, tuple | list) else (outputs,)
-    return dict(zip(names, values, strict=True))
+    def _record(self, entry: dict[str, Any]) -> None:
+        if self.ranks.is_main:
+            self.observer.record(entry)
 
-
-def make_accelerator(settings: FinetuneTable) -> Accelerator:
-    """The accelerator for `[finetune] device` and `precision`.
-
-    Raises:
-        UsageError: CUDA is asked for and absent.
-    """
-    check_device(settings)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
-        cpu=settings.device == "cpu",
-        mixed_precision="bf16" if settings.precision == "bf16" else "no",
-    )
-
-
-def check_device(settings: FinetuneTable) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        UsageError: CUDA is asked for and absent.
-    """
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            "no CUDA device can be used",
-            got="device = 'cuda'",
-            remedy="use --device cpu, or install a driver and a CUDA build of PyTorch",
-        )
+    def _message(self, text: str) -> None:
+        if self.ranks.is_main:
+            self.observer.message(text)
 
 
-def _on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+class _DivergedError(Exception):
+    """The run has to be rolled back."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def _parts(
-    batch: Batch, teacher: dict[str, Tensor] | None, size: int | None
+    batch: Batch, teacher: Mapping[str, Tensor] | None, size: int | None
 ) -> Iterator[tuple[Batch, dict[str, Tensor] | None]]:
     size = size or len(batch)
     for number, part in enumerate(batch.split(size)):

@@ -6,7 +6,7 @@ weight is kept.
 
 from onnxprune.sparsity.masks import MaskSet
 from onnxprune.sparsity.patterns import NM, Pattern, parse_pattern
-from onnxprune.sparsity.schedules import Schedule
+from onnxprune.sparsity.schedules import Rounds, Schedule
 from onnxprune.sparsity.scores import Magnitude, RandomScore, Score
 from onnxprune.sparsity.select import (
     allocate_layerwise,
@@ -22,6 +22,7 @@ __all__ = [
     "MaskSet",
     "Pattern",
     "RandomScore",
+    "Rounds",
     "Schedule",
     "Score",
     "allocate_layerwise",

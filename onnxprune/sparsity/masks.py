@@ -1,7 +1,9 @@
 """Masks that hold: pruned weights stay exactly zero through every optimizer step."""
 
+import hashlib
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -24,6 +26,7 @@ class MaskSet:
             for name, parameter in self.parameters.items()
         }
         self._factors: dict[str, Tensor] = {}
+        self._zeros = 0
 
     @property
     def total(self) -> int:
@@ -33,7 +36,7 @@ class MaskSet:
     @property
     def zeros(self) -> int:
         """Number of weights that the masks remove."""
-        return self.total - sum(int(mask.sum()) for mask in self.masks.values())
+        return self._zeros
 
     @property
     def sparsity(self) -> float:
@@ -59,6 +62,16 @@ class MaskSet:
                 parameter.masked_fill_(~mask, 0.0)
                 for state in _weight_states(optimizer, parameter):
                     state.masked_fill_(~mask, 0.0)
+            kept = [mask.sum() for mask in self.masks.values()]
+            self._zeros = self.total - (int(torch.stack(kept).sum()) if kept else 0)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of all masks, by which copies of them can be compared."""
+        digest = hashlib.sha256()
+        for name, mask in self.masks.items():
+            digest.update(f"{name}\0{tuple(mask.shape)}".encode())
+            digest.update(np.packbits(mask.cpu().numpy()).tobytes())
+        return digest.hexdigest()
 
     def mask_gradients(self) -> None:
         """Zero the gradients of masked weights, in place; call it before the optimizer's step."""

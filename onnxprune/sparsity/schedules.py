@@ -49,3 +49,51 @@ class Schedule:
         last = max(steps)
         steps[last] = 1.0
         return steps
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Rounds that each remove the same share of the weights that are left, and then train.
+
+    Frankle and Carbin, "The Lottery Ticket Hypothesis", arXiv 1803.03635, section 1, for iterative
+    pruning; Frankle et al., arXiv 1912.05671, for rewinding to a point early in training; Renda et
+    al., arXiv 2003.02389, for restarting the learning rate from there.
+
+    Attributes:
+        count: Number of rounds, at least 1.
+        rewind_progress: Progress in [0, 1) at the point that rounds go back to. Above 0, a stretch
+            without pruning comes first, which passes that point and is as much longer than a round.
+    """
+
+    count: int
+    rewind_progress: float = 0.0
+
+    def rewind_steps(self, total_steps: int) -> int:
+        """Steps from the beginning of training to the point that rounds go back to."""
+        return round(self.rewind_progress * total_steps)
+
+    def starts(self, total_steps: int) -> list[int]:
+        """First step of every round; with a stretch without pruning the first is above 0."""
+        first = self.rewind_steps(total_steps)
+        if first == 0:
+            return [round(total_steps * number / self.count) for number in range(self.count)]
+        length = (total_steps - first) / (self.count + 1)
+        return [round(first + length * number) for number in range(1, self.count + 1)]
+
+    def event_steps(self, total_steps: int, sparsity: float) -> dict[int, float]:
+        """The steps before which weights are removed, with the share of the zeros due at each.
+
+        Args:
+            total_steps: Optimizer steps of the whole run.
+            sparsity: At the end, in [0, 1).
+
+        Returns:
+            Step -> fraction in (0, 1]; the last fraction is always 1.
+        """
+        starts = self.starts(total_steps)
+        fractions = {
+            step: (1 - (1 - sparsity) ** (number / self.count)) / sparsity if sparsity else 1.0
+            for number, step in enumerate(starts, start=1)
+        }
+        fractions[starts[-1]] = 1.0
+        return fractions

@@ -7,7 +7,7 @@ from torch.nn import Parameter
 
 from onnxprune.errors import CheckpointError, OutputError
 from onnxprune.finetune import Checkpoint, CheckpointStore
-from onnxprune.finetune.checkpoint import optimizer_tensors, restore_optimizer
+from onnxprune.finetune.state import optimizer_tensors, restore_optimizer
 
 
 def checkpoint(step: int) -> Checkpoint:

@@ -18,6 +18,7 @@ from onnxprune.finetune import (
     CheckpointStore,
     Objective,
     Plan,
+    Ranks,
     Trainer,
     make_accelerator,
     named_outputs,
@@ -41,6 +42,9 @@ class Recorder:
 
     def record(self, entry: dict[str, Any]) -> None:
         self.entries.append(entry)
+
+    def rewound(self, step: int, sparsity: float, rollbacks: int) -> None:
+        self.entries = [e for e in self.entries if e["step"] <= step or e["kind"] == "rollback"]
 
     def message(self, text: str) -> None:
         self.messages.append(text)
@@ -71,14 +75,18 @@ def samples() -> list[Item]:
 
 def trainer(observer: Recorder, plan: Plan, **changes: Any) -> Trainer:
     module = changes.pop("module", None) or Net()
+    parameters = changes.pop("parameters", dict(module.named_parameters()))
     settings = FinetuneTable.model_validate(
         {"device": "cpu", "batch_size": 5, "lr": 0.1} | changes.pop("settings", {})
     )
     masks = MaskSet({"fc.weight": module.fc.weight})
+    accelerator = make_accelerator(settings)
     return Trainer(
+        accelerator=accelerator,
+        ranks=Ranks(accelerator.device),
         module=module,
         output_names=["y"],
-        parameters=dict(module.named_parameters()),
+        parameters=parameters,
         masks=masks,
         choose=lambda zeros: select_masks(
             {"fc.weight": module.fc.weight.detach()}, zeros, Magnitude(), masks=masks.masks
@@ -150,7 +158,7 @@ def test_evaluation_is_in_inference_mode_and_training_goes_on() -> None:
 def test_only_batch_size_pads_parts_and_keeps_statistics() -> None:
     observer = Recorder()
     module = Net()
-    run = trainer(observer, Plan(1, 4, {}), module=module, micro_batch=2)
+    run = trainer(observer, Plan(1, 4, {}), module=module, graph_batch=2)
     mean = module.norm.running_mean.clone()
     weight = module.fc.weight.detach().clone()
     run.fit()
@@ -167,7 +175,7 @@ def test_parts_add_up_to_the_gradient_of_the_batch() -> None:
         module.norm.eval()
         module.drop = nn.Identity()
         module.norm = nn.Identity()
-        run = trainer(Recorder(), Plan(3, 4, {}), module=module, micro_batch=micro_batch)
+        run = trainer(Recorder(), Plan(3, 4, {}), module=module, graph_batch=micro_batch)
         run.fit()
         weights.append(module.fc.weight.detach())
     torch.testing.assert_close(*weights)
@@ -204,39 +212,164 @@ def test_resume_without_a_store_or_a_checkpoint(tmp_path: Path) -> None:
     assert not trainer(Recorder(), Plan(1, 4, {}), checkpoints=store).resume()
 
 
-def test_a_loss_that_is_not_finite_is_an_error() -> None:
-    module = Net()
-    with torch.no_grad():
-        module.fc.bias[0] = float("nan")
-    with pytest.raises(TrainingError, match="not finite") as caught:
-        trainer(Recorder(), Plan(3, 4, {}), module=module).fit()
-    assert "step 1 of 3" in str(caught.value)
+def poisoned(module: Net, steps: set[int], value: float = float("nan")) -> Net:
+    """A module whose output is spoiled in these forward passes, counted from 1."""
+    module.register_forward_hook(lambda m, args, y: y * value if len(m.calls) in steps else y)
+    return module
 
 
-def test_divergence_is_noticed_however_long_the_run(tmp_path: Path) -> None:
-    """Runs of more than 2 000 steps do not log every step, yet save no broken checkpoint."""
+def test_weights_that_are_not_finite_from_the_start_are_an_error(tmp_path: Path) -> None:
     module = Net()
     with torch.no_grad():
         module.fc.bias[0] = float("nan")
     store = CheckpointStore(tmp_path / "checkpoints", "run")
+    with pytest.raises(TrainingError, match="before training"):
+        trainer(Recorder(), Plan(3, 4, {}), module=module, checkpoints=store).fit()
+    assert store.latest() == (None, [])
+
+
+def test_without_checkpoints_divergence_is_an_error() -> None:
+    module = poisoned(Net(), {2})
+    with pytest.raises(TrainingError, match="not finite") as caught:
+        trainer(Recorder(), Plan(3, 4, {}), module=module).fit()
+    assert "step 2 of 3" in str(caught.value)
+
+
+def test_divergence_is_noticed_however_long_the_run(tmp_path: Path) -> None:
+    """Long runs do not log every step, yet save no broken checkpoint."""
+    store = CheckpointStore(tmp_path / "checkpoints", "run")
     run = trainer(
         Recorder(),
         Plan(100_000, 4, {}),
-        module=module,
+        module=poisoned(Net(), {3}),
         checkpoints=store,
-        settings={"checkpoint_seconds": 0},
+        settings={"checkpoint_seconds": 0, "max_rollbacks": 0},
     )
     with pytest.raises(TrainingError, match="not finite"):
         run.fit()
-    assert store.latest() == (None, [])
+    checkpoint, damaged = store.latest()
+    assert checkpoint is not None
+    assert checkpoint.step == 2
+    assert not damaged
+    assert all(bool(t.isfinite().all()) for t in checkpoint.tensors.values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e6])
+def test_a_diverged_run_goes_back_with_a_lower_learning_rate(tmp_path: Path, value: float) -> None:
+    observer = Recorder()
+    store = CheckpointStore(tmp_path / "checkpoints", "run")
+    run = trainer(
+        observer,
+        Plan(8, 4, {0: 3, 5: 9}),
+        module=poisoned(Net(), {7}, value),
+        checkpoints=store,
+        settings={"checkpoint_seconds": 0, "lr_schedule": "constant", "warmup": 0.0},
+    )
+    run.fit()
+    (rollback,) = observer.of("rollback")
+    assert (rollback["failed_at"], rollback["step"], rollback["lr_scale"]) == (7, 6, 0.5)
+    rates = {entry["step"]: entry["lr"] for entry in observer.of("train")}
+    assert rates == pytest.approx({step: 0.1 if step <= 6 else 0.05 for step in range(1, 9)})
+    assert [event["step"] for event in observer.of("event")] == [0, 5]
+    assert any("diverged at step 7" in message for message in observer.messages)
+    assert int((run.parameters["fc.weight"] == 0).sum()) == 9
+    assert run.state.finite()
+
+
+def test_rollbacks_are_bounded(tmp_path: Path) -> None:
+    observer = Recorder()
+    run = trainer(
+        observer,
+        Plan(8, 4, {}),
+        module=poisoned(Net(), set(range(3, 100))),
+        checkpoints=CheckpointStore(tmp_path / "checkpoints", "run"),
+        settings={"checkpoint_seconds": 0, "max_rollbacks": 2, "rollback_lr": 0.1},
+    )
+    with pytest.raises(TrainingError, match="also after 2 rollbacks"):
+        run.fit()
+    assert [entry["lr_scale"] for entry in observer.of("rollback")] == pytest.approx([0.1, 0.01])
+
+
+def test_a_resumed_run_remembers_its_rollbacks(tmp_path: Path) -> None:
+    settings = {"checkpoint_seconds": 0, "lr_schedule": "constant", "warmup": 0.0}
+    store = CheckpointStore(tmp_path / "checkpoints", "run")
+    observer = Recorder()
+    first = trainer(
+        observer,
+        Plan(8, 4, {}),
+        module=poisoned(Net(), {4}),
+        checkpoints=store,
+        settings=settings,
+        stop=lambda: len(observer.of("train")) == 6,
+    )
+    with pytest.raises(Interrupted):
+        first.fit()
+    second = trainer(Recorder(), Plan(8, 4, {}), checkpoints=store, settings=settings)
+    assert second.resume()
+    assert (second.step, second.rollbacks, second.lr_scale) == (6, 1, 0.5)
+    second.fit()
+    assert second.stepper.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+class Limited(Net):
+    """A module that has memory for a few samples only."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.limit:
+            raise torch.OutOfMemoryError(f"{len(x)} samples are too many")
+        return super().forward(x)
+
+
+def test_out_of_memory_halves_the_passes_and_keeps_the_step() -> None:
+    """Without BatchNorm and Dropout, accumulated gradients are those of the whole batch."""
+    observer = Recorder()
+    updated = {}
+    for module in (Net(), Limited(2)):
+        module.norm, module.drop = nn.Identity(), nn.Identity()
+        parameters = dict(module.named_parameters())
+        run = trainer(observer, Plan(3, 4, {0: 9}), module=module, parameters=parameters)
+        run.fit()
+        updated[type(module)] = [p.detach().clone() for p in module.parameters()]
+    for whole, parts in zip(*updated.values(), strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-7)
+    assert run.micro_batch == 2
+    assert module.calls == [2, 2, 1] * 3
+    assert [m for m in observer.messages if "out of memory" in m] == [
+        f"the device is out of memory: {size} samples pass at a time from now on, and gradients "
+        "are accumulated over the batch"
+        for size in (3, 2)
+    ]
+
+
+def test_out_of_memory_for_a_single_sample_is_an_error() -> None:
+    with pytest.raises(TrainingError, match="1 samples a pass"):
+        trainer(Recorder(), Plan(3, 4, {}), module=Limited(0)).fit()
+
+
+def test_a_set_micro_batch_is_kept_through_checkpoints(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", "run")
+    module = Net()
+    first = trainer(
+        Recorder(), Plan(1, 4, {}), module=module, checkpoints=store, settings={"micro_batch": 3}
+    )
+    first.fit()
+    first.save()
+    assert module.calls == [3, 2]
+    second = trainer(Recorder(), Plan(1, 4, {}), checkpoints=store)
+    assert second.resume()
+    assert second.micro_batch == 3
 
 
 def test_long_runs_log_some_steps_and_the_last() -> None:
     observer = Recorder()
     run = trainer(observer, Plan(4001, 4, {}))
-    run.step = 3990
+    run.step = 3980
     run.fit()
-    assert [entry["step"] for entry in observer.of("train")] == [3992, 3994, 3996, 3998, 4000, 4001]
+    assert [entry["step"] for entry in observer.of("train")] == [3984, 3992, 4000, 4001]
 
 
 def test_a_device_that_is_not_there() -> None:

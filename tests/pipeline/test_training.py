@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 
 from onnxprune.errors import TrainingError
-from onnxprune.finetune import Trainer
+from onnxprune.finetune.step import Stepper
 from onnxprune.pipeline import prune
 from onnxprune.validate import open_session
 
@@ -128,9 +128,9 @@ def test_masked_weights_and_their_momentum_are_zero_after_every_step(
     model, samples, output = save(tmp_path, *dropout_classifier())
     seen: list[int] = []
     removed: dict[str, torch.Tensor] = {}
-    original: Callable[..., Any] = Trainer._train_step
+    original: Callable[..., Any] = Stepper.step
 
-    def checked(self: Trainer, *args: Any) -> Any:
+    def checked(self: Stepper, *args: Any) -> Any:
         result = original(self, *args)
         zeros = 0
         for name, mask in self.masks.masks.items():
@@ -152,7 +152,7 @@ def test_masked_weights_and_their_momentum_are_zero_after_every_step(
         seen.append(zeros)
         return result
 
-    monkeypatch.setattr(Trainer, "_train_step", checked)
+    monkeypatch.setattr(Stepper, "step", checked)
     settings = {"epochs": 3, "batch_size": 8, "optimizer": optimizer, "weight_decay": 0.1}
     include = {"include": ["head"]} if pattern == "2:4" else {}
     recipe = quick(

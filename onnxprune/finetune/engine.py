@@ -1,0 +1,115 @@
+"""Where and in what arithmetic training runs, by way of accelerate."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
+from torch import Tensor, nn
+
+from onnxprune.errors import MissingDependencyError, UsageError
+from onnxprune.recipe import FinetuneTable
+
+WAIT = timedelta(hours=6)
+"""How long processes wait for each other: the first one also exports and validates alone."""
+
+_TRACKER_MODULES = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",)}
+
+
+def check_device(settings: FinetuneTable) -> None:
+    """Refuse a device, an arithmetic or a tracker that is not there.
+
+    Raises:
+        UsageError: CUDA, or fp16 without it, is asked for and absent.
+        MissingDependencyError: A tracker is not installed.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "no CUDA device can be used",
+            got="device = 'cuda'",
+            remedy="use --device cpu, or install a driver and a CUDA build of PyTorch",
+        )
+    if settings.precision == "fp16" and (settings.device == "cpu" or not torch.cuda.is_available()):
+        raise UsageError(
+            "fp16 needs a CUDA device",
+            got="precision = 'fp16' on the CPU",
+            remedy="set [finetune] precision to 'bf16' or 'fp32'",
+        )
+    for tracker in settings.track:
+        if not any(_installed(module) for module in _TRACKER_MODULES[tracker]):
+            raise MissingDependencyError(tracker, "track", f"[finetune] track = ['{tracker}']")
+
+
+def _installed(module: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(module) is not None
+
+
+def make_accelerator(settings: FinetuneTable, tracking_dir: Path | None = None) -> Accelerator:
+    """The accelerator for `[finetune] device`, `precision` and `track`.
+
+    Under `torchrun` or `accelerate launch` it joins the process group.
+
+    Args:
+        settings: The recipe's `[finetune]`.
+        tracking_dir: Where trackers write.
+
+    Raises:
+        UsageError: CUDA is asked for and absent.
+    """
+    check_device(settings)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        cpu=settings.device == "cpu",
+        mixed_precision="no" if settings.precision == "fp32" else settings.precision,
+        log_with=list(settings.track) or None,
+        project_dir=tracking_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+    )
+
+
+def uses_channels_last(module: nn.Module, settings: FinetuneTable, device: torch.device) -> bool:
+    """Whether image tensors are kept with their channels last in memory."""
+    if settings.channels_last is not None:
+        return settings.channels_last
+    return device.type == "cuda" and any(p.ndim == 4 for p in module.parameters())
+
+
+def in_memory_format(
+    tensors: Mapping[str, Tensor], device: torch.device, channels_last: bool
+) -> dict[str, Tensor]:
+    """Tensors on a device, those of images with the channels last if asked."""
+    return {
+        name: tensor.to(device, non_blocking=True, memory_format=torch.channels_last)
+        if channels_last and tensor.ndim == 4
+        else tensor.to(device, non_blocking=True)
+        for name, tensor in tensors.items()
+    }
+
+
+@contextmanager
+def gradients_unchanged(module: nn.Module) -> Iterator[None]:
+    """Try something out: gradients, running statistics and random state are put back."""
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            module.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for name, buffer in module.named_buffers():
+                    buffer.copy_(buffers[name])
+
+
+def has_partial_gradients(module: nn.Module, backward: Callable[[], Any]) -> bool:
+    """Whether `backward`, a pass through a bare module, leaves a parameter without a gradient."""
+    with gradients_unchanged(module):
+        backward()
+        return any(p.grad is None for p in module.parameters() if p.requires_grad)
