@@ -1,5 +1,6 @@
 """The trainer on a module that it knows nothing about."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from onnxprune.finetune import (
     Plan,
     Ranks,
     Trainer,
+    courses_of,
     make_accelerator,
     named_outputs,
 )
@@ -362,6 +364,128 @@ def test_a_set_micro_batch_is_kept_through_checkpoints(tmp_path: Path) -> None:
     second = trainer(Recorder(), Plan(1, 4, {}), checkpoints=store)
     assert second.resume()
     assert second.micro_batch == 3
+
+
+@pytest.mark.parametrize("rewind", [None, 0, 2])
+def test_rounds_restart_the_learning_rate_and_may_rewind_weights(rewind: int | None) -> None:
+    """After a rewind, a step is that of the first course, taken from the same weights."""
+    module = Net()
+    module.drop = nn.Identity()
+    starts = [0, 8] if not rewind else [5, 8]
+    seen: dict[int, dict[str, Tensor]] = {}
+    observer = Recorder()
+    plan = Plan(
+        12,
+        4,
+        {starts[0]: 6, starts[1]: 12},
+        courses=courses_of(starts, 12, rewind or 0),
+        rewind_point=rewind,
+    )
+    run = trainer(
+        observer,
+        plan,
+        module=module,
+        settings={"lr_schedule": "linear", "warmup": 0.0, "momentum": 0.9},
+        stop=lambda: seen.update({run.step: copy.deepcopy(module.state_dict())}) or False,
+    )
+    seen[0] = copy.deepcopy(module.state_dict())
+    before: dict[int, dict[str, Tensor]] = {}
+    original = run.stepper.step
+
+    def step(batch: Batch, lr: float) -> Tensor:
+        before[run.step] = copy.deepcopy(module.state_dict())
+        assert bool(run.stepper.optimizer.state) == (run.step not in (0, *starts))
+        return original(batch, lr)
+
+    run.stepper.step = step  # type: ignore[method-assign]
+    run.fit()
+    lrs = {entry["step"]: entry["lr"] for entry in observer.of("train")}
+    skipped = rewind or 0
+    assert lrs[9] == pytest.approx(0.1 * (1 - (skipped + 0.5) / (skipped + 4)))
+    mask = run.masks.masks["fc.weight"]
+    expected = seen[7 if rewind is None else rewind] if rewind is not None else seen[8]
+    for name, tensor in before[8].items():
+        wanted = expected[name] * mask if name == "fc.weight" else expected[name]
+        assert torch.equal(tensor, wanted), name
+    assert int((module.fc.weight == 0).sum()) == 12
+
+
+def test_the_average_is_what_a_run_ends_with() -> None:
+    """With decay d it becomes d * average + (1 - d) * weights after every step but the first."""
+    weights: list[Tensor] = []
+    module = Net()
+    run = trainer(
+        Recorder(),
+        Plan(6, 4, {2: 9}),
+        module=module,
+        settings={"ema": 0.75},
+        stop=lambda: weights.append(module.fc.weight.detach().clone()) or False,
+    )
+    run.fit()
+    expected = weights[0]
+    for number, weight in enumerate(weights[1:], start=1):
+        if number == 2:
+            expected = expected * run.masks.masks["fc.weight"]
+        expected = 0.75 * expected + 0.25 * weight
+    run.finish()
+    torch.testing.assert_close(module.fc.weight.detach(), expected)
+    assert int((module.fc.weight == 0).sum()) == 9
+
+
+def test_the_average_survives_a_checkpoint(tmp_path: Path) -> None:
+    settings = {"ema": 0.5}
+    whole = trainer(Recorder(), Plan(8, 4, {0: 3, 4: 9}), settings=settings)
+    torch.manual_seed(0)
+    whole.fit()
+    store = CheckpointStore(tmp_path / "checkpoints", "run")
+    first = trainer(
+        Recorder(),
+        Plan(8, 4, {0: 3, 4: 9}),
+        settings=settings,
+        checkpoints=store,
+        stop=lambda: first.step == 5,
+    )
+    torch.manual_seed(0)
+    with pytest.raises(Interrupted):
+        first.fit()
+    second = trainer(Recorder(), Plan(8, 4, {0: 3, 4: 9}), settings=settings, checkpoints=store)
+    assert second.resume()
+    second.fit()
+    assert torch.equal(whole.finish().fc.weight, second.finish().fc.weight)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_sharpness_aware_training_keeps_the_masks(optimizer: str) -> None:
+    observer = Recorder()
+    module = Net()
+    run = trainer(
+        observer,
+        Plan(6, 4, {0: 3, 3: 9}),
+        module=module,
+        settings={"sam_rho": 0.1, "optimizer": optimizer},
+    )
+    run.fit()
+    assert len(module.calls) == 12
+    assert int((module.fc.weight == 0).sum()) == 9
+
+
+def test_a_compiled_model_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def compiler(module: nn.Module) -> Any:
+        calls.append(module)
+        return compile_module(module, backend="aot_eager")
+
+    compile_module = torch.compile
+    monkeypatch.setattr(torch, "compile", compiler)
+    updated = []
+    for compiled in (False, True):
+        module = Net()
+        module.drop = nn.Identity()
+        trainer(Recorder(), Plan(3, 4, {0: 6}), module=module, settings={"compile": compiled}).fit()
+        updated.append(module.fc.weight.detach().clone())
+    torch.testing.assert_close(*updated, rtol=1e-5, atol=1e-7)
+    assert calls == [module]
 
 
 def test_long_runs_log_some_steps_and_the_last() -> None:
