@@ -40,6 +40,7 @@ class ProgressView:
         )
         self._task: TaskID | None = None
         self._stage = ""
+        self._metrics = ""
         self._printed = 0.0
 
     def __enter__(self) -> "ProgressView":
@@ -74,7 +75,7 @@ class ProgressView:
         total = round(step / progress) if progress else step
         facts = (
             f"loss {entry['loss']:.4f}  sparsity {100 * entry['sparsity']:.1f} %  "
-            f"{entry['images_per_s']:.1f} samples/s"
+            f"{entry['images_per_s']:.1f} samples/s{self._metrics}"
         )
         self._update(step, total, facts)
         if not self.live and time.monotonic() - self._printed > _QUIET_SECONDS:
@@ -84,8 +85,14 @@ class ProgressView:
     def _on_event(self, entry: dict[str, Any]) -> None:
         return
 
+    def _on_rollback(self, entry: dict[str, Any]) -> None:
+        """A message tells of it."""
+        self._metrics = ""
+
     def _on_eval(self, entry: dict[str, Any]) -> None:
-        metrics = "  ".join(f"{name} {value:.4f}" for name, value in entry["metrics"].items())
+        measured = entry["metrics"]
+        metrics = "  ".join(f"{name} {value:.4f}" for name, value in measured.items())
+        self._metrics = "".join(f"  {n} {v:.3f}" for n, v in measured.items() if n != "loss")
         self.console.print(
             f"  step {entry['step']}  sparsity {100 * entry['sparsity']:.1f} %  {metrics}"
         )

@@ -127,6 +127,8 @@ def execute(
     except Exception as error:
         status("failed", {"error": str(error)})
         raise
+    finally:
+        accelerator.end_training()
     if ranks.is_main:
         job.run.set_status("finished")
         write_report(job.run.path, job.run.report)
@@ -186,9 +188,7 @@ class _Run:
             trainer.finish()
         self._recalibrate(trainer, imported)
         imported.to("cpu").to(memory_format=torch.contiguous_format).eval()
-        results = self.ranks.run_on_main(lambda: self._finish(imported, trainer.masks, started))
-        self.accelerator.end_training()
-        return results or {}
+        return self.ranks.run_on_main(lambda: self._finish(imported, trainer.masks, started))
 
     def _resume(self, trainer: Trainer) -> None:
         if trainer.resume():

@@ -214,3 +214,52 @@ def test_divergence_is_an_error_and_writes_nothing(tmp_path: Path, clip: bool) -
     with pytest.raises(TrainingError, match="not finite"):
         prune(model, output, quick(samples, samples, finetune=settings))
     assert not output.exists()
+
+
+def test_trackers_are_told_of_losses_and_metrics(
+    files: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    model, train, evaluation = files
+    recipe = quick(
+        train,
+        evaluation,
+        finetune={"epochs": 2, "evaluations": 2, "track": ["tensorboard"], "device": "cpu"},
+    )
+    prune(model, tmp_path / "out.onnx", recipe, run_dir=tmp_path / "run")
+    logged = log(tmp_path / "run")
+    found = event_accumulator.EventAccumulator(str(tmp_path / "run" / "onnxprune"))
+    found.Reload()
+    losses = {event.step: event.value for event in found.Scalars("train/loss")}
+    assert losses == pytest.approx(
+        {entry["step"]: entry["loss"] for entry in logged if entry["kind"] == "train"}, rel=1e-5
+    )
+    top1 = [event.value for event in found.Scalars("eval/top1")]
+    assert top1 == pytest.approx(
+        [entry["metrics"]["top1"] for entry in logged if entry["kind"] == "eval"]
+    )
+
+
+@pytest.mark.parametrize("rewind", ["none", "learning-rate", "weights"])
+def test_iterative_pruning_in_rounds(
+    files: tuple[Path, Path, Path], tmp_path: Path, rewind: str
+) -> None:
+    model, train, evaluation = files
+    recipe = quick(
+        train,
+        evaluation,
+        sparsity={"target": 0.875, "method": "iterative"},
+        schedule={"rounds": 3, "rewind": rewind, "rewind_epoch": 0.5},
+        finetune={"epochs": 8, "evaluations": 0, "device": "cpu", "threads": 1},
+    )
+    prune(model, tmp_path / "out.onnx", recipe, run_dir=tmp_path / "run")
+    assert_pruned(model, tmp_path / "out.onnx", 0.875)
+    logged = log(tmp_path / "run")
+    events = [entry for entry in logged if entry["kind"] == "event"]
+    assert [event["sparsity"] for event in events] == pytest.approx([0.5, 0.75, 0.875], abs=0.005)
+    rates = {entry["step"]: entry["lr"] for entry in logged if entry["kind"] == "train"}
+    restarted = [step for step in rates if rates[step] > 1.5 * rates.get(step - 1, 1.0)]
+    expected = [] if rewind == "none" else [event["step"] + 1 for event in events]
+    assert [step for step in restarted if step > 10] == expected
