@@ -245,6 +245,8 @@ class Trainer:
             self.save()
         except (_DivergedError, OutputError):
             return
+        if self.checkpoints is not None:
+            self._message(f"step {self.step} is saved; continue with --resume")
 
     def _prune_if_due(self) -> None:
         zeros = self.plan.events.get(self.step)

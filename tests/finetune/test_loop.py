@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onnxprune.errors import Interrupted, TrainingError, UsageError
+from onnxprune.errors import DataError, Interrupted, TrainingError, UsageError
 from onnxprune.finetune import (
     Batch,
     BatchSource,
@@ -311,6 +311,27 @@ def test_a_resumed_run_remembers_its_rollbacks(tmp_path: Path) -> None:
     assert (second.step, second.rollbacks, second.lr_scale) == (6, 1, 0.5)
     second.fit()
     assert second.stepper.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_data_that_fail_leave_a_checkpoint(tmp_path: Path) -> None:
+    observer = Recorder()
+    store = CheckpointStore(tmp_path / "checkpoints", "run")
+    items = samples()
+
+    class Vanishing(list[Item]):
+        def __getitem__(self, index: Any) -> Any:
+            if run.step == 5:
+                raise DataError("the image cannot be read", where=index)
+            return super().__getitem__(index)
+
+    run = trainer(observer, Plan(9, 4, {0: 3, 5: 9}), checkpoints=store)
+    run.batches = BatchSource(Vanishing(items), 5)
+    with pytest.raises(DataError, match="cannot be read"):
+        run.fit()
+    checkpoint, _ = store.latest()
+    assert checkpoint is not None
+    assert checkpoint.step == 5
+    assert observer.messages == ["step 5 is saved; continue with --resume"]
 
 
 class Limited(Net):
