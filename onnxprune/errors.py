@@ -19,6 +19,8 @@
 Each says what happened, where, what was found, what was expected and what to do about it.
 """
 
+from typing import Any
+
 
 class OnnxpruneError(Exception):
     """Base of all errors of onnxprune.
@@ -56,6 +58,18 @@ class OnnxpruneError(Exception):
             if value is not None:
                 lines.append(f"  {label}: {value}")
         return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle all fields, so that an error reaches another process whole."""
+        return _restored, (type(self), self.args, dict(self.__dict__))
+
+
+def _restored(
+    kind: type[OnnxpruneError], args: tuple[Any, ...], fields: dict[str, Any]
+) -> OnnxpruneError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 class UsageError(OnnxpruneError):

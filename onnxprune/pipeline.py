@@ -58,7 +58,7 @@ from onnxprune.model import payload_sha256, read, write
 from onnxprune.outcome import tensor_table
 from onnxprune.recipe import Recipe
 from onnxprune.run_directory import SCHEMA_VERSION, Status
-from onnxprune.sparsity import Magnitude, MaskSet, RandomScore, select_masks
+from onnxprune.sparsity import Magnitude, MaskSet, RandomScore, select_replicated_masks
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate import bench, describe_machine, evaluate, open_session, write_report
 from onnxprune.version import __version__
@@ -297,10 +297,11 @@ class _Run:
     def _choose(self, masks: MaskSet, zeros: int) -> dict[str, torch.Tensor]:
         settings = self.recipe.sparsity
         random = settings.method == "random"
-        return select_masks(
+        return select_replicated_masks(
             {name: parameter.detach() for name, parameter in masks.parameters.items()},
             zeros,
             RandomScore(self.recipe.finetune.seed) if random else Magnitude(),
+            self.ranks,
             masks=masks.masks,
             floors=self.job.plan.floors,
             scope=settings.scope,

@@ -108,4 +108,9 @@ def sharpness_aware(optimizer: torch.optim.Optimizer, rho: float) -> Any:
         from pytorch_optimizer import SAM
     except ImportError as error:
         raise MissingDependencyError("pytorch-optimizer", "sam", "[finetune] sam_rho") from error
-    return SAM(optimizer.param_groups, base_optimizer=lambda groups, **_: optimizer, rho=rho)
+
+    def ready_made(*_: Any, **__: Any) -> Any:
+        return optimizer
+
+    factory: Any = ready_made
+    return SAM(optimizer.param_groups, base_optimizer=factory, rho=rho)

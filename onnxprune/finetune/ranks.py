@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class Ranks:
-    """This process among those of the run, and what they tell each other.
+    """One process among those of a run, and what they tell each other.
 
     It uses torch's default process group, which `torchrun` or `accelerate launch` set up, with
     NCCL on GPUs and gloo on CPUs. Without one there is one rank, and every call is local. All ranks

@@ -1,11 +1,12 @@
 """Which weights go: scores, scope, patterns, masks and schedules, in pure PyTorch.
 
 Everything here works on any `dict[str, Tensor]` and knows nothing of ONNX. A mask is True where a
-weight is kept.
+weight is kept. Tensors may be whole, or the parts that a rank holds.
 """
 
 from onnxprune.sparsity.masks import MaskSet
 from onnxprune.sparsity.patterns import NM, Pattern, parse_pattern
+from onnxprune.sparsity.replicas import Replicas, partition, select_replicated_masks
 from onnxprune.sparsity.schedules import Rounds, Schedule
 from onnxprune.sparsity.scores import Magnitude, RandomScore, Score
 from onnxprune.sparsity.select import (
@@ -15,6 +16,7 @@ from onnxprune.sparsity.select import (
     select_masks,
     target_zeros,
 )
+from onnxprune.sparsity.shards import Shards, local_part
 
 __all__ = [
     "NM",
@@ -22,13 +24,18 @@ __all__ = [
     "MaskSet",
     "Pattern",
     "RandomScore",
+    "Replicas",
     "Rounds",
     "Schedule",
     "Score",
+    "Shards",
     "allocate_layerwise",
+    "local_part",
     "min_kept",
     "parse_pattern",
+    "partition",
     "prunable_limit",
     "select_masks",
+    "select_replicated_masks",
     "target_zeros",
 ]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from onnxprune.sparsity.shards import Shards, Whole, local_part, sum_counts, true_counts
+
 
 class MaskSet:
     """The masks of a set of parameters, and their upkeep.
@@ -16,27 +18,29 @@ class MaskSet:
     optimizer state are zero where a weight is masked, momentum cannot revive it.
 
     Args:
-        parameters: Parameters by name; `update` and `mask_weights` change them in place.
+        parameters: Parameters by name; `update` and `mask_weights` change them in place. Where
+            they are sharded (`DTensor`), masks are those of this rank's parts.
+        shards: The ranks that hold the other parts, which then create and update their masks
+            together; None where this one holds everything.
+
+    Attributes:
+        parameters: As given.
+        masks: A mask of the shape of each parameter, or of this rank's part of it.
+        total: Number of weights under masks on all ranks, kept or not.
+        zeros: Number of weights that the masks of all ranks remove.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+    def __init__(self, parameters: Mapping[str, Parameter], shards: Shards | None = None) -> None:
         self.parameters = dict(parameters)
         self.masks = {
-            name: torch.ones_like(parameter, dtype=torch.bool)
+            name: torch.ones_like(local_part(parameter), dtype=torch.bool)
             for name, parameter in self.parameters.items()
         }
         self._factors: dict[str, Tensor] = {}
-        self._zeros = 0
-
-    @property
-    def total(self) -> int:
-        """Number of weights under masks, kept or not."""
-        return sum(mask.numel() for mask in self.masks.values())
-
-    @property
-    def zeros(self) -> int:
-        """Number of weights that the masks remove."""
-        return self._zeros
+        self._shards = shards or Whole()
+        sizes = {name: mask.numel() for name, mask in self.masks.items()}
+        self.total = sum(sum_counts(self._shards, sizes).values())
+        self.zeros = 0
 
     @property
     def sparsity(self) -> float:
@@ -51,19 +55,20 @@ class MaskSet:
         Weights and optimizer state (momentum and the like) are zeroed where a mask is False.
 
         Args:
-            masks: A boolean tensor of the parameter's shape for every parameter.
+            masks: A boolean tensor for every parameter, like those in `masks`.
             optimizer: Whose per-weight state is zeroed, too.
         """
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 mask = masks[name].to(parameter.device)
                 self.masks[name] = mask
-                self._factors[name] = mask.to(parameter.dtype)
-                parameter.masked_fill_(~mask, 0.0)
-                for state in _weight_states(optimizer, parameter):
-                    state.masked_fill_(~mask, 0.0)
-            kept = [mask.sum() for mask in self.masks.values()]
-            self._zeros = self.total - (int(torch.stack(kept).sum()) if kept else 0)
+                # In the parameter's own memory format, in which products are fused.
+                factor = torch.empty_like(local_part(parameter).detach())
+                self._factors[name] = factor.copy_(mask)
+                for tensor in (parameter, *_weight_states(optimizer, parameter)):
+                    local_part(tensor).masked_fill_(~mask, 0.0)
+        kept = sum_counts(self._shards, true_counts(self.masks))
+        self.zeros = self.total - sum(kept.values())
 
     def digest(self) -> str:
         """SHA-256 (hex) of all masks, by which copies of them can be compared."""
@@ -76,7 +81,7 @@ class MaskSet:
     def mask_gradients(self) -> None:
         """Zero the gradients of masked weights, in place; call it before the optimizer's step."""
         pairs = [
-            (parameter.grad, self._factors[name])
+            (local_part(parameter.grad), self._factors[name])
             for name, parameter in self.parameters.items()
             if parameter.grad is not None and name in self._factors
         ]
@@ -85,7 +90,7 @@ class MaskSet:
     def mask_weights(self) -> None:
         """Zero masked weights, in place; call it after the optimizer's step."""
         pairs = [
-            (parameter.data, self._factors[name])
+            (local_part(parameter.data), self._factors[name])
             for name, parameter in self.parameters.items()
             if name in self._factors
         ]

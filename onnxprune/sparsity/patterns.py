@@ -8,6 +8,7 @@ from torch import Tensor
 
 from onnxprune.errors import TargetError, UsageError
 from onnxprune.sparsity.scores import Score
+from onnxprune.sparsity.shards import Shards, Whole, sum_counts
 
 
 @dataclass(frozen=True)
@@ -79,18 +80,53 @@ def pattern_losers(
     axes: Mapping[str, int],
     score: Score,
     masks: Mapping[str, Tensor] | None = None,
+    starts: Mapping[str, int] | None = None,
+    shards: Shards | None = None,
 ) -> dict[str, Tensor]:
     """For every tensor, the weights that the pattern removes (boolean, the tensor's shape).
 
     Weights that are masked already are the first to lose, so a weight never comes back.
+
+    Args:
+        pattern: The pattern.
+        weights: All tensors, or this rank's part of each.
+        axes: The reduction axis of every tensor.
+        score: What ranks them.
+        masks: Masks so far; None for none.
+        starts: Position of each part in the whole tensor; None for whole tensors.
+        shards: The ranks that hold the other parts; None for whole tensors.
+
+    Raises:
+        TargetError: A part does not consist of whole groups, on any rank.
     """
+    _check_parts(pattern, weights, axes, shards or Whole())
     losers = {}
     for name, weight in weights.items():
-        scores = torch.cat(list(score.chunks(name, weight))).reshape(weight.shape)
+        start = 0 if starts is None else starts[name]
+        scores = score.of(name, weight.detach().reshape(-1), start).reshape(weight.shape)
         if masks is not None:
             scores = torch.where(masks[name], scores, -1.0)
         losers[name] = pattern.losers(scores, axes[name])
     return losers
+
+
+def _check_parts(
+    pattern: NM, weights: Mapping[str, Tensor], axes: Mapping[str, int], shards: Shards
+) -> None:
+    cut = {
+        name: int(weight.numel() > 0 and not pattern.fits(tuple(weight.shape), axes[name]))
+        for name, weight in weights.items()
+    }
+    wrong = [name for name, count in sum_counts(shards, cut).items() if count]
+    if wrong:
+        raise TargetError(
+            f"groups of the pattern {pattern} are incomplete, or cut between ranks",
+            where=_some(wrong),
+            got=_some(f"{name} {tuple(weights[name].shape)} on this rank" for name in wrong),
+            expected=f"a multiple of {pattern.m} along the reduction axis in the part of each rank",
+            remedy="use a number of ranks that divides the groups, replicated weights, or "
+            "exclude these tensors",
+        )
 
 
 def check_pattern(

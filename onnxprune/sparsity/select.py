@@ -1,29 +1,20 @@
 """Exact selection: of all weights in a scope, exactly the k with the lowest scores.
 
-Scores are non-negative float32 numbers, whose bit patterns order like the numbers themselves. Two
-histograms over those bits (16 high bits, then the 15 low ones within the bin that holds the k-th)
-find the k-th lowest score exactly, in a fixed amount of memory and without a sort.
+The lowest are found by `radix`; here the number of weights that each tensor has to lose or to keep
+is settled.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from fractions import Fraction
 
-import torch
 from torch import Tensor
 
 from onnxprune.errors import TargetError
 from onnxprune.sparsity.patterns import NM, Pattern, pattern_losers
-from onnxprune.sparsity.scores import CHUNK, Score
-
-_LOW_BITS = 15
-_LOW_COUNT = 1 << _LOW_BITS
-_HIGH_COUNT = 1 << 16
-_FIRST = 0
-"""Key of weights that go before all others: those that are masked already."""
-_LAST = 0x7FFFFFFF
-"""Key of weights that must stay."""
+from onnxprune.sparsity.radix import Keys, keep_all_but_lowest
+from onnxprune.sparsity.scores import Score
+from onnxprune.sparsity.shards import Shards, Whole, counts_before, sum_counts, true_counts
 
 
 def target_zeros(sparsity: float, total: int) -> int:
@@ -70,51 +61,60 @@ def select_masks(
     scope: str = "global",
     pattern: Pattern = None,
     axes: Mapping[str, int] | None = None,
+    shards: Shards | None = None,
 ) -> dict[str, Tensor]:
     """Choose exactly `zeros` weights to remove and return the masks of all tensors.
+
+    With `shards` every rank passes its own part of each tensor, which may be empty, and gets the
+    masks of these parts; what the ranks exchange are histograms and counts, never weights. All
+    ranks pass the same names in the same order, and everything but weights and masks is the same
+    on all. Where the parts of a tensor, joined rank by rank, are the tensor in row-major order
+    (as if cut along its first axis), the masks are those of the whole tensors, bit by bit.
 
     Args:
         weights: Tensors by name, of any shape, all finite; they are not changed.
         zeros: How many weights are zero afterwards, over all tensors, in [0, total].
-        score: What ranks them; the lowest go first. Among equal scores the first go, in the order
-            of `weights` and then row-major.
+        score: What ranks them; the lowest go first. Among equal scores the first go: in the order
+            of `weights`, then rank by rank, then row-major.
         masks: Masks so far; what they removed stays removed and counts towards `zeros`.
-        floors: How many weights each tensor keeps at least, by name.
+        floors: How many weights each tensor keeps at least, by name, over all ranks.
         scope: `"global"` ranks all weights together; `"layerwise"` gives every tensor its share of
             the zeros in proportion to its size.
         pattern: With N:M, the weights that the pattern removes go first; once they are all gone
             the pattern holds, and further zeros come from the rest.
         axes: The reduction axis of every tensor; needed with a pattern.
+        shards: The ranks that hold the other parts; None where this one holds everything.
 
     Returns:
         Boolean tensors like `weights`, True where a weight is kept.
 
     Raises:
-        TargetError: `zeros` cannot be reached with `floors`, or is below what `masks` removed.
+        TargetError: `zeros` cannot be reached with `floors`, is below what `masks` removed, or a
+            group of the pattern is cut by the parts. Every rank raises it.
     """
     floors = dict(floors or {})
-    sizes = {name: weight.numel() for name, weight in weights.items()}
+    shards = shards or Whole()
+    own_sizes = {name: weight.numel() for name, weight in weights.items()}
+    sizes = sum_counts(shards, own_sizes)
     prunable_limit(sizes, floors, zeros, what=f"{zeros} zeros")
-    already = {
-        name: 0 if masks is None else int(masks[name].numel() - masks[name].sum())
-        for name in weights
-    }
+    already = dict.fromkeys(weights, 0)
+    if masks is not None:
+        already = sum_counts(shards, _falses({name: masks[name] for name in weights}))
     if zeros < sum(already.values()):
         raise TargetError(
             "weights that are masked do not come back",
             got=f"{zeros} zeros asked for, {sum(already.values())} masked already",
         )
+    starts = counts_before(shards, own_sizes)
     losers = None
     if isinstance(pattern, NM):
         assert axes is not None
-        losers = pattern_losers(pattern, weights, axes, score, masks)
-    keys = _Keys(weights, score, masks, losers)
+        losers = pattern_losers(pattern, weights, axes, score, masks, starts, shards)
+    ranking = _Ranking(weights, score, starts, masks, losers, shards)
     if scope == "layerwise":
         shares = allocate_layerwise(sizes, zeros, floors, already)
-        return {
-            name: _lowest(keys.of(shares[name], [name]), shares[name])[name] for name in weights
-        }
-    return _lowest_with_floors(keys, zeros, sizes, floors)
+        return {name: ranking.lowest(shares[name], [name])[name] for name in weights}
+    return _lowest_with_floors(ranking, zeros, sizes, floors)
 
 
 def allocate_layerwise(
@@ -150,64 +150,40 @@ def allocate_layerwise(
     return shares
 
 
-class _Keys:
-    """Integer keys of weights in chunks: order-preserving score bits, with room at both ends."""
+class _Ranking:
+    """The weights of all ranks in the order in which they go."""
 
     def __init__(
         self,
         weights: Mapping[str, Tensor],
         score: Score,
+        starts: Mapping[str, int],
         masks: Mapping[str, Tensor] | None,
         losers: Mapping[str, Tensor] | None,
+        shards: Shards,
     ) -> None:
         self.weights = weights
         self.score = score
+        self.starts = starts
         self.masks = masks
         self.losers = losers
+        self.shards = shards
+        self._lost = {} if losers is None else sum_counts(shards, true_counts(losers))
 
-    def of(self, zeros: int, names: list[str] | None = None) -> "_KeyView":
-        """Keys of some tensors, given how many of their weights will go."""
-        names = list(self.weights) if names is None else names
-        beyond = False
-        if self.losers is not None:
-            beyond = zeros > sum(int(self.losers[name].sum()) for name in names)
-        return _KeyView(self, names, beyond)
-
-
-@dataclass(frozen=True)
-class _KeyView:
-    keys: _Keys
-    names: list[str]
-    beyond_pattern: bool
-
-    def chunks(self, name: str) -> Iterator[Tensor]:
-        """Keys in [0, 2^31) as int32, in row-major order."""
-        keys = self.keys
-        masks = _split(keys.masks, name)
-        losers = _split(keys.losers, name)
-        for scores in keys.score.chunks(name, keys.weights[name]):
-            key = scores.view(torch.int32).add_(1)
-            if losers is not None:
-                lost = next(losers)
-                if self.beyond_pattern:
-                    key.masked_fill_(lost, _FIRST)
-                else:
-                    key.masked_fill_(~lost, _LAST)
-            if masks is not None:
-                key.masked_fill_(~next(masks), _FIRST)
-            yield key
-
-    def all_chunks(self) -> Iterator[Tensor]:
-        for name in self.names:
-            yield from self.chunks(name)
+    def lowest(self, zeros: int, names: list[str]) -> dict[str, Tensor]:
+        """Masks of some tensors that remove the `zeros` lowest of their weights."""
+        weights = {name: self.weights[name] for name in names}
+        beyond = self.losers is not None and zeros > sum(self._lost[name] for name in names)
+        keys = Keys(weights, self.score, self.starts, self.masks, self.losers, beyond)
+        return keep_all_but_lowest(keys, zeros, self.shards)
 
 
-def _split(tensors: Mapping[str, Tensor] | None, name: str) -> Iterator[Tensor] | None:
-    return None if tensors is None else iter(tensors[name].reshape(-1).split(CHUNK))
+def _falses(masks: Mapping[str, Tensor]) -> dict[str, int]:
+    return {name: masks[name].numel() - count for name, count in true_counts(masks).items()}
 
 
 def _lowest_with_floors(
-    keys: _Keys, zeros: int, sizes: Mapping[str, int], floors: Mapping[str, int]
+    ranking: _Ranking, zeros: int, sizes: Mapping[str, int], floors: Mapping[str, int]
 ) -> dict[str, Tensor]:
     """The lowest `zeros` weights, where a tensor at its floor gives up no more.
 
@@ -218,61 +194,15 @@ def _lowest_with_floors(
     names = list(sizes)
     left = zeros
     while True:
-        chosen = _lowest(keys.of(left, names), left)
-        starved = [n for n in names if int(chosen[n].sum()) < floors.get(n, 0)]
+        chosen = ranking.lowest(left, names)
+        bounded = {name: chosen[name] for name in names if floors.get(name, 0)}
+        kept = sum_counts(ranking.shards, true_counts(bounded))
+        starved = [name for name in bounded if kept[name] < floors[name]]
         if not starved:
             settled.update(chosen)
             return {name: settled[name] for name in sizes}
         for name in starved:
             cap = sizes[name] - floors[name]
-            settled[name] = _lowest(keys.of(cap, [name]), cap)[name]
+            settled[name] = ranking.lowest(cap, [name])[name]
             left -= cap
         names = [name for name in names if name not in settled]
-
-
-def _lowest(view: _KeyView, zeros: int) -> dict[str, Tensor]:
-    """Masks that remove exactly the `zeros` lowest keys of a view."""
-    weights = view.keys.weights
-    if zeros == 0:
-        return {name: torch.ones_like(weights[name], dtype=torch.bool) for name in view.names}
-    threshold, below = _kth_key(view, zeros)
-    ties = zeros - below
-    masks = {}
-    for name in view.names:
-        mask = torch.empty(weights[name].numel(), dtype=torch.bool, device=weights[name].device)
-        for key, kept in zip(view.chunks(name), mask.split(CHUNK), strict=True):
-            torch.gt(key, threshold, out=kept)
-            if ties == 0:
-                kept |= key == threshold
-                continue
-            equal = (key == threshold).nonzero().squeeze(1)
-            kept[equal[ties:]] = True
-            ties -= min(ties, equal.numel())
-        masks[name] = mask.reshape(weights[name].shape)
-    return masks
-
-
-def _kth_key(view: _KeyView, k: int) -> tuple[int, int]:
-    """The k-th lowest key (k from 1), and how many keys are below it."""
-    high = sum(_histogram(key >> _LOW_BITS, _HIGH_COUNT) for key in view.all_chunks())
-    assert isinstance(high, Tensor)
-    bin_index, below = _bin_of(high, k)
-    low: Tensor | int = 0
-    for key in view.all_chunks():
-        inside = key[(key >> _LOW_BITS) == bin_index]
-        if inside.numel():
-            low = low + _histogram(inside & (_LOW_COUNT - 1), _LOW_COUNT)
-    assert isinstance(low, Tensor)
-    low_index, below_low = _bin_of(low, k - below)
-    return (bin_index << _LOW_BITS) | low_index, below + below_low
-
-
-def _histogram(values: Tensor, bins: int) -> Tensor:
-    return torch.bincount(values, minlength=bins).cpu()
-
-
-def _bin_of(histogram: Tensor, k: int) -> tuple[int, int]:
-    """The bin that holds the k-th entry, and the number of entries in the bins before it."""
-    cumulative = histogram.cumsum(0)
-    index = int(torch.searchsorted(cumulative, torch.tensor(k)))
-    return index, int(cumulative[index] - histogram[index])

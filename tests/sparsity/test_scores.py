@@ -1,13 +1,14 @@
-"""Scores in chunks."""
+"""Scores of pieces of tensors."""
 
+import pytest
 import torch
 
 from onnxprune.sparsity import Magnitude, RandomScore, Score
-from onnxprune.sparsity.scores import CHUNK
+from onnxprune.sparsity.scores import split_mix
 
 
 def all_scores(score: Score, name: str, weight: torch.Tensor) -> torch.Tensor:
-    return torch.cat(list(score.chunks(name, weight)))
+    return score.of(name, weight.reshape(-1), 0)
 
 
 def test_magnitude_is_the_absolute_value_in_row_major_order() -> None:
@@ -22,10 +23,35 @@ def test_magnitude_of_half_precision_is_exact() -> None:
     assert torch.equal(scores, weight.abs().float())
 
 
-def test_chunks_have_the_same_size_for_every_score() -> None:
-    weight = torch.zeros(CHUNK * 2 + 5)
+@pytest.mark.parametrize("score", [Magnitude(), RandomScore(0)])
+@pytest.mark.parametrize("cut", [0, 1, 999, 1000])
+def test_scores_do_not_depend_on_how_a_tensor_is_cut(score: Score, cut: int) -> None:
+    weight = torch.randn(1000)
+    parts = [score.of("w", weight[:cut], 0), score.of("w", weight[cut:], cut)]
+    assert torch.equal(torch.cat(parts), all_scores(score, "w", weight))
+
+
+def test_scores_are_fresh_so_that_the_caller_may_change_them() -> None:
+    weight = torch.ones(4)
     for score in (Magnitude(), RandomScore(0)):
-        assert [len(chunk) for chunk in score.chunks("w", weight)] == [CHUNK, CHUNK, 5]
+        all_scores(score, "w", weight).zero_()
+    assert weight.tolist() == [1.0] * 4
+
+
+def test_the_generator_is_split_mix() -> None:
+    """The first numbers of the authors' own implementation for the seed 1234567."""
+    expected = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+    found = split_mix(1234567, 0, 5, torch.device("cpu"))
+    assert [number % 2**64 for number in found.tolist()] == expected
+    later = split_mix(1234567, 3, 2, torch.device("cpu"))
+    assert torch.equal(later, found[3:])
+    assert len(split_mix(2**64 - 1, 0, 0, torch.device("cpu"))) == 0
 
 
 def test_random_scores_depend_on_seed_and_name_alone() -> None:

@@ -20,12 +20,13 @@ from onnxprune.sparsity import (
     select_masks,
     target_zeros,
 )
-from onnxprune.sparsity.scores import CHUNK
+from onnxprune.sparsity.radix import CPU
 
 Tensors = dict[str, torch.Tensor]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 AWKWARD = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-45, -1e-45, 1e-39, 1e-7, 3e38, -65504.0, 1.0000001]
 COMMON = settings(max_examples=40, deadline=None)
+CHUNK = CPU.chunk
 
 
 @st.composite
