@@ -22,8 +22,10 @@ _EXAMPLES: dict[str, object] = {
     "preprocess.crop": [224, 224],
     "sparsity.target": 0.8,
     "finetune.lr": 0.01,
+    "finetune.loss_output": "scores",
     "finetune.threads": 4,
     "distill.weight": 0.5,
+    "distill.mask_input": "attention_mask",
     "validate.threads": 4,
 }
 

@@ -1,6 +1,6 @@
 """Fine-tuning of a pruned model: loop, losses, distillation, checkpoints."""
 
-from onnxprune.finetune.batches import Batch, BatchSource, CachedTeacher, ModuleTeacher, Teacher
+from onnxprune.finetune.batches import Batch, BatchSource
 from onnxprune.finetune.checkpoint import Checkpoint, CheckpointStore
 from onnxprune.finetune.loop import (
     Observer,
@@ -10,28 +10,51 @@ from onnxprune.finetune.loop import (
     make_accelerator,
     named_outputs,
 )
-from onnxprune.finetune.losses import Objective
+from onnxprune.finetune.losses import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Ctc,
+    Distillation,
+    Ending,
+    Objective,
+    PythonLoss,
+    SquaredError,
+    TaskLoss,
+    class_axis,
+)
 from onnxprune.finetune.optim import DEFAULT_LR, learning_rate, make_optimizer
-from onnxprune.finetune.probe import observed_activations, takes_batches
+from onnxprune.finetune.probe import observed_endings, probe_outputs, takes_batches
+from onnxprune.finetune.teachers import ArrayTeacher, CachedTeacher, ModuleTeacher, Teacher
 
 __all__ = [
     "DEFAULT_LR",
+    "ArrayTeacher",
     "Batch",
     "BatchSource",
+    "BinaryCrossEntropy",
     "CachedTeacher",
     "Checkpoint",
     "CheckpointStore",
+    "CrossEntropy",
+    "Ctc",
+    "Distillation",
+    "Ending",
     "ModuleTeacher",
     "Objective",
     "Observer",
     "Plan",
+    "PythonLoss",
+    "SquaredError",
+    "TaskLoss",
     "Teacher",
     "Trainer",
     "check_device",
+    "class_axis",
     "learning_rate",
     "make_accelerator",
     "make_optimizer",
     "named_outputs",
-    "observed_activations",
+    "observed_endings",
+    "probe_outputs",
     "takes_batches",
 ]

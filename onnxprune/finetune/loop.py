@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from onnxprune.errors import Interrupted, TrainingError, UsageError
-from onnxprune.finetune.batches import Batch, BatchSource, Teacher
+from onnxprune.finetune.batches import Batch, BatchSource
 from onnxprune.finetune.checkpoint import (
     Checkpoint,
     CheckpointStore,
@@ -20,6 +20,7 @@ from onnxprune.finetune.checkpoint import (
 )
 from onnxprune.finetune.losses import Objective, accuracy_metrics
 from onnxprune.finetune.optim import learning_rate, make_optimizer
+from onnxprune.finetune.teachers import Teacher
 from onnxprune.recipe import FinetuneTable
 from onnxprune.sparsity import MaskSet
 
@@ -237,7 +238,7 @@ class Trainer:
         """The objective on a batch that may still lie on the CPU."""
         batch = batch.to(self.device)
         teacher = None if self.teacher is None else _on(self.device, self.teacher(batch))
-        return self.objective(self.forward(batch), batch.labels, teacher)
+        return self.objective(self.forward(batch), batch, teacher)
 
     def _log(self, samples: int, loss: Tensor, lr: float, seconds: float) -> None:
         every = max(1, self.plan.total_steps // 2000)
@@ -275,16 +276,15 @@ class Trainer:
         count = 0
         self.model.eval()
         with torch.no_grad():
-            for batch in self.evaluation():
+            for batch in (found.to(self.device) for found in self.evaluation()):
                 teacher = self.evaluation_teacher
                 expected = None if teacher is None else _on(self.device, teacher(batch))
-                for part, wanted in _parts(batch.to(self.device), expected, self.micro_batch):
+                for part, wanted in _parts(batch, expected, self.micro_batch):
                     outputs = self.forward(part)
-                    entry = accuracy_metrics(outputs, part.labels, wanted, self.objective)
+                    entry = accuracy_metrics(outputs, part, wanted, self.objective)
                     for key, value in entry.items():
                         sums[key] = sums.get(key, 0.0) + value
                 count += len(batch)
-        names = {"loss": "loss", "correct": "top1", "agree": "agreement"}
         self.observer.record(
             {
                 "kind": "eval",
@@ -292,7 +292,7 @@ class Trainer:
                 "epoch": self.step / self.plan.steps_per_epoch,
                 "progress": self._progress,
                 "sparsity": self.masks.sparsity,
-                "metrics": {names[key]: value / count for key, value in sums.items()},
+                "metrics": {name: total / count for name, total in sums.items()},
             }
         )
 
