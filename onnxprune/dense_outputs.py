@@ -1,58 +1,73 @@
-"""The dense model's outputs, computed once under ONNX Runtime and kept in the run directory."""
+"""The dense model as a teacher: under ONNX Runtime, once or in each step, or in PyTorch."""
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from onnxprune.calibration import Samples
-from onnxprune.errors import DataError, UnsupportedModelError
-from onnxprune.finetune import Batch, BatchSource, takes_batches
+from onnxprune.calibration import Samples, subset
+from onnxprune.errors import DataError
+from onnxprune.finetune import (
+    ArrayTeacher,
+    Batch,
+    BatchSource,
+    CachedTeacher,
+    ModuleTeacher,
+    Teacher,
+    takes_batches,
+)
+from onnxprune.importer import ImportedModel
+from onnxprune.job import Job
 from onnxprune.model import OnnxModel, atomic_write
-from onnxprune.validate import Session
+from onnxprune.validate import Session, open_session
 
 
 def compute_outputs(
     session: Session,
     samples: Samples,
+    names: Collection[str],
     batch_size: int,
     on_progress: Callable[[int, int], None],
 ) -> dict[str, np.ndarray]:
-    """Every float output for every sample, by output name, as float32 of `(samples, ...)`.
+    """Values for every sample, by name, as float32 of `(samples, ...)`.
 
     Args:
         session: The dense model.
         samples: Its inputs, in the order of the result.
+        names: Which of its outputs are taken.
         batch_size: Samples a call, unless the model's inputs fix it.
         on_progress: Called with (samples done, samples in all) after each batch.
 
     Raises:
-        DataError: The model gives NaN or infinity for a sample, from which nothing can be learnt.
-        UnsupportedModelError: No float output has a row for each sample.
+        DataError: The model gives NaN or infinity for a sample, from which nothing can be learnt,
+            or values of different shapes.
     """
-    fixed = fixed_batch(session)
-    collected: dict[str, list[np.ndarray]] = {}
+    teacher = ArrayTeacher(session.run, names, fixed_batch(session))
+    collected: dict[str, list[np.ndarray]] = {name: [] for name in names}
     done = 0
-    for batch in BatchSource(samples, fixed or batch_size).in_order():
-        feeds = {name: tensor.numpy() for name, tensor in batch.inputs.items()}
-        feeds = padded(feeds, fixed)
-        rows = len(next(iter(feeds.values())))
-        for name, array in session.run(feeds).items():
-            if np.issubdtype(array.dtype, np.floating) and array.shape[:1] == (rows,):
-                outputs = array[: len(batch)].astype(np.float32)
-                _check_finite(outputs, name, batch, samples)
-                collected.setdefault(name, []).append(outputs)
+    for batch in BatchSource(samples, fixed_batch(session) or batch_size).in_order():
+        for name, tensor in teacher(batch).items():
+            outputs = tensor.numpy()
+            _check_finite(outputs, name, batch, samples)
+            collected[name].append(outputs)
         done += len(batch)
         on_progress(done, len(samples))
-    if not collected:
-        raise UnsupportedModelError(
-            "no float output has a row for each sample",
-            where=session.label,
-            got=", ".join(f"{spec.name} {spec.describe()}" for spec in session.outputs),
+    return {name: _joined(name, arrays) for name, arrays in collected.items()}
+
+
+def _joined(name: str, arrays: list[np.ndarray]) -> np.ndarray:
+    shapes = sorted({array.shape[1:] for array in arrays})
+    if len(shapes) > 1:
+        raise DataError(
+            "the dense model's values differ in shape from sample to sample, and cannot be kept",
+            where=f"tensor {name!r}",
+            got=", ".join(map(str, shapes[:5])),
+            remedy="set [distill] teacher = 'torch' or 'runtime'",
         )
-    return {name: np.concatenate(arrays) for name, arrays in collected.items()}
+    return np.concatenate(arrays)
 
 
 def _check_finite(outputs: np.ndarray, name: str, batch: Batch, samples: Samples) -> None:
@@ -69,6 +84,63 @@ def _check_finite(outputs: np.ndarray, name: str, batch: Batch, samples: Samples
         expected="finite numbers",
         remedy="leave such samples out, or repair the model",
     )
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """The dense model, from which a run learns.
+
+    Attributes:
+        job: The job.
+        module: The model as it is before training, imported from `job.traced`.
+        only_batch: The only batch size that it takes in PyTorch, None for any.
+        on_progress: Called with (samples done, samples in all) while values are computed.
+    """
+
+    job: Job
+    module: ImportedModel
+    only_batch: int | None
+    on_progress: Callable[[int, int], None]
+
+    def kind(self, names: Collection[str]) -> str:
+        """`cached`, `torch` or `runtime`: what the recipe says, or what its `auto` comes to."""
+        kind, samples = self.job.recipe.distill.teacher, self.job.train
+        if kind != "auto" or samples is None:
+            return kind
+        count = fixed_batch(self.job.source) or 1
+        first = next(BatchSource(samples, count).in_order())
+        if first.lengths:
+            return "torch"
+        outputs = self.values(subset(samples, [0] * count), names)
+        size = sum(array.nbytes for array in outputs.values()) / count
+        fits = size * len(samples) <= self.job.recipe.finetune.cache_mb * 2**20
+        return "cached" if fits else "torch"
+
+    def values(self, samples: Samples, names: Collection[str]) -> dict[str, np.ndarray]:
+        """Its values for all of some samples, from ONNX Runtime; see `compute_outputs`."""
+        size = self.job.recipe.finetune.batch_size
+        return compute_outputs(self._session(), samples, names, size, self.on_progress)
+
+    def running(self, kind: str, names: Collection[str]) -> Teacher:
+        """The model as a teacher that runs on every batch, of kind `torch` or `runtime`."""
+        if kind == "runtime":
+            return ArrayTeacher(self._session().run, names, fixed_batch(self.job.source))
+        return ModuleTeacher(self.module, names, self.only_batch)
+
+    def cached(self, samples: Samples, names: Collection[str]) -> Teacher:
+        """The model as a teacher on training samples, whose values the run directory keeps."""
+        path = self.job.run.teacher
+        if self.job.resume and path.is_file():
+            outputs = load_outputs(path, len(samples))
+            if outputs is not None and outputs.keys() == set(names):
+                return CachedTeacher(outputs)
+        outputs = self.values(samples, names)
+        save_outputs(outputs, path)
+        return CachedTeacher(outputs)
+
+    def _session(self) -> Session:
+        settings = self.job.recipe.validation
+        return open_session(self.job.traced, settings.provider, settings.threads)
 
 
 def save_outputs(outputs: dict[str, np.ndarray], path: Path) -> None:

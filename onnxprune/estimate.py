@@ -9,15 +9,10 @@ from typing import Any
 import torch
 
 from onnxprune.dense_outputs import only_batch
-from onnxprune.finetune import (
-    BatchSource,
-    Objective,
-    make_accelerator,
-    make_optimizer,
-    named_outputs,
-)
+from onnxprune.finetune import BatchSource, make_accelerator, make_optimizer, named_outputs
 from onnxprune.importer import load
 from onnxprune.job import Job
+from onnxprune.learning import make_objective
 
 _MEASURED_STEPS = 2
 
@@ -31,7 +26,7 @@ def estimate(job: Job) -> dict[str, Any]:
     Returns:
         `step_s`, `train_s`, `total_s` in seconds, and `memory_bytes` by what uses it.
     """
-    imported = load(job.source)
+    imported = load(job.traced)
     parameters = dict(imported.named_parameters())
     weights = sum(p.numel() * p.element_size() for p in parameters.values())
     masked = job.plan.size
@@ -82,9 +77,8 @@ def _measure(job: Job, module: Any) -> tuple[float, float, int]:
     accelerator = make_accelerator(settings)
     model = accelerator.prepare_model(module)
     optimizer = make_optimizer(dict(module.named_parameters()), settings)
-    objective = Objective(
-        module.output_names[0], module.output_activations, job.train.labelled, job.recipe.distill
-    )
+    size = only_batch(module, job.source, job.train)
+    objective = make_objective(job, module, size)
     batches = BatchSource(job.train, settings.batch_size).shuffled(0)
     kept: dict[int, int] = {}
 
@@ -92,7 +86,6 @@ def _measure(job: Job, module: Any) -> tuple[float, float, int]:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    size = only_batch(module, job.source, job.train)
     model.train()
     seconds, forward = [], []
     for _ in range(_MEASURED_STEPS):
@@ -106,7 +99,7 @@ def _measure(job: Job, module: Any) -> tuple[float, float, int]:
                 outputs = named_outputs(model(**part.inputs), module.output_names)
             forward_s += time.monotonic() - part_started
             teacher = {n: t.detach() for n, t in outputs.items() if t.is_floating_point()}
-            accelerator.backward(objective(outputs, part.labels, teacher))
+            accelerator.backward(objective(outputs, part, teacher))
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.monotonic() - started)

@@ -1,7 +1,7 @@
 """A prune job, checked before any work: model, recipe, output, run directory and data."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,16 +11,20 @@ import numpy as np
 
 from onnxprune.calibration import Samples, class_order_note, open_data, split_holdout
 from onnxprune.errors import DataError, UnsupportedModelError, UsageError
-from onnxprune.export import clear_training, training_nodes, write_back
+from onnxprune.export import clear_training, tapped, training_nodes, write_back
 from onnxprune.finetune import BatchSource, check_device
 from onnxprune.importer import load
-from onnxprune.model import OnnxModel, check_writable, external_data_path, read
+from onnxprune.model import OnnxModel, ValueSpec, check_writable, external_data_path, read
 from onnxprune.planning import PruningPlan, make_plan
 from onnxprune.recipe import Recipe
 from onnxprune.run_directory import RunDirectory
 from onnxprune.tensors import GraphTensor, find_tensors
+from onnxprune.user_code import load_function
 from onnxprune.validate import open_session
 from onnxprune.version import __version__
+
+CLASS_LOSSES = ("auto", "cross-entropy")
+"""Losses that learn from the index of a class."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Job:
         held_out: Whether `eval` was split off `train`.
         run: The run directory.
         resume: Continue from the run directory's last checkpoint.
+        traced: The dense model with the inner tensors that are distilled as further outputs; it is
+            trained from, and never written.
+        loss_function: The user's loss, where the recipe names one.
         notes: What the user should know about the result.
     """
 
@@ -49,7 +56,20 @@ class Job:
     held_out: bool
     run: RunDirectory
     resume: bool
+    traced: OnnxModel
+    loss_function: Callable[..., Any] | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def loss_output(self) -> ValueSpec:
+        """The output that the loss on targets reads."""
+        return _loss_output(self.source, self.recipe)
+
+    @property
+    def learns_task(self) -> bool:
+        """Whether a loss on targets is part of what is minimised."""
+        labelled = self.train is not None and self.train.labelled
+        return labelled or self.loss_function is not None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -112,7 +132,7 @@ def prepare(
         run_dir: Folder for checkpoints, log and report; by default `OUTPUT` with `.run` for its
             extension.
         resume: Continue from the run directory.
-        allow_python: Whether `python:` data specs may run code.
+        allow_python: Whether `python:` data specs and losses may run code.
 
     Raises:
         UsageError: Recipe, output or run directory make no sense.
@@ -128,21 +148,36 @@ def prepare(
     source = _in_inference(source, recipe, notes)
     tensors = find_tensors(source.proto)
     _check_values(tensors.values(), source)
-    load(source).check_trainable()
+    traced = tapped(source, list(recipe.distill.features), "[distill] features")
+    load(traced).check_trainable()
+    _check_names(source, recipe)
+    loss_function = _loss_function(recipe, allow_python)
     plan = make_plan(tensors.values(), recipe)
     notes += plan.skipped_notes()
     notes += _sparse_already(plan)
     check_device(recipe.finetune)
     open_session(source, recipe.validation.provider, recipe.validation.threads)
     train, evaluation, held_out = _open_samples(source, recipe, allow_python, notes)
-    if any(samples is not None and samples.labelled for samples in (train, evaluation)):
-        _check_scores(source)
+    _check_targets(source, recipe, train, evaluation)
     preprocess = next((s.preprocess for s in (train, evaluation) if s is not None), None)
     if recipe.data.classes is None and train is not None and train.classes is not None:
         notes.append(class_order_note(train.classes))
     if preprocess is not None:
         recipe = recipe.model_copy(update={"preprocess": preprocess})
-    return Job(source, output, recipe, plan, train, evaluation, held_out, run, resume, notes)
+    return Job(
+        source,
+        output,
+        recipe,
+        plan,
+        train,
+        evaluation,
+        held_out,
+        run,
+        resume,
+        traced,
+        loss_function,
+        notes,
+    )
 
 
 def _check_output(output: Path, source: OnnxModel, run: RunDirectory) -> None:
@@ -213,30 +248,93 @@ def _check_values(tensors: Iterable[GraphTensor], source: OnnxModel) -> None:
             )
 
 
-def _check_scores(source: OnnxModel) -> None:
-    """With labels, the first output has to hold a score for each class."""
-    output = source.outputs[0]
+def _loss_output(source: OnnxModel, recipe: Recipe) -> ValueSpec:
+    name = recipe.finetune.loss_output
+    outputs = {spec.name: spec for spec in source.outputs}
+    return source.outputs[0] if name is None else outputs[name]
+
+
+def _check_names(source: OnnxModel, recipe: Recipe) -> None:
+    """Refuse names in the recipe that the graph does not have."""
+    outputs, inputs = ([spec.name for spec in specs] for specs in (source.outputs, source.inputs))
+    for key, name, known in (
+        ("[finetune] loss_output", recipe.finetune.loss_output, outputs),
+        ("[distill] mask_input", recipe.distill.mask_input, inputs),
+    ):
+        if name is not None and name not in known:
+            raise UsageError(
+                f"the model has no such {key.rpartition('_')[2]}",
+                where=f"{source.label}, {key}",
+                got=repr(name),
+                expected=", ".join(map(repr, known)),
+            )
+
+
+def _loss_function(recipe: Recipe, allow_python: bool) -> Callable[..., Any] | None:
+    kind, _, target = recipe.finetune.loss.partition(":")
+    if kind != "python":
+        return None
+    if not allow_python:
+        raise UsageError(
+            "this loss runs Python code, which has to be allowed",
+            where="[finetune] loss",
+            got=recipe.finetune.loss,
+            remedy="pass --allow-python if you trust this code",
+        )
+    return load_function(target, "[finetune] loss")
+
+
+def _check_targets(
+    source: OnnxModel, recipe: Recipe, train: Samples | None, evaluation: Samples | None
+) -> None:
+    """Refuse targets that are missing, or class labels without class scores."""
+    loss = recipe.finetune.loss
+    wanted = loss in ("cross-entropy", "bce", "mse", "ctc") and recipe.distill.weight != 1
+    if wanted and train is not None and not train.labelled:
+        raise DataError(
+            f"loss {loss!r} needs targets, and the data have none",
+            where=train.name,
+            remedy="give data with targets, or leave [finetune] loss out, so that the dense model "
+            "is distilled",
+        )
+    for samples in (train, evaluation):
+        if samples is not None and has_classes(samples) and loss in CLASS_LOSSES:
+            _check_scores(_loss_output(source, recipe), source)
+
+
+def has_classes(samples: Samples) -> bool:
+    """Whether every sample has one label, the index of its class."""
+    return samples.labelled and isinstance(samples.label(0), int | np.integer)
+
+
+def _check_scores(output: ValueSpec, source: OnnxModel) -> None:
+    """With labels, the output has to hold a score for each class."""
     floats = output.dtype is None or output.dtype.kind not in "iub"
     if not floats or any(isinstance(dim, int) and dim != 1 for dim in (output.shape or ())[2:]):
         raise DataError(
-            "the data have labels, but the model's first output holds no class scores",
+            "the data have labels, but the model's output holds no class scores",
             where=f"{source.label}, output {output.name!r}",
             got=output.describe(),
             expected="float[samples, classes]",
-            remedy="give data without labels, so that the dense model is distilled",
+            remedy="name another output in [finetune] loss_output, or give data without labels, so "
+            "that the dense model is distilled",
         )
 
 
 def _open_samples(
     source: OnnxModel, recipe: Recipe, allow_python: bool, notes: list[str]
 ) -> tuple[Samples | None, Samples | None, bool]:
+    classes = _loss_output(source, recipe).class_count
+    if recipe.finetune.loss not in CLASS_LOSSES:
+        classes = None
+
     def open_spec(spec: str, limit: int | None) -> Samples:
         return open_data(
             spec,
             inputs=source.inputs,
             preprocess=recipe.preprocess,
             classes=recipe.data.classes,
-            num_classes=source.class_count,
+            num_classes=classes,
             allow_python=allow_python,
             limit=limit,
             seed=recipe.finetune.seed,

@@ -94,6 +94,13 @@ class ValueSpec:
             return f"{dtype}[...]"
         return f"{dtype}[{', '.join('?' if dim is None else str(dim) for dim in self.shape)}]"
 
+    @property
+    def class_count(self) -> int | None:
+        """Length of the class axis; None unless there are two axes and a known size."""
+        if self.shape is not None and len(self.shape) == 2 and isinstance(self.shape[1], int):
+            return self.shape[1]
+        return None
+
 
 @dataclass(frozen=True)
 class OnnxModel:
@@ -157,10 +164,7 @@ class OnnxModel:
     @property
     def class_count(self) -> int | None:
         """Length of the first output's class axis; None unless it has two axes and a known size."""
-        shape = self.outputs[0].shape
-        if shape is not None and len(shape) == 2 and isinstance(shape[1], int):
-            return shape[1]
-        return None
+        return self.outputs[0].class_count
 
 
 def read(source: str | os.PathLike[str] | bytes | onnx.ModelProto | OnnxModel) -> OnnxModel:

@@ -17,14 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from onnxprune.calibration import Samples, recalibrate, shuffled_order, subset
-from onnxprune.dense_outputs import (
-    compute_outputs,
-    fixed_batch,
-    load_outputs,
-    only_batch,
-    padded,
-    save_outputs,
-)
+from onnxprune.dense_outputs import DenseModel, fixed_batch, only_batch, padded
 from onnxprune.errors import Interrupted, ModelError, OutputError, TrainingError, UsageError
 from onnxprune.export import (
     SPARSE_BREAK_EVEN,
@@ -32,6 +25,7 @@ from onnxprune.export import (
     describe_tensors,
     overall_sparsity,
     read_metadata,
+    tapped,
     to_sparse,
     write_back,
     write_metadata,
@@ -40,7 +34,7 @@ from onnxprune.finetune import (
     BatchSource,
     CachedTeacher,
     CheckpointStore,
-    ModuleTeacher,
+    CrossEntropy,
     Objective,
     Plan,
     Ranks,
@@ -49,16 +43,17 @@ from onnxprune.finetune import (
     courses_of,
     make_accelerator,
     named_outputs,
-    observed_activations,
     rank_seed,
 )
 from onnxprune.importer import ImportedModel, load
-from onnxprune.job import Job, prepare
+from onnxprune.job import Job, has_classes, prepare
+from onnxprune.learning import make_objective
 from onnxprune.model import payload_sha256, read, write
 from onnxprune.outcome import tensor_table
 from onnxprune.recipe import Recipe
 from onnxprune.run_directory import SCHEMA_VERSION, Status
 from onnxprune.sparsity import Magnitude, MaskSet, RandomScore, select_replicated_masks
+from onnxprune.task_validation import evaluate_task
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate import bench, describe_machine, evaluate, open_session, write_report
 from onnxprune.version import __version__
@@ -168,6 +163,7 @@ class _Run:
         self.recipe = job.recipe
         self.accelerator = accelerator
         self.ranks = ranks
+        self.alone = ranks.world == 1
         self.on_progress = on_progress if ranks.is_main else lambda entry: None
         self.stop = stop
         self.notes: list[str] = []
@@ -178,7 +174,7 @@ class _Run:
         for note in self.job.notes:
             self.message(note)
         with self._stage("import"):
-            imported = load(self.job.source)
+            imported = load(self.job.traced)
         trainer = self._trainer(imported)
         with self._stage("train"):
             if self.job.resume:
@@ -188,7 +184,7 @@ class _Run:
             trainer.finish()
         self._recalibrate(trainer, imported)
         imported.to("cpu").to(memory_format=torch.contiguous_format).eval()
-        return self.ranks.run_on_main(lambda: self._finish(imported, trainer.masks, started))
+        return self.ranks.run_on_main(lambda: self._finish(imported, trainer, started))
 
     def _resume(self, trainer: Trainer) -> None:
         if trainer.resume():
@@ -196,13 +192,14 @@ class _Run:
         else:
             self.rewound(0, 0.0, 0)
 
-    def _finish(self, module: ImportedModel, masks: MaskSet, started: float) -> dict[str, Any]:
-        """Everything after training: export, validation, results."""
+    def _finish(self, module: ImportedModel, trainer: Trainer, started: float) -> dict[str, Any]:
+        """Everything after training, by the first process alone: export, validation, results."""
+        self.alone = True
         with self._stage("export"):
-            proto = self._export(module, masks)
+            proto = self._export(module, trainer.masks)
             difference = self._compare_with_runtime(module, proto)
             write(proto, self.job.output, external=self.job.source.has_external_data)
-        validation = self._validate()
+        validation = self._validate(trainer.objective)
         latency = self._latency()
         self.seconds["total"] = time.monotonic() - started
         results = self._results(proto, validation, latency, difference)
@@ -240,7 +237,8 @@ class _Run:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
     def _stop_if_asked(self) -> None:
-        if self.stop():
+        """Stop at once where no other process waits for this one; training stops together."""
+        if self.alone and self.stop():
             raise Interrupted("interrupted", remedy="continue with --resume")
 
     def _work(self, done: int, total: int) -> None:
@@ -251,13 +249,9 @@ class _Run:
         job, settings = self.job, self.recipe.finetune
         parameters = dict(imported.named_parameters())
         by_name = {onnx: parameters[key] for key, onnx in imported.tensor_names.items()}
-        objective = Objective(
-            imported.output_names[0],
-            self._activations(imported),
-            job.train is not None and job.train.labelled,
-            self.recipe.distill,
-            settings.label_smoothing,
-        )
+        only = self._only_batch(imported)
+        objective = make_objective(job, imported, only)
+        dense = DenseModel(job, imported, only, self._work)
         pruned = {name: by_name[name] for name in job.plan.tensors}
         masks = MaskSet(pruned)
         return Trainer(
@@ -268,16 +262,16 @@ class _Run:
             choose=lambda zeros: self._choose(masks, zeros),
             batches=self._batches(job.train) if job.train is not None else _no_batches(),
             objective=objective,
-            teacher=self._teacher(imported, objective),
+            teacher=self._teacher(dense, objective),
             settings=settings,
             plan=self._plan(),
             observer=self,
             accelerator=self.accelerator,
             ranks=self.ranks,
-            **self._progress_evaluation(),
+            **self._progress_evaluation(dense, objective),
             checkpoints=self._checkpoints(),
             stop=self.stop,
-            graph_batch=self._graph_batch(imported),
+            graph_batch=only,
             loss_scale=max(1.0, math.log(job.source.class_count or 1)),
         )
 
@@ -285,14 +279,6 @@ class _Run:
         """Only the first process reads and writes them, so only it needs to know the data."""
         run_id = self.job.identity["run_id"] if self.ranks.is_main else ""
         return CheckpointStore(self.job.run.checkpoints, run_id)
-
-    def _activations(self, imported: ImportedModel) -> dict[str, str | None]:
-        """How outputs end: as the graph says or, where it is silent, as they look on samples."""
-        if self.job.train is None:
-            return imported.output_activations
-        size = fixed_batch(self.job.source) or 8
-        batch = next(BatchSource(self.job.train, size).in_order())
-        return observed_activations(imported, batch.padded(fixed_batch(self.job.source) or 0))
 
     def _choose(self, masks: MaskSet, zeros: int) -> dict[str, torch.Tensor]:
         settings = self.recipe.sparsity
@@ -336,36 +322,23 @@ class _Run:
             order=partial(shuffled_order, samples),
         )
 
-    def _teacher(self, imported: ImportedModel, objective: Objective) -> Teacher | None:
-        """The dense model's outputs on the training samples, from ONNX Runtime, kept on disk."""
-        job = self.job
-        if job.train is None or job.total_steps == 0 or objective.distill_weight == 0:
+    def _teacher(self, dense: DenseModel, objective: Objective) -> Teacher | None:
+        """The dense model on the training samples."""
+        train, names = self.job.train, objective.distillation.names
+        if train is None or self.job.total_steps == 0 or objective.distill_weight == 0:
             return None
-        if not self._outputs_fit(job.train):
-            self.message("the dense model's outputs are too large to keep: it runs in each step")
-            return ModuleTeacher(imported, only_batch(imported, job.source, job.train))
-        if job.resume and job.run.teacher.is_file():
-            outputs = load_outputs(job.run.teacher, len(job.train))
-            if outputs is not None:
-                return CachedTeacher(outputs)
         with self._stage("dense outputs"):
-            outputs = self._dense_outputs(job.train)
-            save_outputs(outputs, job.run.teacher)
-        return CachedTeacher(outputs)
+            kind = dense.kind(names)
+            if kind == "cached":
+                return dense.cached(train, names)
+            if self.recipe.distill.teacher == "auto":
+                self.message(
+                    "the dense model's outputs are not kept, as they are too large or their "
+                    "shapes differ: it runs in each step"
+                )
+            return dense.running(kind, names)
 
-    def _outputs_fit(self, samples: Samples) -> bool:
-        """Whether the dense model's outputs for all samples fit into `cache_mb`."""
-        count = fixed_batch(self.job.source) or 1
-        outputs = self._dense_outputs(subset(samples, [0] * count))
-        size = sum(array.nbytes for array in outputs.values()) / count
-        return size * len(samples) <= self.recipe.finetune.cache_mb * 2**20
-
-    def _dense_outputs(self, samples: Samples) -> dict[str, np.ndarray]:
-        settings = self.recipe.validation
-        session = open_session(self.job.source, settings.provider, settings.threads)
-        return compute_outputs(session, samples, self.recipe.finetune.batch_size, self._work)
-
-    def _progress_evaluation(self) -> dict[str, Any]:
+    def _progress_evaluation(self, dense: DenseModel, objective: Objective) -> dict[str, Any]:
         samples = self.job.eval
         settings = self.recipe.finetune
         if samples is None or settings.evaluations == 0 or self.job.total_steps == 0:
@@ -373,11 +346,21 @@ class _Run:
         count = min(settings.progress_samples, len(samples))
         part = subset(samples, [index * len(samples) // count for index in range(count)])
         source = self._batches(part)
+        names = set(objective.distillation.names) if objective.distill_weight else set()
+        if objective.task is None or isinstance(objective.task, CrossEntropy):
+            names.add(objective.output)
+        if not names:
+            return {"evaluation": source.in_order}
         with self._stage("dense outputs"):
-            teacher = CachedTeacher(self._dense_outputs(part))
+            kind = dense.kind(names)
+            teacher = (
+                CachedTeacher(dense.values(part, names))
+                if kind == "cached"
+                else dense.running(kind, names)
+            )
         return {"evaluation": source.in_order, "evaluation_teacher": teacher}
 
-    def _graph_batch(self, imported: ImportedModel) -> int | None:
+    def _only_batch(self, imported: ImportedModel) -> int | None:
         """The only batch size that the graph takes; None for any."""
         size = only_batch(imported, self.job.source, self.job.train)
         if size is not None and self.job.total_steps:
@@ -448,7 +431,8 @@ class _Run:
             inputs = {name: torch.from_numpy(array) for name, array in feeds.items()}
             expected = named_outputs(module(**inputs), module.output_names)
         worst = 0.0
-        for name, tensor in expected.items():
+        for name in actual:
+            tensor = expected[name]
             wanted, found = tensor.numpy().astype(np.float64), actual[name].astype(np.float64)
             difference = float(np.abs(wanted - found).max(initial=0.0))
             scale = max(1.0, float(np.abs(wanted).max(initial=0.0)))
@@ -463,21 +447,37 @@ class _Run:
             worst = max(worst, difference)
         return worst
 
-    def _validate(self) -> dict[str, Any]:
-        if self.job.eval is None:
+    def _validate(self, objective: Objective) -> dict[str, Any]:
+        samples, settings = self.job.eval, self.recipe.validation
+        if samples is None:
             return {"dense": {}, "pruned": {}, "samples": 0}
-        settings = self.recipe.validation
+        by_class = objective.task is None or (
+            isinstance(objective.task, CrossEntropy) and has_classes(samples)
+        )
         with self._stage("validate"):
-            result = evaluate(
-                [self.job.source, self.job.output],
-                self.job.eval,
-                batch_size=settings.batch_size,
-                provider=settings.provider,
-                threads=settings.threads,
-                on_progress=self._work,
-            ).to_json()
-        dense, pruned = (model["metrics"] for model in result["models"])
-        return {"dense": dense, "pruned": pruned, "samples": result["samples"]}
+            if by_class and objective.output == self.job.source.outputs[0].name:
+                result = evaluate(
+                    [self.job.source, self.job.output],
+                    samples,
+                    batch_size=settings.batch_size,
+                    provider=settings.provider,
+                    threads=settings.threads,
+                    on_progress=self._work,
+                ).to_json()
+                metrics = [model["metrics"] for model in result["models"]]
+            else:
+                features = list(self.recipe.distill.features)
+                pruned = tapped(read(self.job.output), features, "[distill] features")
+                metrics = evaluate_task(
+                    [self.job.traced, pruned],
+                    samples,
+                    objective,
+                    batch_size=settings.batch_size,
+                    provider=settings.provider,
+                    threads=settings.threads,
+                    on_progress=self._work,
+                )
+        return {"dense": metrics[0], "pruned": metrics[1], "samples": len(samples)}
 
     def _latency(self) -> dict[str, Any] | None:
         settings = self.recipe.validation

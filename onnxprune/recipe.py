@@ -24,6 +24,7 @@ from pydantic import (
 from onnxprune.errors import RecipeError, UsageError
 
 PATTERN_TEXT = r"^(unstructured|[1-9][0-9]*:[1-9][0-9]*)$"
+LOSS_TEXT = r"^(auto|cross-entropy|bce|mse|ctc|python:[A-Za-z_][\w.]*:[A-Za-z_]\w*)$"
 
 
 _Pair = Annotated[tuple[int, int], Strict(False)]
@@ -252,7 +253,19 @@ class FinetuneTable(_Table):
     clip_norm: float = Field(
         1.0, ge=0, description="Largest norm of the whole gradient; 0 for no limit."
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Smoothing of the labels.")
+    loss: str = Field(
+        "auto",
+        pattern=LOSS_TEXT,
+        description="Loss on the targets: auto, cross-entropy, bce (multi-hot labels), mse, ctc, "
+        "or python:package.module:function; auto is cross-entropy.",
+    )
+    loss_output: str | None = Field(
+        None, description="Output that the loss reads, by default the first."
+    )
+    ctc_blank: int = Field(0, ge=0, description="Index of the blank among the classes of ctc.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Smoothing of the labels of cross-entropy and bce."
+    )
     ema: float = Field(
         0.0,
         ge=0,
@@ -346,6 +359,12 @@ class FinetuneTable(_Table):
             raise ValueError("sam_rho and precision 'fp16' exclude each other; use bf16")
         return self
 
+    @model_validator(mode="after")
+    def _smoothing_has_classes(self) -> Self:
+        if self.label_smoothing and self.loss not in ("auto", "cross-entropy", "bce"):
+            raise ValueError(f"label_smoothing does nothing with loss {self.loss!r}; leave it out")
+        return self
+
 
 class DistillTable(_Table):
     """`[distill]`: learning from the dense model."""
@@ -362,6 +381,42 @@ class DistillTable(_Table):
         "auto",
         description="auto: kl for labelled class scores and softmax outputs, mse for the rest.",
     )
+    outputs: list[str] = Field(
+        ["*"], description="Globs over the graph's outputs; these are compared."
+    )
+    features: dict[str, float] = Field(
+        {},
+        description="Name of a tensor inside the graph = weight of its distance, above 0, which is "
+        "added to that of the outputs.",
+    )
+    feature_loss: Literal["mse", "mae", "cosine"] = Field(
+        "mse",
+        description="Distance of such tensors: mse over the variance, mae over the standard "
+        "deviation, or cosine for embeddings.",
+    )
+    teacher: Literal["auto", "cached", "torch", "runtime"] = Field(
+        "auto",
+        description="Where the dense model runs: cached, once under ONNX Runtime before training; "
+        "torch or runtime, in each step in PyTorch or under ONNX Runtime; auto: cached where that "
+        "is possible, else torch.",
+    )
+    mask_input: str | None = Field(
+        None, description="Input whose zeros mark padded positions, which are not compared."
+    )
+
+    @field_validator("features")
+    @classmethod
+    def _weights_positive(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, weight in value.items():
+            if weight <= 0:
+                raise ValueError(f"{name!r}: a weight must be above 0, got {weight}")
+        return value
+
+    @model_validator(mode="after")
+    def _something_compared(self) -> Self:
+        if not self.outputs and not self.features and self.weight != 0:
+            raise ValueError("outputs and features are both empty; set weight = 0 to not distil")
+        return self
 
 
 class ExportTable(_Table):

@@ -22,10 +22,12 @@ _EXAMPLES: dict[str, object] = {
     "preprocess.crop": [224, 224],
     "sparsity.target": 0.8,
     "finetune.lr": 0.01,
+    "finetune.loss_output": "scores",
     "finetune.threads": 4,
     "finetune.micro_batch": 8,
     "finetune.channels_last": True,
     "distill.weight": 0.5,
+    "distill.mask_input": "attention_mask",
     "validate.threads": 4,
 }
 

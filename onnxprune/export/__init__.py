@@ -21,6 +21,7 @@ from onnxprune.export.metadata import (
     write_metadata,
 )
 from onnxprune.export.storage import SPARSE_BREAK_EVEN, to_sparse
+from onnxprune.export.taps import tapped
 from onnxprune.export.writeback import Exportable, export, write_back
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "overall_sparsity",
     "read_metadata",
     "schema",
+    "tapped",
     "to_sparse",
     "training_nodes",
     "verify",

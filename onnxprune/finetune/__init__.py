@@ -1,39 +1,62 @@
 """Fine-tuning of a pruned model: loop, losses, distillation, checkpoints."""
 
-from onnxprune.finetune.batches import Batch, BatchSource, CachedTeacher, ModuleTeacher, Teacher
+from onnxprune.finetune.batches import Batch, BatchSource
 from onnxprune.finetune.checkpoint import Checkpoint, CheckpointStore
 from onnxprune.finetune.engine import check_device, make_accelerator
 from onnxprune.finetune.loop import Observer, Trainer
-from onnxprune.finetune.losses import Objective
+from onnxprune.finetune.losses import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Ctc,
+    Distillation,
+    Ending,
+    Objective,
+    PythonLoss,
+    SquaredError,
+    TaskLoss,
+    class_axis,
+)
 from onnxprune.finetune.optim import DEFAULT_LR, learning_rate, make_optimizer
 from onnxprune.finetune.plan import Course, Plan, courses_of
-from onnxprune.finetune.probe import observed_activations, takes_batches
+from onnxprune.finetune.probe import observed_endings, probe_outputs, takes_batches
 from onnxprune.finetune.ranks import Ranks
 from onnxprune.finetune.state import rank_seed
 from onnxprune.finetune.step import named_outputs
+from onnxprune.finetune.teachers import ArrayTeacher, CachedTeacher, ModuleTeacher, Teacher
 
 __all__ = [
     "DEFAULT_LR",
+    "ArrayTeacher",
     "Batch",
     "BatchSource",
+    "BinaryCrossEntropy",
     "CachedTeacher",
     "Checkpoint",
     "CheckpointStore",
     "Course",
+    "CrossEntropy",
+    "Ctc",
+    "Distillation",
+    "Ending",
     "ModuleTeacher",
     "Objective",
     "Observer",
     "Plan",
+    "PythonLoss",
     "Ranks",
+    "SquaredError",
+    "TaskLoss",
     "Teacher",
     "Trainer",
     "check_device",
+    "class_axis",
     "courses_of",
     "learning_rate",
     "make_accelerator",
     "make_optimizer",
     "named_outputs",
-    "observed_activations",
+    "observed_endings",
+    "probe_outputs",
     "rank_seed",
     "takes_batches",
 ]

@@ -1,9 +1,8 @@
 """Batches in a fixed, resumable order, from any sequence of samples."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -40,12 +39,15 @@ class Batch:
     Attributes:
         indices: Which samples it holds, `(batch,)`.
         inputs: Input name -> `(batch, ...)`.
-        labels: `(batch,)` class indices, or None.
+        labels: Targets, `(batch, ...)`, such as class indices `(batch,)`; None without. Sequences
+            of whole numbers are padded with -1.
+        lengths: Of inputs that are padded to one length: input name -> `(batch,)` lengths.
     """
 
     indices: Tensor
     inputs: dict[str, Tensor]
     labels: Tensor | None
+    lengths: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -61,6 +63,7 @@ class Batch:
             self.indices,
             {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()},
             None if self.labels is None else self.labels.to(device, non_blocking=True),
+            {name: tensor.to(device, non_blocking=True) for name, tensor in self.lengths.items()},
         )
 
     def padded(self, size: int) -> "Batch":
@@ -76,6 +79,7 @@ class Batch:
             pad(self.indices),
             {name: pad(tensor) for name, tensor in self.inputs.items()},
             None if self.labels is None else pad(self.labels),
+            {name: pad(tensor) for name, tensor in self.lengths.items()},
         )
 
     def split(self, size: int) -> "list[Batch]":
@@ -85,6 +89,7 @@ class Batch:
                 self.indices[start : start + size],
                 {name: tensor[start : start + size] for name, tensor in self.inputs.items()},
                 None if self.labels is None else self.labels[start : start + size],
+                {name: tensor[start : start + size] for name, tensor in self.lengths.items()},
             )
             for start in range(0, len(self), size)
         ]
@@ -189,46 +194,3 @@ def _collate(items: Sequence[tuple[int, SampleLike]]) -> Batch:
         },
         None if labels[0] is None else torch.tensor(labels, dtype=torch.int64),
     )
-
-
-Teacher = Callable[[Batch], dict[str, Tensor]]
-"""The dense model: outputs by name for a batch, without gradients, on the CPU or its device."""
-
-
-class CachedTeacher:
-    """The dense model's outputs, computed once for every sample and looked up by index.
-
-    Args:
-        outputs: Output name -> `(samples, ...)`.
-    """
-
-    def __init__(self, outputs: Mapping[str, np.ndarray]) -> None:
-        self.outputs = {name: torch.from_numpy(array) for name, array in outputs.items()}
-
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """Outputs of the batch's samples."""
-        return {name: tensor[batch.indices] for name, tensor in self.outputs.items()}
-
-
-class ModuleTeacher:
-    """The dense model itself, run on every batch, on the batch's device.
-
-    Args:
-        module: An imported model as it is before training; it is copied.
-        batch_size: The only batch size that it takes, None for any.
-    """
-
-    def __init__(self, module: Any, batch_size: int | None = None) -> None:
-        self.batch_size = batch_size
-        self.names: list[str] = module.output_names
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
-
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """Float outputs of the batch."""
-        inputs = batch.padded(self.batch_size or 0).inputs
-        self.module.to(next(iter(inputs.values())).device)
-        with torch.no_grad():
-            outputs = self.module(**inputs)
-        values = outputs if isinstance(outputs, tuple | list) else (outputs,)
-        named = zip(self.names, values, strict=True)
-        return {name: v[: len(batch)] for name, v in named if v.is_floating_point()}

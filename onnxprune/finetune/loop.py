@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from onnxprune.errors import Interrupted, OnnxpruneError, OutputError, TrainingError
-from onnxprune.finetune.batches import Batch, BatchSource, Teacher
+from onnxprune.finetune.batches import Batch, BatchSource
 from onnxprune.finetune.checkpoint import Checkpoint, CheckpointStore
 from onnxprune.finetune.divergence import LossWatch
 from onnxprune.finetune.losses import Objective, accuracy_metrics
@@ -19,6 +19,7 @@ from onnxprune.finetune.plan import Plan
 from onnxprune.finetune.ranks import Ranks
 from onnxprune.finetune.state import TrainingState
 from onnxprune.finetune.step import Stepper
+from onnxprune.finetune.teachers import Teacher
 from onnxprune.recipe import FinetuneTable
 from onnxprune.sparsity import MaskSet
 
@@ -444,7 +445,6 @@ class Trainer:
                 for key, value in self._measured(model, batch).items():
                     sums[key] = sums.get(key, 0.0) + value
                 count += len(batch)
-        names = {"loss": "loss", "correct": "top1", "agree": "agreement"}
         self._record(
             {
                 "kind": "eval",
@@ -452,7 +452,7 @@ class Trainer:
                 "epoch": self.step / self.plan.steps_per_epoch,
                 "progress": self._progress,
                 "sparsity": self.masks.sparsity,
-                "metrics": {names[key]: value / count for key, value in sums.items()},
+                "metrics": {name: total / count for name, total in sums.items()},
             }
         )
 
@@ -464,7 +464,7 @@ class Trainer:
         sums: dict[str, float] = {}
         for part, expected in _parts(batch, wanted, self.micro_batch):
             entry = accuracy_metrics(
-                self.stepper.forward(model, part), part.labels, expected, self.objective
+                self.stepper.forward(model, part), part, expected, self.objective
             )
             for key, value in entry.items():
                 sums[key] = sums.get(key, 0.0) + value

@@ -2,15 +2,18 @@
 
 import contextlib
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from onnxprune.errors import OnnxpruneError, UnsupportedModelError
 from onnxprune.finetune.batches import Batch
+from onnxprune.finetune.losses import Ending
 
 _TOLERANCE = 1e-4
+_SUM_TOLERANCE = 1e-3
 
 
 def takes_batches(module: nn.Module, pair: Batch) -> bool:
@@ -41,12 +44,8 @@ def takes_batches(module: nn.Module, pair: Batch) -> bool:
     return True
 
 
-def observed_activations(module: Any, batch: Batch) -> dict[str, str | None]:
-    """How each output ends: `softmax`, `log_softmax`, `sigmoid` or None.
-
-    What the graph says is believed. Where it ends otherwise, an output `(batch, classes)` whose
-    rows are no negative numbers and sum to 1 on these samples is a softmax that the exporter took
-    apart.
+def probe_outputs(module: Any, batch: Batch) -> dict[str, Tensor]:
+    """What an imported model gives for some samples, by output name, without gradients.
 
     Args:
         module: An imported model; put into evaluation mode.
@@ -55,7 +54,6 @@ def observed_activations(module: Any, batch: Batch) -> dict[str, str | None]:
     Raises:
         UnsupportedModelError: It does not run on them.
     """
-    known: dict[str, str | None] = dict(module.output_activations)
     module.eval()
     with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
         try:
@@ -67,12 +65,42 @@ def observed_activations(module: Any, batch: Batch) -> dict[str, str | None]:
                 + f": {str(error).strip().splitlines()[0]}",
                 remedy="check the graph's shapes; `onnxprune evaluate` runs it in ONNX Runtime",
             ) from error
-    for name, output in zip(module.output_names, outputs, strict=True):
-        if known[name] is None and output.ndim == 2 and output.shape[1] > 1:
-            rows = output.double()
-            if bool((rows >= 0).all()) and bool(((rows.sum(dim=1) - 1).abs() < 1e-3).all()):
-                known[name] = "softmax"
-    return known
+    return dict(zip(module.output_names, outputs, strict=True))
+
+
+def observed_endings(
+    activations: Mapping[str, str | None], outputs: Mapping[str, Tensor]
+) -> dict[str, Ending]:
+    """How each output ends, as the graph says and as it looks on some samples.
+
+    What the graph says is believed. Where it ends otherwise, an output `(batch, classes)` whose
+    rows are no negative numbers and sum to 1 is a softmax that the exporter took apart. The axis of
+    a softmax is the one along which the values sum to 1, whatever the graph does to the shape
+    afterwards; of several such axes, the last.
+
+    Args:
+        activations: Output name -> `softmax`, `log_softmax`, `sigmoid` or None, as the graph says.
+        outputs: Output name -> values, `(batch, ...)`.
+    """
+    return {name: _ending(activations[name], output) for name, output in outputs.items()}
+
+
+def _ending(activation: str | None, output: Tensor) -> Ending:
+    if not output.is_floating_point():
+        return Ending(activation)
+    if activation is None and output.ndim == 2 and output.shape[1] > 1:
+        looks = bool((output >= 0).all()) and _sums_to_one(output, 1)
+        return Ending("softmax", 1) if looks else Ending()
+    if activation not in ("softmax", "log_softmax"):
+        return Ending(activation)
+    values = output.exp() if activation == "log_softmax" else output
+    axes = [axis for axis in range(1, output.ndim) if _sums_to_one(values, axis)]
+    long = [axis for axis in axes if output.shape[axis] > 1] or axes
+    return Ending(activation, long[-1] if long else None)
+
+
+def _sums_to_one(output: Tensor, axis: int) -> bool:
+    return bool(((output.double().sum(dim=axis) - 1).abs() < _SUM_TOLERANCE).all())
 
 
 def _as_tuple(outputs: Any) -> tuple[torch.Tensor, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from onnxprune.errors import TrainingError
-from onnxprune.finetune.batches import Batch, Teacher
+from onnxprune.finetune.batches import Batch
 from onnxprune.finetune.engine import (
     has_partial_gradients,
     in_memory_format,
@@ -22,6 +22,7 @@ from onnxprune.finetune.losses import Objective
 from onnxprune.finetune.optim import make_optimizer, sharpness_aware
 from onnxprune.finetune.ranks import Ranks
 from onnxprune.finetune.sync_batchnorm import synchronise_batchnorm
+from onnxprune.finetune.teachers import Teacher
 from onnxprune.recipe import FinetuneTable
 from onnxprune.sparsity import MaskSet
 
@@ -206,7 +207,7 @@ class Stepper:
         """The objective on a batch that may still lie on the CPU."""
         batch = batch.to(self.device)
         teacher = None if self.teacher is None else self.teacher_outputs(self.teacher, batch)
-        return self.objective(self.forward(self.model, batch), batch.labels, teacher)
+        return self.objective(self.forward(self.model, batch), batch, teacher)
 
     def teacher_outputs(self, teacher: Teacher, batch: Batch) -> dict[str, Tensor]:
         """The dense model's outputs on the device."""

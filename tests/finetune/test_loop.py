@@ -17,6 +17,8 @@ from onnxprune.finetune import (
     BatchSource,
     CachedTeacher,
     CheckpointStore,
+    CrossEntropy,
+    Distillation,
     Objective,
     Plan,
     Ranks,
@@ -94,7 +96,7 @@ def trainer(observer: Recorder, plan: Plan, **changes: Any) -> Trainer:
             {"fc.weight": module.fc.weight.detach()}, zeros, Magnitude(), masks=masks.masks
         ),
         batches=BatchSource(samples(), settings.batch_size),
-        objective=Objective("y", {"y": None}, True, DistillTable(weight=0.0)),
+        objective=Objective("y", CrossEntropy("y"), Distillation(DistillTable(weight=0.0), ())),
         teacher=None,
         settings=settings,
         plan=plan,

@@ -1,9 +1,11 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from onnxprune.finetune import Batch, observed_activations, takes_batches
+from onnxprune.finetune import Batch, Ending, observed_endings, probe_outputs, takes_batches
 
 
 class Function(nn.Module):
@@ -72,9 +74,39 @@ def test_a_softmax_that_the_exporter_took_apart_is_seen(
     function: object, known: str | None, expected: str | None
 ) -> None:
     module = Function(function, {"y": known})
-    assert observed_activations(module, PAIR) == {"y": expected}
+    axis = 1 if expected == "softmax" else None
+    assert endings(module, PAIR) == {"y": Ending(expected, axis)}
+
+
+@pytest.mark.parametrize(
+    ("function", "axis"),
+    [
+        (lambda x: x.softmax(dim=1), 1),
+        (lambda x: x.softmax(dim=2), 2),
+        (lambda x: x.softmax(dim=1).transpose(1, 3), 3),
+        (lambda x: x.softmax(dim=2).reshape(2, 3, 20), None),
+        (lambda x: x.flatten(1).softmax(dim=1).reshape(2, 3, 4, 5), None),
+        (lambda x: x.mean((2, 3)).softmax(dim=1)[:, :, None, None], 1),
+    ],
+)
+@pytest.mark.parametrize("kind", ["softmax", "log_softmax"])
+def test_the_axis_of_a_softmax_is_seen_in_its_values(
+    function: Callable[[Tensor], Tensor], axis: int | None, kind: str
+) -> None:
+    """Also where a Reshape or a Transpose follows, or where the softmax is over several axes."""
+
+    def ends(x: Tensor) -> Tensor:
+        return function(x).log() if kind == "log_softmax" else function(x)
+
+    x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    batch = Batch(torch.arange(2), {"x": x}, None)
+    assert endings(Function(ends, {"y": kind}), batch) == {"y": Ending(kind, axis)}
+
+
+def endings(module: Function, batch: Batch) -> dict[str, Ending]:
+    return observed_endings(module.output_activations, probe_outputs(module, batch))
 
 
 def test_numpy_rows_are_enough() -> None:
     batch = Batch(torch.arange(1), {"x": torch.from_numpy(np.ones((1, 3), np.float32))}, None)
-    assert observed_activations(Function(lambda x: x / 3), batch) == {"y": "softmax"}
+    assert endings(Function(lambda x: x / 3), batch) == {"y": Ending("softmax", 1)}

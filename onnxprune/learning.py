@@ -1,0 +1,199 @@
+"""What a run learns from: its objective, put together from recipe, model and data.
+
+Whatever does not go together is found here, on a few samples, before anything is trained.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from onnxprune.calibration import Samples
+from onnxprune.dense_outputs import fixed_batch
+from onnxprune.errors import UnsupportedModelError, UsageError
+from onnxprune.finetune import (
+    Batch,
+    BatchSource,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Ctc,
+    Distillation,
+    Ending,
+    Objective,
+    PythonLoss,
+    SquaredError,
+    TaskLoss,
+    class_axis,
+    observed_endings,
+    probe_outputs,
+)
+from onnxprune.importer import ImportedModel
+from onnxprune.job import Job
+from onnxprune.model import ValueSpec
+
+_PROBED_SAMPLES = 8
+
+
+def make_objective(job: Job, module: ImportedModel, only_batch: int | None) -> Objective:
+    """The loss of a run, tried on a few of its samples.
+
+    Args:
+        job: The job.
+        module: The model that is trained, imported from `job.traced`; put into evaluation mode.
+        only_batch: The only batch size that it takes, None for any.
+
+    Raises:
+        DataError: The targets do not fit the output and the loss.
+        UsageError: The recipe names tensors that cannot be compared, or the user's loss fails.
+        UnsupportedModelError: The model does not run, or gives nothing that can be compared.
+    """
+    output = job.loss_output.name
+    source = job.train if job.train is not None else job.eval
+    if source is None:
+        return Objective(output, None, Distillation(job.recipe.distill, ()), learns_task=False)
+    batch = _probe(source, only_batch)
+    outputs = probe_outputs(module, batch)
+    endings = observed_endings(module.output_activations, outputs)
+    learns_task = job.learns_task
+    measured = batch
+    if not source.labelled and job.eval is not None and job.eval.labelled:
+        measured = _probe(job.eval, only_batch)
+    objective = Objective(
+        output,
+        _task(job, module, endings, measured)
+        if learns_task or measured.labels is not None
+        else None,
+        _distillation(job, endings, outputs, batch),
+        learns_task,
+    )
+    if objective.distill_weight > 0 and job.total_steps:
+        _check_compared(objective.distillation, outputs, batch, job)
+    return objective
+
+
+def _probe(samples: Samples, only_batch: int | None) -> Batch:
+    size = only_batch or _PROBED_SAMPLES
+    return next(BatchSource(samples, size).in_order()).padded(only_batch or 0)
+
+
+def _task(job: Job, module: ImportedModel, endings: Mapping[str, Ending], batch: Batch) -> TaskLoss:
+    """The loss on targets, checked on a batch."""
+    outputs = {
+        name: tensor.detach().requires_grad_(tensor.is_floating_point())
+        for name, tensor in probe_outputs(module, batch).items()
+    }
+    name, settings = job.loss_output.name, job.recipe.finetune
+    output, ending = outputs[name], endings[name]
+    task: TaskLoss
+    if job.loss_function is not None:
+        task = PythonLoss(settings.loss.removeprefix("python:"), job.loss_function)
+    elif settings.loss == "bce":
+        task = BinaryCrossEntropy(name, ending, settings.label_smoothing)
+    elif settings.loss == "mse":
+        task = SquaredError(name)
+    elif settings.loss == "ctc":
+        time_first = _time_first(module, name, output, batch)
+        if time_first and (fixed_batch(job.source) or 1) > 1:
+            raise UnsupportedModelError(
+                "the output has its time axis first, and the inputs have a fixed batch size",
+                where=f"{job.source.label}, output {name!r}",
+                got=f"{job.loss_output.describe()} for {fixed_batch(job.source)} samples",
+                expected="(batch, time, classes), or a free batch size",
+                remedy="export the model with a dynamic batch axis",
+            )
+        task = Ctc(name, ending, settings.ctc_blank, time_first)
+    else:
+        many = batch.labels is not None and batch.labels.ndim > 1
+        axis = class_axis(output, batch.labels, ending) if many and batch.labels is not None else -1
+        task = CrossEntropy(name, ending, settings.label_smoothing, axis)
+    task.check(outputs, batch)
+    return task
+
+
+def _time_first(module: ImportedModel, name: str, output: Tensor, batch: Batch) -> bool:
+    """Whether an output is `(time, batch, ...)`; a smaller batch decides where both axes fit."""
+    if output.ndim < 2 or len(batch) not in output.shape[:2]:
+        return False
+    if output.shape[0] != output.shape[1] or len(batch) < 2:
+        return output.shape[0] != len(batch)
+    fewer = probe_outputs(module, batch.split(len(batch) - 1)[0])[name]
+    return fewer.shape[0] == len(batch)
+
+
+def _distillation(
+    job: Job, endings: Mapping[str, Ending], outputs: Mapping[str, Tensor], batch: Batch
+) -> Distillation:
+    settings = job.recipe.distill
+    compared = _compared(job.source.outputs, settings.outputs, outputs, len(batch))
+    mask = None if settings.mask_input is None else batch.inputs[settings.mask_input]
+    names = [*compared, *settings.features]
+    return Distillation(
+        settings,
+        compared,
+        endings,
+        class_output=job.loss_output.name if job.learns_task else None,
+        masked=frozenset(
+            name
+            for name in names
+            if mask is not None and outputs[name].shape[: mask.ndim] == mask.shape
+        ),
+    )
+
+
+def _compared(
+    specs: Iterable[ValueSpec], globs: list[str], outputs: Mapping[str, Tensor], samples: int
+) -> tuple[str, ...]:
+    """Float outputs with a row for each sample that a glob names."""
+    names = [spec.name for spec in specs]
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise _unknown(glob, names, "[distill] outputs", "no output of the graph fits")
+    return tuple(
+        name
+        for name in names
+        if any(fnmatchcase(name, glob) for glob in globs) and _has_rows(outputs[name], samples)
+    )
+
+
+def _check_compared(
+    distillation: Distillation, outputs: Mapping[str, Tensor], batch: Batch, job: Job
+) -> None:
+    """Refuse a comparison of nothing, or of tensors that cannot be compared."""
+    for name in distillation.settings.features:
+        if not _has_rows(outputs[name], len(batch)):
+            dtype = str(outputs[name].dtype).removeprefix("torch.")
+            raise UsageError(
+                "this tensor cannot be compared sample by sample",
+                where=f"[distill] features, {name!r}",
+                got=f"{dtype}{list(outputs[name].shape)} for {len(batch)} samples",
+                expected="floats with a row for each sample",
+            )
+    if not distillation.names:
+        raise UnsupportedModelError(
+            "no float output has a row for each sample, so none can be compared",
+            where=f"{job.source.label}, [distill] outputs = {distillation.settings.outputs}",
+            got=", ".join(f"{spec.name} {spec.describe()}" for spec in job.source.outputs),
+            remedy="set [distill] features, or weight = 0",
+        )
+    if distillation.settings.mask_input is not None and not distillation.masked:
+        mask = batch.inputs[distillation.settings.mask_input]
+        raise UsageError(
+            "no compared tensor has the axes of the mask",
+            where=f"[distill] mask_input = {distillation.settings.mask_input!r}",
+            got=", ".join(f"{name} {list(outputs[name].shape)}" for name in distillation.names),
+            expected=f"first axes of {list(mask.shape)}",
+            remedy="leave mask_input out, or compare a tensor with a value for each position",
+        )
+    with torch.no_grad():
+        distillation(outputs, outputs, batch.inputs)
+
+
+def _has_rows(tensor: Tensor, samples: int) -> bool:
+    return tensor.is_floating_point() and tensor.ndim > 0 and len(tensor) == samples
+
+
+def _unknown(name: str, known: list[str], where: str, what: str) -> UsageError:
+    close = difflib.get_close_matches(name, known, 5, cutoff=0.4) or known[:5]
+    return UsageError(what, where=where, got=name, expected=", ".join(map(repr, close)))
