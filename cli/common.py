@@ -102,6 +102,11 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that speaks, of those that `torchrun` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def output_console() -> "Console":
     """Standard output for people: coloured and as wide as the terminal, plain text in a pipe."""
     return _console(stderr=False)

@@ -95,6 +95,8 @@ def command(
 
     with _stop_on_signal() as stop, ProgressView(common.message_console()) as view:
         results = execute(job, on_progress=view, stop=stop.is_set)
+    if not common.is_main_process():
+        return
     if as_json:
         common.print_json({**results, "output": output, "run_dir": str(job.run.path)})
     else:

@@ -104,6 +104,7 @@ def execute(
     """
     accelerator = make_accelerator(job.recipe.finetune, job.run.path)
     ranks = Ranks(accelerator.device)
+    _check_batch(job, ranks)
     ranks.run_on_main(lambda: _start(job))
     status = partial(_set_status, job, ranks)
     try:
@@ -128,6 +129,20 @@ def execute(
         job.run.set_status("finished")
         write_report(job.run.path, job.run.report)
     return results
+
+
+def _check_batch(job: Job, ranks: Ranks) -> None:
+    """Every process needs a part of every batch."""
+    size = job.recipe.finetune.batch_size if job.train is None else len(job.train)
+    size = min(size, job.recipe.finetune.batch_size)
+    if size < ranks.world and job.total_steps:
+        raise UsageError(
+            "a batch has fewer samples than there are processes",
+            where="[finetune] batch_size",
+            got=f"{size} samples for {ranks.world} processes",
+            expected=f"at least {ranks.world}",
+            remedy="raise it, or start fewer processes",
+        )
 
 
 def _start(job: Job) -> None:
@@ -316,6 +331,8 @@ class _Run:
         return BatchSource(
             samples,
             settings.batch_size,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
             seed=settings.seed,
             workers=settings.workers,
             cache_bytes=settings.cache_mb * 2**20,

@@ -1,7 +1,7 @@
 """Batches in a fixed, resumable order, from any sequence of samples."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -42,12 +42,14 @@ class Batch:
         labels: Targets, `(batch, ...)`, such as class indices `(batch,)`; None without. Sequences
             of whole numbers are padded with -1.
         lengths: Of inputs that are padded to one length: input name -> `(batch,)` lengths.
+        whole_size: Samples of the batch over all processes; None where it is this one's alone.
     """
 
     indices: Tensor
     inputs: dict[str, Tensor]
     labels: Tensor | None
     lengths: dict[str, Tensor] = field(default_factory=dict)
+    whole_size: int | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -55,7 +57,7 @@ class Batch:
     @property
     def global_size(self) -> int:
         """Samples of the batch over all processes."""
-        return len(self)
+        return len(self) if self.whole_size is None else self.whole_size
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
@@ -102,6 +104,9 @@ class BatchSource:
         samples: The samples; read from worker processes where `workers` is not 0.
         batch_size: Samples a batch. Shuffled epochs leave out a last, shorter batch, unless it is
             the only one.
+        rank: This process's number in [0, world). Each takes its neighbouring part of every batch
+            of a shuffled epoch; parts differ by at most one sample.
+        world: Number of processes.
         seed: Seed of the order.
         workers: Processes that read; 0 reads in this one.
         cache_bytes: Samples are kept in memory until they take this many bytes (in-process only).
@@ -114,6 +119,8 @@ class BatchSource:
         samples: SamplesLike,
         batch_size: int,
         *,
+        rank: int = 0,
+        world: int = 1,
         seed: int = 0,
         workers: int = 0,
         cache_bytes: int = 0,
@@ -121,6 +128,8 @@ class BatchSource:
     ) -> None:
         self.count = len(samples)
         self.batch_size = min(batch_size, self.count)
+        self.rank = rank
+        self.world = world
         self.seed = seed
         self.workers = workers
         self._order = order or (lambda generator: generator.permutation(self.count))
@@ -137,21 +146,32 @@ class BatchSource:
         while True:
             order = self._order(np.random.default_rng([self.seed, epoch]))
             used = order[: self.steps_per_epoch * self.batch_size]
-            yield from self._load(used[skip * self.batch_size :])
+            batches = used.reshape(-1, self.batch_size)[skip:, self._part]
+            for batch in self._load(batches.tolist()):
+                yield replace(batch, whole_size=self.batch_size)
             epoch, skip = epoch + 1, 0
+
+    @property
+    def _part(self) -> slice:
+        """The part of a batch that belongs to this process."""
+        start, end = (self.batch_size * r // self.world for r in (self.rank, self.rank + 1))
+        return slice(start, end)
 
     def in_order(self, count: int | None = None) -> Iterator[Batch]:
         """The first `count` samples (all by default) in their own order, once."""
-        yield from self._load(np.arange(self.count if count is None else min(count, self.count)))
+        yield from self._whole(np.arange(self.count if count is None else min(count, self.count)))
 
     def spread(self, count: int) -> Iterator[Batch]:
         """At most `count` samples, evenly spread over all, once."""
         count = min(count, self.count)
-        yield from self._load(np.arange(count) * self.count // count)
+        yield from self._whole(np.arange(count) * self.count // count)
 
-    def _load(self, indices: np.ndarray) -> Iterator[Batch]:
+    def _whole(self, indices: np.ndarray) -> Iterator[Batch]:
         size = self.batch_size
-        batches = [indices[start : start + size].tolist() for start in range(0, len(indices), size)]
+        starts = range(0, len(indices), size)
+        yield from self._load([indices[start : start + size].tolist() for start in starts])
+
+    def _load(self, batches: list[list[int]]) -> Iterator[Batch]:
         loader = DataLoader(
             self._dataset,
             batch_sampler=batches,

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -128,3 +129,19 @@ def test_cached_teacher_looks_rows_up() -> None:
     teacher = CachedTeacher({"y": np.arange(6, dtype=np.float32).reshape(3, 2)})
     batch = Batch(torch.tensor([2, 0]), {}, None)
     assert teacher(batch)["y"].tolist() == [[4, 5], [0, 1]]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_processes_share_the_batches_of_one(world: int) -> None:
+    """The parts of all processes, one after the other, are the batches of a single process."""
+    whole = list(islice(BatchSource(Numbers(17), 5, seed=3).shuffled(1), 6))
+    parts = [
+        list(islice(BatchSource(Numbers(17), 5, seed=3, rank=r, world=world).shuffled(1), 6))
+        for r in range(world)
+    ]
+    for number, batch in enumerate(whole):
+        together = torch.cat([part[number].indices for part in parts])
+        assert torch.equal(together, batch.indices)
+        sizes = [len(part[number]) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+        assert all(part[number].global_size == 5 for part in parts)
