@@ -120,6 +120,16 @@ def execute(
             got=str(error).splitlines()[0],
             remedy="lower [finetune] batch_size, or use --device cpu",
         ) from error
+    except RuntimeError as error:
+        status("failed", {"error": str(error)})
+        if ranks.world > 1 and _is_lost_connection(error):
+            raise TrainingError(
+                "another process of the run is gone",
+                where=f"seen by process {ranks.rank} of {ranks.world}",
+                got=str(error).splitlines()[0],
+                remedy="see what it said; continue with --resume",
+            ) from error
+        raise
     except Exception as error:
         status("failed", {"error": str(error)})
         raise
@@ -129,6 +139,11 @@ def execute(
         job.run.set_status("finished")
         write_report(job.run.path, job.run.report)
     return results
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether it comes from the exchange between processes; gloo's errors have no type."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def _check_batch(job: Job, ranks: Ranks) -> None:

@@ -1,5 +1,6 @@
 """Where and in what arithmetic training runs, by way of accelerate."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -7,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from onnxprune.errors import MissingDependencyError, UsageError
 from onnxprune.recipe import FinetuneTable
@@ -64,13 +67,33 @@ def make_accelerator(settings: FinetuneTable, tracking_dir: Path | None = None) 
         UsageError: CUDA is asked for and absent.
     """
     check_device(settings)
+    _join_processes(settings)
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(
         cpu=settings.device == "cpu",
         mixed_precision="no" if settings.precision == "fp32" else settings.precision,
         log_with=list(settings.track) or None,
         project_dir=tracking_dir,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+    )
+
+
+def _join_processes(settings: FinetuneTable) -> None:
+    """Join the process group that a launcher set up, if there is one.
+
+    A restarted attempt must not meet the addresses of the one before it, which the launcher's
+    store may still hold, so each attempt has keys of its own there.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+        return
+    store, rank, world = next(rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    cuda = settings.device != "cpu" and torch.cuda.is_available()
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=PrefixStore(f"onnxprune/{attempt}", store),
+        rank=rank,
+        world_size=world,
+        timeout=WAIT,
     )
 
 

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,22 +66,32 @@ def command(folder: Path, name: str, processes: int, *options: str) -> list[str]
     return [sys.executable, *launched, *arguments]
 
 
+TIMEOUT_S = 200
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 def run(folder: Path, name: str, processes: int, *options: str) -> dict[str, Any]:
     """Results of a run, from its JSON, which must be printed once."""
-    done = subprocess.run(
-        command(folder, name, processes, *options),
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    results: dict[str, Any] = json.loads(done.stdout)
+    with started(command(folder, name, processes, *options)) as running:
+        output, errors = running.communicate(timeout=TIMEOUT_S)
+    assert running.returncode == 0, errors[-3000:]
+    results: dict[str, Any] = json.loads(output)
     return results
+
+
+@contextmanager
+def started(arguments: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that does not outlive the test, nor do those that it starts."""
+    pipe = subprocess.PIPE
+    running = subprocess.Popen(
+        arguments, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+    try:
+        yield running
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        running.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -127,19 +139,10 @@ def test_a_killed_process_is_restarted_and_the_file_is_the_same(
     folder: Path, pair: dict[str, Any]
 ) -> None:
     """torchrun starts all processes again, and they continue from the last checkpoint."""
-    running = subprocess.Popen(
-        command(folder, "killed", 2),
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
+    with started(command(folder, "killed", 2)) as running:
         wait_for_step(folder / "killed.run" / "checkpoints", STEPS // 3)
         os.kill(children(running.pid)[-1], signal.SIGKILL)
-        output, errors = running.communicate(timeout=240)
-    finally:
-        running.kill()
+        output, errors = running.communicate(timeout=TIMEOUT_S)
     assert running.returncode == 0, errors[-3000:]
     notes = json.loads(output)["notes"]
     assert any("resumed after step" in note for note in notes)
@@ -162,14 +165,8 @@ def children(process: int) -> list[int]:
 def test_an_error_in_one_place_ends_all(folder: Path) -> None:
     """The first process cannot write; the other must not wait for it for hours."""
     (folder / "blocked.run").write_text("a file where the run directory should be")
-    done = subprocess.run(
-        command(folder, "blocked", 2),
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert "the run directory is a file" in done.stderr
+    with started(command(folder, "blocked", 2)) as running:
+        _, errors = running.communicate(timeout=TIMEOUT_S)
+    assert running.returncode != 0
+    assert "the run directory is a file" in errors
     assert not (folder / "blocked.onnx").exists()
