@@ -30,7 +30,7 @@ provider_option = click.option(
     "--provider", metavar="NAME", help="ONNX Runtime execution provider: cpu, cuda, or a full name."
 )
 allow_python_option = click.option(
-    "--allow-python", is_flag=True, help="Let `python:` data specs run code."
+    "--allow-python", is_flag=True, help="Let `python:` data specs and losses run code."
 )
 set_option = click.option(
     "--set",

@@ -189,7 +189,7 @@ def _print_results(results: dict[str, Any], output: str, job: "Job") -> None:
     table = Table("", "dense", "pruned", "difference", title="Under ONNX Runtime")
     dense, pruned = validation["dense"], validation["pruned"]
     for name in pruned:
-        share = name in ("top1", "top5", "agreement")
+        share = name in ("top1", "top5", "accuracy", "agreement")
         old, new = dense.get(name), pruned[name]
         text = common.percent if share else _number
         difference = None if old is None or new is None else new - old

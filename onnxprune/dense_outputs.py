@@ -102,27 +102,37 @@ class DenseModel:
     only_batch: int | None
     on_progress: Callable[[int, int], None]
 
-    def kind(self, names: Collection[str]) -> str:
-        """`cached`, `torch` or `runtime`: what the recipe says, or what its `auto` comes to."""
+    def kind(self, names: Collection[str]) -> tuple[str, str | None]:
+        """Where it runs for the training samples: `cached`, `torch` or `runtime`, and why.
+
+        Returns:
+            What the recipe says, or what its `auto` comes to, with the reason not to keep values.
+        """
         kind, samples = self.job.recipe.distill.teacher, self.job.train
         if kind != "auto" or samples is None:
-            return kind
+            return kind, None
         count = fixed_batch(self.job.source) or 1
-        first = next(BatchSource(samples, count).in_order())
-        if first.lengths:
-            return "torch"
-        outputs = self.values(subset(samples, [0] * count), names)
-        size = sum(array.nbytes for array in outputs.values()) / count
-        fits = size * len(samples) <= self.job.recipe.finetune.cache_mb * 2**20
-        return "cached" if fits else "torch"
+        if differ_in_length(samples):
+            return "torch", "the samples differ in length"
+        values = self.values(subset(samples, [0] * count), names)
+        size = sum(array.nbytes for array in values.values()) / count
+        if size * len(samples) > self.job.recipe.finetune.cache_mb * 2**20:
+            return "torch", "the dense model's outputs are too large to keep"
+        return "cached", None
 
     def values(self, samples: Samples, names: Collection[str]) -> dict[str, np.ndarray]:
         """Its values for all of some samples, from ONNX Runtime; see `compute_outputs`."""
         size = self.job.recipe.finetune.batch_size
         return compute_outputs(self._session(), samples, names, size, self.on_progress)
 
+    def on_evaluation(self, samples: Samples, names: Collection[str]) -> Teacher:
+        """The model as a teacher on the few samples that are used on the way."""
+        if differ_in_length(samples):
+            return self.running(self.job.recipe.distill.teacher, names)
+        return CachedTeacher(self.values(samples, names))
+
     def running(self, kind: str, names: Collection[str]) -> Teacher:
-        """The model as a teacher that runs on every batch, of kind `torch` or `runtime`."""
+        """The model as a teacher that runs on every batch, under ONNX Runtime or in PyTorch."""
         if kind == "runtime":
             return ArrayTeacher(self._session().run, names, fixed_batch(self.job.source))
         return ModuleTeacher(self.module, names, self.only_batch)
@@ -141,6 +151,11 @@ class DenseModel:
     def _session(self) -> Session:
         settings = self.job.recipe.validation
         return open_session(self.job.traced, settings.provider, settings.threads)
+
+
+def differ_in_length(samples: Samples) -> bool:
+    """Whether batches are padded, so that values of a sample depend on its batch's length."""
+    return bool(next(BatchSource(samples, 1).in_order()).lengths)
 
 
 def save_outputs(outputs: dict[str, np.ndarray], path: Path) -> None:

@@ -74,11 +74,11 @@ def _measure(job: Job, module: Any) -> tuple[float, float, int]:
     """Seconds of a training step and of a forward pass, and bytes kept for the backward pass."""
     assert job.train is not None
     settings = job.recipe.finetune
+    size = only_batch(module, job.source, job.train)
+    objective = make_objective(job, module, size)
     accelerator = make_accelerator(settings)
     model = accelerator.prepare_model(module)
     optimizer = make_optimizer(dict(module.named_parameters()), settings)
-    size = only_batch(module, job.source, job.train)
-    objective = make_objective(job, module, size)
     batches = BatchSource(job.train, settings.batch_size).shuffled(0)
     kept: dict[int, int] = {}
 

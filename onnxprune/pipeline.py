@@ -32,7 +32,6 @@ from onnxprune.export import (
 )
 from onnxprune.finetune import (
     BatchSource,
-    CachedTeacher,
     CheckpointStore,
     CrossEntropy,
     Objective,
@@ -360,14 +359,11 @@ class _Run:
         if train is None or self.job.total_steps == 0 or objective.distill_weight == 0:
             return None
         with self._stage("dense outputs"):
-            kind = dense.kind(names)
+            kind, reason = dense.kind(names)
             if kind == "cached":
                 return dense.cached(train, names)
-            if self.recipe.distill.teacher == "auto":
-                self.message(
-                    "the dense model's outputs are not kept, as they are too large or their "
-                    "shapes differ: it runs in each step"
-                )
+            if reason is not None:
+                self.message(f"{reason}: the dense model runs in each step")
             return dense.running(kind, names)
 
     def _progress_evaluation(self, dense: DenseModel, objective: Objective) -> dict[str, Any]:
@@ -384,12 +380,7 @@ class _Run:
         if not names:
             return {"evaluation": source.in_order}
         with self._stage("dense outputs"):
-            kind = dense.kind(names)
-            teacher = (
-                CachedTeacher(dense.values(part, names))
-                if kind == "cached"
-                else dense.running(kind, names)
-            )
+            teacher = dense.on_evaluation(part, names)
         return {"evaluation": source.in_order, "evaluation_teacher": teacher}
 
     def _only_batch(self, imported: ImportedModel) -> int | None:

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from onnxprune.calibration import Samples
 from onnxprune.dense_outputs import fixed_batch
-from onnxprune.finetune import ArrayTeacher, BatchSource, Objective
+from onnxprune.finetune import ArrayTeacher, Batch, BatchSource, Objective
 from onnxprune.model import OnnxModel
-from onnxprune.validate import open_session
+from onnxprune.validate import Session, open_session
 from onnxprune.validate.metrics import FidelityMeter
 
 
@@ -42,33 +42,51 @@ def evaluate_task(
         `cosine`, `sqnr_db` and `max_abs_error` of the output that the loss reads, against the
         first's.
     """
-    runs = []
-    for model in models:
-        session = open_session(model, provider, threads)
-        names = [spec.name for spec in session.outputs]
-        runs.append(ArrayTeacher(session.run, names, fixed_batch(session)))
-    sums: list[dict[str, float]] = [{} for _ in runs]
-    meters = [FidelityMeter() for _ in runs]
+    meters = [
+        _Meter(open_session(model, provider, threads), objective, is_reference=index == 0)
+        for index, model in enumerate(models)
+    ]
     done = 0
     for batch in BatchSource(samples, fixed_batch(models[0]) or batch_size).in_order():
-        results = [run(batch) for run in runs]
-        task = objective.task_for(batch)
-        for outputs, total, meter in zip(results, sums, meters, strict=True):
-            if task is not None:
-                with torch.no_grad():
-                    found = task.metrics(outputs, batch)
-                    found["loss"] = float(task(outputs, batch)) * len(batch)
-                for name, value in found.items():
-                    total[name] = total.get(name, 0.0) + value
-            meter.add(outputs[objective.output].numpy(), results[0][objective.output].numpy())
+        reference: Tensor | None = None
+        for meter in meters:
+            reference = meter.add(batch, reference)
         done += len(batch)
         on_progress(done, len(samples))
-    metrics: list[dict[str, Any]] = [
-        {name: value / done for name, value in total.items()} for total in sums
-    ]
-    for values, meter in zip(metrics[1:], meters[1:], strict=True):
-        values |= meter.metrics()
-    return [
-        {name: value if math.isfinite(value) else None for name, value in values.items()}
-        for values in metrics
-    ]
+    return [meter.metrics() for meter in meters]
+
+
+class _Meter:
+    """Sums over the samples that one model has seen."""
+
+    def __init__(self, session: Session, objective: Objective, *, is_reference: bool) -> None:
+        names = [spec.name for spec in session.outputs]
+        self.run = ArrayTeacher(session.run, names, fixed_batch(session))
+        self.objective = objective
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.fidelity = None if is_reference else FidelityMeter()
+
+    def add(self, batch: Batch, reference: Tensor | None) -> Tensor:
+        """Run on a batch; returns what it, or for another model the reference, gives."""
+        outputs = self.run(batch)
+        self.count += len(batch)
+        task = self.objective.task_for(batch)
+        if task is not None:
+            with torch.no_grad():
+                found = task.metrics(outputs, batch)
+                found["loss"] = float(task(outputs, batch)) * len(batch)
+            for name, value in found.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+        output = outputs[self.objective.output]
+        if self.fidelity is None or reference is None:
+            return output
+        self.fidelity.add(output.numpy(), reference.numpy())
+        return reference
+
+    def metrics(self) -> dict[str, float | None]:
+        """Means over the samples, None where they are not finite."""
+        values = {name: total / self.count for name, total in self.sums.items()}
+        if self.fidelity is not None:
+            values |= self.fidelity.metrics()
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -47,7 +47,7 @@ class ModuleTeacher:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Values of the batch."""
-        self.module.to(batch.indices.device)
+        self.module.to(next(iter(batch.inputs.values())).device)
         parts = []
         for part in batch.split(self.batch_size or len(batch)):
             with torch.no_grad():

@@ -13,7 +13,7 @@ _TIMES = "\u00d7"
 _METRIC_NAMES = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
-    "loss": "cross-entropy loss",
+    "loss": "loss",
     "agreement": "agreement with dense",
     "cosine": "cosine similarity to dense",
     "sqnr_db": "signal to noise to dense (dB)",

@@ -62,9 +62,9 @@ def main_metric(results: Results) -> str | None:
     if results.validation is None:
         return None
     measured = results.validation.pruned
-    return next((name for name in ("top1", "agreement") if name in measured), None) or next(
-        iter(measured), None
-    )
+    return next(
+        (name for name in ("top1", "accuracy", "agreement") if name in measured), None
+    ) or next(iter(measured), None)
 
 
 def paired_half_width(difference: float, agreement: float, samples: int) -> float:

@@ -60,7 +60,7 @@ class PythonLoss:
         """
         loss = self(outputs, batch)
         if not bool(loss.isfinite()):
-            raise self._wrong(f"{float(loss):g}")
+            raise self._wrong(f"{loss.item():g}")
 
     def metrics(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, float]:
         """Nothing beside the loss."""
