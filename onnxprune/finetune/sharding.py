@@ -35,11 +35,14 @@ def shard_parameters(
             time and send smaller messages.
 
     Returns:
-        The parameters, as `DTensor`s, under the names that they had before.
+        The parameters, as `DTensor`s, under the names that they had before. With one rank nothing
+        is changed, and they are those of the module.
 
     Raises:
         UnsupportedModelError: The graph calls modules with parameters of their own.
     """
+    if ranks.world == 1:
+        return dict(module.named_parameters())
     names = [name for name, _ in module.named_parameters()]
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))
     parts = split_into_stages(module, stages)
@@ -60,10 +63,10 @@ def full_tensors(parts: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]
         ranks: All of them; each makes this call.
 
     Returns:
-        On rank 0 the whole tensors, on the CPU; nothing on the others. Beside it a rank's device
-        holds one whole tensor at a time.
+        On rank 0 the whole tensors, on the CPU; nothing on the others. On the way each rank's
+        device holds one whole tensor at a time, rank 0's two copies of it.
     """
-    local = {name: local_part(part) for name, part in parts.items()}
+    local = {name: local_part(part).detach() for name, part in parts.items()}
     whole = {}
     for (name, part), rows in zip(local.items(), _rows_by_rank(local, ranks), strict=True):
         padded = part.new_zeros((max(rows), *part.shape[1:]))
@@ -85,7 +88,7 @@ def load_full_tensors(
         whole: On rank 0 the whole tensors by the same names; not read on the others.
         ranks: All of them; each makes this call.
     """
-    local = {name: local_part(part) for name, part in parts.items()}
+    local = {name: local_part(part).detach() for name, part in parts.items()}
     with torch.no_grad():
         for (name, part), rows in zip(local.items(), _rows_by_rank(local, ranks), strict=True):
             sent = part.new_empty((sum(rows), *part.shape[1:]))

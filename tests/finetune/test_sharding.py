@@ -190,3 +190,19 @@ def test_whole_tensors_are_handed_out_again(
 ) -> None:
     for result in results:
         torch.testing.assert_close(result["output"], reference["output"], rtol=1e-4, atol=1e-5)
+
+
+def test_one_rank_changes_nothing() -> None:
+    module, _ = imported()
+    before = dict(module.named_parameters())
+    alone = Ranks(torch.device("cpu"))
+    after = shard_parameters(module, alone)
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
+    whole = full_tensors(after, alone)
+    with torch.no_grad():
+        for parameter in after.values():
+            parameter.add_(1)
+    load_full_tensors(after, whole, alone)
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter, whole[name])
