@@ -1,6 +1,7 @@
 """The error tree, its exit codes and its texts."""
 
 import inspect
+import pickle
 import re
 
 import pytest
@@ -75,3 +76,19 @@ def test_a_missing_package_comes_with_its_install_command() -> None:
     error = MissingDependencyError("torch", "train", "pruning")
     assert "pruning needs the package `torch`" in str(error)
     assert error.remedy == "pip install 'onnxprune[train]'"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.DataError("what", where="here", got=1, expected=2, remedy="that"),
+        RecipeError("what", ["one", "two"], where="recipe.toml"),
+        MissingDependencyError("torch", "train", "training"),
+    ],
+)
+def test_errors_reach_another_process_whole(error: OnnxpruneError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+    assert again.args == error.args

@@ -65,9 +65,9 @@ class Ranks:
         if self.world == 1:
             return tensor.detach().unsqueeze(0)
         own = tensor.detach().to(self.device).contiguous()
-        parts = [torch.empty_like(own) for _ in range(self.world)]
-        dist.all_gather(parts, own)
-        return torch.stack(parts).to(tensor.device)
+        everywhere = own.new_empty((self.world, *own.shape))
+        dist.all_gather(list(everywhere.unbind()), own)
+        return everywhere.to(tensor.device)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank. On a GPU this waits for the work so far."""

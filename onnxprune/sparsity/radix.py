@@ -18,10 +18,8 @@ from onnxprune.sparsity.scores import Score
 from onnxprune.sparsity.shards import Shards
 
 _KEY_BITS = 31
-_FIRST = 0
-"""Key of weights that go before all others: those that are masked already."""
 _LAST = (1 << _KEY_BITS) - 1
-"""Key of weights that must stay."""
+"""Key of weights that must stay; those that go before all others have the key 0."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,9 @@ def reading_for(device: torch.device) -> Reading:
 
 class Keys:
     """Integer keys of weights: order-preserving bits of their scores, with room at both ends.
+
+    A weight that is masked already has the key 0. A product sets it: filling by mask is ten times
+    slower on a CPU.
 
     Args:
         weights: This rank's parts of all tensors.
@@ -99,11 +100,11 @@ class Keys:
             key = key.view(torch.int32).add_(1)
             if losers is not None:
                 if self.beyond_pattern:
-                    key.masked_fill_(losers[here], _FIRST)
+                    key.mul_(~losers[here])
                 else:
                     key.masked_fill_(~losers[here], _LAST)
             if masks is not None:
-                key.masked_fill_(~masks[here], _FIRST)
+                key.mul_(masks[here])
             yield key
 
 
