@@ -199,19 +199,26 @@ def make_pair(name: str, setting: Setting) -> Pair:
     """An architecture of torchvision with random weights, and its twin through an ONNX file."""
     torch.manual_seed(setting.seed)
     native = torchvision.models.get_model(name).train()
-    batch = random_batch((3, setting.size, setting.size), 1000, setting)
+    batch = random_batch("x", (3, setting.size, setting.size), 1000, setting)
     imported = exported(native, batch.inputs["x"][:2], TrainingMode.TRAINING)
     return Pair(native, imported, batch, magnitude_masks(imported, setting.sparsity))
 
 
-def random_batch(shape: tuple[int, ...], classes: int, setting: Setting) -> Batch:
-    """Noise with labels, as input `x`, in pinned memory where there is a GPU."""
+def random_batch(name: str, shape: tuple[int, ...], classes: int, setting: Setting) -> Batch:
+    """Noise with labels, in pinned memory where there is a GPU.
+
+    Args:
+        name: Of the input.
+        shape: Of a sample.
+        classes: Labels are drawn from as many.
+        setting: Batch size, device and seed.
+    """
     generator = torch.Generator().manual_seed(setting.seed)
     x = torch.randn(setting.batch, *shape, generator=generator)
     labels = torch.randint(classes, (setting.batch,), generator=generator)
     if setting.device == "cuda":
         x, labels = x.pin_memory(), labels.pin_memory()
-    return Batch(torch.arange(setting.batch), {"x": x}, labels)
+    return Batch(torch.arange(setting.batch), {name: x}, labels)
 
 
 def exported(native: nn.Module, x: Tensor, mode: TrainingMode) -> onnxprune.ImportedModel:
