@@ -160,9 +160,11 @@ def _in_process(
         ended = f"its process ended with exit code {process.wait(left)}"
         timed_out = False
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
-        process.wait()
         timed_out = True
+    finally:
+        if process.poll() is None:  # out of time, or interrupted
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+            process.wait()
     rows = [Row(**json.loads(line)) for line in rows_file.read_text().splitlines()]
     for row in _skipped(check, used_up)[len(rows) :]:
         status = "skipped" if timed_out else "fail"

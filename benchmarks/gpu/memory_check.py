@@ -1,6 +1,6 @@
 """Too little memory on the GPU: the micro-batch halves, and the run ends all the same.
 
-The process may take three quarters of what a step of the whole batch needs. That such a step then
+The process may take 60 % of what a step of the whole batch needs. That such a step then
 fails is tried first.
 """
 
@@ -17,7 +17,7 @@ import onnxprune
 from onnxprune.recipe import FinetuneTable
 
 BATCH = 64
-_SHARE = 0.75
+_SHARE = 0.6
 
 
 def measure(item: str, settings: Settings) -> Outcome:

@@ -110,8 +110,8 @@ CHECKS = (
     Check(
         "ranks_check",
         {
-            "torchrun 1 rank": "masks and file as without torchrun, byte for byte",
-            "torchrun every GPU": "same masks on all ranks, file within 1e-3 of one process",
+            "torchrun 1 rank": "masks as without torchrun, file within 1e-3",
+            "torchrun every GPU": "same masks on all ranks, 99.9 % as alone, file within 1e-3",
         },
     ),
     Check("memory_check", {"out of memory": "the run ends, with a smaller micro-batch"}),
