@@ -8,6 +8,7 @@ backward, masks, clipping, optimizer, logging. Every step is logged, which is th
 import copy
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,7 +231,8 @@ def exported(native: nn.Module, x: Tensor, mode: TrainingMode) -> onnxprune.Impo
         mode: `TRAINING` keeps Dropout, and BatchNorm uses the batch's statistics in evaluation
             mode, too; `PRESERVE` follows the network's own mode, and equal parameters are tied.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this exporter is deprecated, and keeps parameter names
         path = Path(folder) / "net.onnx"
         torch.onnx.export(
             copy.deepcopy(native),  # tracing in training form moves running statistics
@@ -300,7 +302,7 @@ class NativeStep:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         torch._foreach_mul_(self.weights, self.factors)
-        self.losses.append(float(loss))
+        self.losses.append(loss.item())
 
 
 class _Duel:
