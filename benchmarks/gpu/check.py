@@ -14,6 +14,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -206,7 +207,7 @@ def _write(
         return
     record = {
         "benchmark": "gpu_check",
-        "command": " ".join(["python", "benchmarks/gpu/check.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/gpu/check.py", *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "gpu": gpu,
         "cpu_count": os.cpu_count(),
