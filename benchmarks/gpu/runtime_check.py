@@ -1,0 +1,67 @@
+"""`evaluate` and `bench` on ONNX Runtime's CUDA provider, where its GPU build is installed."""
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from rows import Outcome, Settings
+from small_run import SmallRun, make_small_run
+
+from onnxprune.calibration import open_data
+from onnxprune.model import read
+from onnxprune.validate import bench, evaluate
+from onnxprune.validate.session import available_providers
+
+AGREEMENT = 0.99
+_CUDA = "CUDAExecutionProvider"
+
+
+def measure(item: str, settings: Settings) -> Outcome:
+    """Run one of the two commands' functions."""
+    if settings.device == "cuda" and _CUDA not in available_providers():
+        return Outcome(None, {}, f"this build of ONNX Runtime has no {_CUDA}")
+    warnings.simplefilter("ignore")
+    with _files(settings) as files:
+        if item.startswith("evaluate"):
+            return _evaluate(files, settings.device)
+        return _bench(files, settings.device)
+
+
+@contextmanager
+def _files(settings: Settings) -> Iterator[SmallRun]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield make_small_run(Path(folder), samples=512, size=32, width=64, seed=settings.seed)
+
+
+def _evaluate(files: SmallRun, provider: str) -> Outcome:
+    """Compare classes and outputs of the provider with the CPU's."""
+    source = read(files.model)
+    samples = open_data(str(files.evaluation), inputs=source.inputs, num_classes=source.class_count)
+    (wanted,) = evaluate([source], samples, keep_outputs=True).models
+    (found,) = evaluate([source], samples, provider=provider, keep_outputs=True).models
+    assert wanted.outputs is not None
+    assert found.outputs is not None
+    measured = {
+        "agreement": float((wanted.predictions == found.predictions).mean()),
+        "max_abs_error": float(np.abs(wanted.outputs - found.outputs).max()),
+    }
+    return Outcome(measured["agreement"] >= AGREEMENT, measured)
+
+
+def _bench(files: SmallRun, provider: str) -> Outcome:
+    """The model against itself: the ratio should be about 1, which noise alone may hinder."""
+    result = bench([files.model, files.model], batch=32, provider=provider, max_seconds=5.0)
+    ratio = result.models[1].speedup
+    measured = {
+        "median_ms": result.models[0].latency_ms["median"],
+        "ratio": ratio.ratio,
+        "low": ratio.low,
+        "high": ratio.high,
+    }
+    used = result.environment["provider"]
+    wanted = _CUDA if provider == "cuda" else "CPUExecutionProvider"
+    message = "" if used == wanted else f"it ran on {used}"
+    return Outcome(used == wanted, measured, message, result.environment)
