@@ -2,10 +2,12 @@
 
 python benchmarks/architectures.py --journal architectures.jsonl
 
-Each architecture runs in a process of its own. What the journal holds already is not run again.
+Each architecture runs in a process of its own. What the journal holds already is not run again;
+each result says when and with which PyTorch it was obtained.
 """
 
 import argparse
+import datetime
 import json
 import re
 import resource
@@ -125,6 +127,8 @@ def _examine(name: str, exporter: str) -> dict[str, Any]:
     return {
         "name": name,
         "group": architecture.group,
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
         "parameters": sum(p.numel() for p in net.parameters()),
         "verdict": max((e["verdict"] for e in exports), key=_VERDICTS.index),
         "seconds": round(time.perf_counter() - started, 1),
