@@ -4,7 +4,7 @@ Weights are random, for none can be downloaded; statistics are those of one rand
 activations keep their size and detectors find boxes with scores that differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,10 +66,13 @@ class Architecture:
                 keywords.update(settings)
         net = models.get_model(self.name, **keywords)
         _randomise(net)
-        if self.group == "detection":
+        tamed = any(family in self.name for family in ("rcnn", "retinanet"))
+        if self.group == "detection" and not tamed:
             _spread_scores(net)
         batches = [self.inputs(4, size) for size in range(len(self.sizes))]
         _calibrate(net.backbone if self.group == "detection" else net, batches)
+        if tamed:
+            _tame_heads(net.eval(), batches[0])
         return Flat(net, self.group).eval()
 
     def inputs(self, batch: int, size: int) -> tuple[Tensor, ...]:
@@ -123,6 +126,49 @@ def _spread_scores(net: nn.Module) -> None:
         for name, parameter in net.named_parameters():
             if "cls_logits" in name and parameter.ndim > 1:
                 parameter.mul_(10)
+
+
+_HEADS = {
+    "rpn.head.cls_logits": 2.0,
+    "rpn.head.bbox_pred": 0.2,
+    "box_predictor.cls_score": 2.0,
+    "box_predictor.bbox_pred": 1.0,
+    "classification_head.cls_logits": 2.0,
+    "regression_head.bbox_reg": 0.5,
+}
+"""Standard deviation of what each last layer of a detector predicts, after scaling."""
+
+
+def _tame_heads(net: nn.Module, images: Sequence[Tensor]) -> None:
+    """Scale the last layers of a detector to scores and boxes of a usual size.
+
+    With random weights they are hundreds: scores saturate, and hardly a box is left to compare.
+    """
+    hooks = []
+    for name, module in net.named_modules():
+        wanted = next((std for end, std in _HEADS.items() if name.endswith(end)), None)
+        if wanted is not None:
+            hooks.append(module.register_forward_hook(_scaling(wanted)))
+    with torch.no_grad():
+        net(list(images))
+    for hook in hooks:
+        hook.remove()
+
+
+def _scaling(wanted: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """A hook that scales a linear layer once, by the first output that it sees."""
+    done: list[nn.Module] = []
+
+    def scale(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+        if module in done:
+            return None
+        done.append(module)
+        factor = wanted / output.std()
+        for parameter in module.parameters():
+            parameter.mul_(factor)
+        return output * factor
+
+    return scale
 
 
 def _calibrate(net: nn.Module, batches: Sequence[Sequence[Tensor]]) -> None:

@@ -2,10 +2,12 @@
 
 python benchmarks/architectures.py --journal architectures.jsonl
 
-Each architecture runs in a process of its own. What the journal holds already is not run again.
+Each architecture runs in a process of its own. What the journal holds already is not run again;
+each result says when and with which PyTorch it was obtained.
 """
 
 import argparse
+import datetime
 import json
 import re
 import resource
@@ -35,7 +37,7 @@ AMPLIFICATION = 10
 """Where PyTorch itself is off ONNX Runtime by more than the tolerance, as in detectors with random
 weights that sort boxes of nearly equal scores, up to this multiple of it is taken for rounding."""
 
-_VERDICTS = ["no export", "equal", "rounding", "differs", "no import"]
+_VERDICTS = ["no export", "equal", "rounding", "nothing compared", "differs", "no import"]
 
 
 def main() -> None:
@@ -125,6 +127,8 @@ def _examine(name: str, exporter: str) -> dict[str, Any]:
     return {
         "name": name,
         "group": architecture.group,
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
         "parameters": sum(p.numel() for p in net.parameters()),
         "verdict": max((e["verdict"] for e in exports), key=_VERDICTS.index),
         "seconds": round(time.perf_counter() - started, 1),
@@ -155,8 +159,9 @@ def _export_and_compare(
                 "verdict": "no import",
                 "reason": str(error)[:2000],
             }
-        worst = max(c["difference"] for c in comparisons)
-        native = max(c["native_difference"] for c in comparisons)
+        found = [c for c in comparisons if c["difference"] is not None]
+        worst = max((c["difference"] for c in found), default=None)
+        native = max((c["native_difference"] for c in found), default=None)
         return {
             "exporter": exporter,
             "dynamic": form,
@@ -174,10 +179,13 @@ def _export_and_compare(
     }
 
 
-def _verdict(worst: float, native: float) -> str:
+def _verdict(worst: float | None, native: float | None) -> str:
+    if worst is None or native is None:
+        return "nothing compared"
     if worst <= TOLERANCE:
         return "equal"
-    return "rounding" if native > TOLERANCE and worst <= AMPLIFICATION * native else "differs"
+    rounds = TOLERANCE < native < float("inf") and worst <= AMPLIFICATION * native
+    return "rounding" if rounds else "differs"
 
 
 class NoExport(Exception):
@@ -223,8 +231,8 @@ def _export_once(
             comparisons.append(
                 {
                     "inputs": [list(tensor.shape) for tensor in feed],
-                    "difference": float(f"{difference:.2e}"),
-                    "native_difference": float(f"{native_difference:.2e}"),
+                    "difference": _rounded(difference),
+                    "native_difference": _rounded(native_difference),
                     "outputs": [list(o.shape) for o in outputs],
                     **mismatch,
                 }
@@ -288,18 +296,23 @@ def _runtime_outputs(path: str, feeds: list[dict[str, Tensor]]) -> list[list[np.
 
 def _difference(
     actual: list[np.ndarray], expected: list[np.ndarray]
-) -> tuple[float, dict[str, Any]]:
-    """Largest difference relative to an output's largest magnitude; infinite if shapes differ."""
-    if not any(e.size for e in expected):
-        return float("inf"), {"mismatch": "every output is empty: nothing is compared"}
-    worst = 0.0
+) -> tuple[float | None, dict[str, Any]]:
+    """Largest difference relative to an output's largest magnitude.
+
+    It is infinite if shapes differ, and None if they agree and every output is empty.
+    """
+    worst = None if not any(e.size for e in expected) else 0.0
     for a, e in zip(actual, expected, strict=True):
         if a.shape != e.shape or a.dtype != e.dtype or not np.isfinite(e).all():
             return float("inf"), {"mismatch": f"{a.dtype} {a.shape} for {e.dtype} {e.shape}"}
         if e.size:
             scale = float(np.abs(e).max()) or 1.0
-            worst = max(worst, float(np.abs(a.astype(np.float64) - e).max()) / scale)
+            worst = max(worst or 0.0, float(np.abs(a.astype(np.float64) - e).max()) / scale)
     return worst, {}
+
+
+def _rounded(difference: float | None) -> float | None:
+    return None if difference is None else float(f"{difference:.2e}")
 
 
 def _one_line(error: BaseException) -> str:

@@ -6,6 +6,9 @@ torchvision's architectures with random weights are exported in training form by
 imported, and trained beside the native module on the same batches. Dropout and stochastic depth are
 switched off in both, since they draw other numbers. Reported is the largest relative difference of
 a step's loss, and of a parameter after the last step relative to its largest value.
+
+The results file is written after each architecture: those that its settings name and its results
+lack were not reached.
 """
 
 import argparse
@@ -41,7 +44,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    results = []
+    settings = {**vars(arguments), "optimizer": "SGD, momentum 0.9", "seed": 0}
+    results: list[dict[str, Any]] = []
     for name in arguments.only:
         for exporter in ("torchscript", "dynamo"):
             try:
@@ -49,11 +53,7 @@ def main() -> None:
             except Exception as error:
                 entry = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
             results.append({"architecture": name, "exporter": exporter, **entry})
-            print(results[-1], flush=True)
-    settings = {key: value for key, value in vars(arguments).items() if key != "only"}
-    write_results(
-        "training_parity", {**settings, "optimizer": "SGD, momentum 0.9", "seed": 0}, results
-    )
+        write_results("training_parity", settings, results)
 
 
 def compare(name: str, exporter: str, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -30,13 +30,11 @@ from onnxprune.mapped import is_mapped, mapped_length
 from onnxprune.payload import (
     PROTOBUF_LIMIT_BYTES,
     check_payload,
-    dense_array,
     iter_graphs,
     iter_named_tensors,
     iter_tensors,
     payload_sha256,
     stored_bytes,
-    tensor_array,
 )
 from onnxprune.wire import parse_in_place
 
@@ -48,7 +46,6 @@ __all__ = [
     "atomic_write_bytes",
     "atomic_write_text",
     "check_writable",
-    "dense_array",
     "external_data_path",
     "fits_in_one_message",
     "iter_graphs",
@@ -57,7 +54,6 @@ __all__ = [
     "payload_sha256",
     "read",
     "serialized",
-    "tensor_array",
     "value_spec",
     "write",
 ]

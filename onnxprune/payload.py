@@ -1,7 +1,8 @@
 """The tensors that a model stores: where they are, whether they are sound, values and digests.
 
-"Payload" is every `TensorProto` and `SparseTensorProto` of a file, trained or not, in the main
-graph, in sub-graphs and in functions. Nothing here decodes a tensor before its shape is checked.
+"Payload" is every tensor of a file, dense, sparse or given as plain numbers, trained or not, in the
+main graph, in sub-graphs and in functions. Nothing here decodes a tensor before its shape was
+checked.
 """
 
 import hashlib
@@ -13,7 +14,14 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, numpy_helper
 
 from onnxprune.errors import ModelFileError
-from onnxprune.mapped import is_mapped, mapped_data, mapped_length
+from onnxprune.mapped import is_mapped, mapped_length
+from onnxprune.stored import (
+    PACKED_BITS,
+    Stored,
+    constant_value,
+    stored_array,
+    stored_type,
+)
 
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
 """Protocol Buffers cannot hold more than this in one message."""
@@ -29,20 +37,6 @@ _TYPED_FIELDS = (
     "uint64_data",
     "string_data",
 )
-_PACKED_BITS = {
-    getattr(TensorProto, name): bits
-    for name, bits in {
-        "UINT2": 2,
-        "INT2": 2,
-        "UINT4": 4,
-        "INT4": 4,
-        "FLOAT4E2M1": 4,
-        "FLOAT6E2M3": 6,
-        "FLOAT6E3M2": 6,
-    }.items()
-    if hasattr(TensorProto, name)
-}
-"""Element types of which several share a byte; which of them exist depends on onnx's version."""
 
 
 def iter_graphs(proto: onnx.ModelProto) -> Iterator[tuple[str, GraphProto]]:
@@ -85,16 +79,15 @@ def iter_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
         if isinstance(tensor, SparseTensorProto):
             yield tensor.values
             yield tensor.indices
-        else:
+        elif isinstance(tensor, TensorProto):
             yield tensor
 
 
-def iter_named_tensors(
-    proto: onnx.ModelProto,
-) -> Iterator[tuple[str, TensorProto | SparseTensorProto]]:
+def iter_named_tensors(proto: onnx.ModelProto) -> Iterator[tuple[str, Stored]]:
     """Every tensor that the model stores, with a name that says where in the file it is.
 
-    Names are unique, except where nodes of one graph share theirs.
+    Plain numbers in `Constant` nodes are among them. Names are unique, except where nodes of one
+    graph share theirs.
     """
     for path, graph in iter_graphs(proto):
         for tensor in graph.initializer:
@@ -108,17 +101,18 @@ def iter_named_tensors(
         yield from _tensors_of_nodes(path, function.node)
 
 
-def _tensors_of_nodes(
-    path: str, nodes: Iterable[NodeProto]
-) -> Iterator[tuple[str, TensorProto | SparseTensorProto]]:
+def _tensors_of_nodes(path: str, nodes: Iterable[NodeProto]) -> Iterator[tuple[str, Stored]]:
     for index, node in enumerate(nodes):
         key = node.output[0] if node.output and node.output[0] else f"#{index}"
+        plain = constant_value(node)
+        if isinstance(plain, AttributeProto):
+            yield f"{path}|{key}.{plain.name}", plain
         yield from _tensors_of_attributes(f"{path}|{key}.", node.attribute)
 
 
 def _tensors_of_attributes(
     prefix: str, attributes: Iterable[AttributeProto]
-) -> Iterator[tuple[str, TensorProto | SparseTensorProto]]:
+) -> Iterator[tuple[str, Stored]]:
     for attribute in attributes:
         name = prefix + attribute.name
         if attribute.HasField("t"):
@@ -143,7 +137,7 @@ def check_payload(proto: onnx.ModelProto, where: object) -> None:
             _check_dense(tensor.values, place)
             _check_dense(tensor.indices, place)
             _check_sparse(tensor, place)
-        else:
+        elif isinstance(tensor, TensorProto):
             _check_dense(tensor, f"{where}, tensor {tensor.name!r}")
 
 
@@ -227,7 +221,7 @@ def claimed_bytes(tensor: TensorProto, where: object) -> int | None:
         raise ModelFileError("a tensor has a negative size", where=where, got=tuple(tensor.dims))
     if tensor.data_type == TensorProto.STRING:
         return None
-    bits = _PACKED_BITS.get(tensor.data_type, dtype.itemsize * 8)
+    bits = PACKED_BITS.get(tensor.data_type, dtype.itemsize * 8)
     size = (math.prod(tensor.dims) * bits + 7) // 8
     if size > MAX_TENSOR_BYTES:
         raise ModelFileError(
@@ -244,30 +238,6 @@ def stored_bytes(tensor: TensorProto) -> int:
     return mapped_length(tensor) if is_mapped(tensor) else len(tensor.raw_data)
 
 
-def tensor_array(tensor: TensorProto) -> np.ndarray:
-    """A tensor's values; read-only where they need no decoding."""
-    if is_mapped(tensor) and tensor.data_type in _PACKED_BITS:
-        unpacked = TensorProto(dims=tensor.dims, data_type=tensor.data_type)
-        unpacked.raw_data = mapped_data(tensor).tobytes()
-        tensor = unpacked
-    if is_mapped(tensor):
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-        little = mapped_data(tensor).view(dtype.newbyteorder("<"))
-        return little.reshape(tuple(tensor.dims))
-    return numpy_helper.to_array(tensor)
-
-
-def dense_array(sparse: SparseTensorProto) -> np.ndarray:
-    """The dense form of a `SparseTensorProto`, whose indices are linear or one row a value."""
-    values = tensor_array(sparse.values)
-    indices = tensor_array(sparse.indices)
-    shape = tuple(sparse.dims)
-    dense = np.zeros(math.prod(shape), dtype=values.dtype)
-    flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)
-    dense[flat] = values
-    return dense.reshape(shape)
-
-
 def payload_sha256(proto: onnx.ModelProto) -> str:
     """Digest of every tensor of a model: name, element type, shape and values.
 
@@ -275,13 +245,8 @@ def payload_sha256(proto: onnx.ModelProto) -> str:
     as a `sparse_initializer`), so it changes exactly when a value does.
     """
     digests = [
-        (
-            name,
-            _tensor_digest(dense_array(tensor), tensor.values.data_type)
-            if isinstance(tensor, SparseTensorProto)
-            else _tensor_digest(tensor_array(tensor), tensor.data_type),
-        )
-        for name, tensor in iter_named_tensors(proto)
+        (name, _tensor_digest(stored_array(stored), stored_type(stored)))
+        for name, stored in iter_named_tensors(proto)
     ]
     total = hashlib.sha256()
     for name, digest in sorted(digests, key=lambda item: item[0]):

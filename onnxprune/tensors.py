@@ -6,6 +6,7 @@ every operator that holds learned values is followed back, through nodes that on
 rearrange, to the initializer or `Constant` node in which the values are stored.
 """
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,10 @@ from typing import TypeAlias
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
+from onnxprune.conditions import Number, computed
 from onnxprune.errors import ModelFileError
-from onnxprune.model import dense_array, tensor_array
 from onnxprune.slots import (
     ELEMENTWISE,
     LINEAR_OPS,
@@ -29,11 +30,11 @@ from onnxprune.slots import (
     is_depthwise,
     reduction_axis,
 )
+from onnxprune.stored import Stored, constant_value, stored_array, stored_shape, stored_type
 from onnxprune.tensor_views import (
     REARRANGING,
     SELECTING,
     View,
-    attribute_of,
     forwarded,
     joined,
 )
@@ -52,6 +53,7 @@ _FOLDED_CONSTANT = re.compile(
 _NEUTRAL = {"scale": 1, "shift": 0, "bias": 0}
 _MAX_CALL_DEPTH = 64
 _MAX_SELECTIONS = 256
+_MAX_CONDITION_DEPTH = 8
 _MAX_NODES = 5_000_000
 """Nodes visited, once for each call of the function that they are in: functions that call each
 other twice at every level would be visited for ever."""
@@ -94,7 +96,7 @@ class GraphTensor:
             scopes repeat a name, the later ones get their scope in front.
         scope: Sub-graph or function that holds it; empty for the main graph.
         proto: The live message inside the model.
-        kind: `initializer` or `constant`.
+        kind: `initializer` or `constant`; the latter's values may be plain numbers.
         shape: Stored shape.
         dtype: NumPy element type; `ml_dtypes` for those that NumPy lacks.
         role: What it is used for: weight, bias, scale, shift, slope, embedding, recurrent,
@@ -111,7 +113,7 @@ class GraphTensor:
 
     name: str
     scope: str
-    proto: TensorProto | SparseTensorProto
+    proto: Stored
     kind: str
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -127,8 +129,7 @@ class GraphTensor:
     @property
     def elem_type(self) -> int:
         """Element type as ONNX numbers it."""
-        proto = self.proto
-        return proto.values.data_type if isinstance(proto, SparseTensorProto) else proto.data_type
+        return stored_type(self.proto)
 
     @property
     def size(self) -> int:
@@ -138,11 +139,6 @@ class GraphTensor:
     def array(self) -> np.ndarray:
         """The values in their stored shape and type; read-only where no decoding is needed."""
         return stored_array(self.proto)
-
-
-def stored_array(proto: TensorProto | SparseTensorProto) -> np.ndarray:
-    """Values of a stored tensor, dense also where it is stored sparse."""
-    return dense_array(proto) if isinstance(proto, SparseTensorProto) else tensor_array(proto)
 
 
 def find_tensors(proto: onnx.ModelProto) -> dict[str, GraphTensor]:
@@ -162,44 +158,35 @@ def find_tensors(proto: onnx.ModelProto) -> dict[str, GraphTensor]:
     return finder.result()
 
 
-def constant_tensor(node: NodeProto) -> TensorProto | SparseTensorProto | None:
-    """The tensor attribute of a `Constant` node; None if it holds a plain number or string."""
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
-        return None
-    for attribute in node.attribute:
-        if attribute.name == "value" and attribute.type == AttributeProto.TENSOR:
-            return attribute.t
-        if attribute.name == "sparse_value":
-            return attribute.sparse_tensor
-    return None
-
-
 @dataclass
 class _Stored:
     name: str
     scope: str
-    proto: TensorProto | SparseTensorProto
+    proto: Stored
     kind: str
     uses: list[Use] = field(default_factory=list)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(int(dim) for dim in self.proto.dims)
+        return stored_shape(self.proto)
 
     @property
     def data_type(self) -> int:
-        proto = self.proto
-        return proto.values.data_type if isinstance(proto, SparseTensorProto) else proto.data_type
+        return stored_type(self.proto)
 
 
 @dataclass
 class _Scope:
-    """Names of one graph or function call, and how to go on outside of it."""
+    """Names of one graph or function call, and how to go on outside of it.
+
+    What a graph reads that never runs is no use of it.
+    """
 
     path: str
-    stored: dict[str, TensorProto | SparseTensorProto]
+    stored: dict[str, Stored]
     inputs: set[str]
     parent: "_Scope | None" = None
+    runs: bool = True
     bindings: dict[str, tuple["_Scope", str]] = field(default_factory=dict)
     producers: dict[str, NodeProto] = field(default_factory=dict)
 
@@ -208,7 +195,7 @@ _View: TypeAlias = View[_Stored]
 
 
 def _graph_scope(graph: GraphProto, path: str, parent: _Scope | None) -> _Scope:
-    stored: dict[str, TensorProto | SparseTensorProto] = {t.name: t for t in graph.initializer}
+    stored: dict[str, Stored] = {t.name: t for t in graph.initializer}
     stored.update({t.values.name: t for t in graph.sparse_initializer})
     inputs = {value.name for value in graph.input} - stored.keys()
     return _Scope(path, stored, inputs, parent)
@@ -242,30 +229,36 @@ class _Finder:
         for node in nodes:
             for output in node.output:
                 scope.producers[output] = node
-            tensor = constant_tensor(node)
+            tensor = constant_value(node)
             if tensor is not None and node.output:
                 self._add(node.output[0], scope.path, tensor, "constant")
         for index, node in enumerate(nodes):
             try:
-                self._visit_uses(scope, node)
+                if scope.runs:
+                    self._visit_uses(scope, node)
+                never = self._branch_that_never_runs(scope, node)
             except _DAMAGE as error:
                 raise ModelFileError(
                     f"a {node.op_type} node, or one that it reads from, does not make sense",
                     where=f"node {node.name or list(node.output)!r}",
                     got=f"{type(error).__name__}: {error}",
                 ) from error
-            self._visit_inner(scope, node, index, depth)
+            self._visit_inner(scope, node, index, depth, never)
 
-    def _visit_inner(self, scope: _Scope, node: NodeProto, index: int, depth: int) -> None:
+    def _visit_inner(
+        self, scope: _Scope, node: NodeProto, index: int, depth: int, never: str
+    ) -> None:
         label = node.name or f"{node.op_type}_{index}"
         for attribute in node.attribute:
             graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
             for graph in graphs:
                 path = "/".join(filter(None, [scope.path, f"{label}.{attribute.name}"]))
-                self.visit(_graph_scope(graph, path, scope), graph.node, depth + 1)
+                inner = _graph_scope(graph, path, scope)
+                inner.runs = scope.runs and attribute.name != never
+                self.visit(inner, graph.node, depth + 1)
         function = self._functions.get((node.domain, node.op_type))
         if function is not None:
-            inner = _Scope(f"{function.domain}::{function.name}", {}, set())
+            inner = _Scope(f"{function.domain}::{function.name}", {}, set(), runs=scope.runs)
             inner.bindings = {
                 formal: (scope, actual)
                 for formal, actual in zip(function.input, node.input, strict=False)
@@ -273,7 +266,7 @@ class _Finder:
             }
             self.visit(inner, function.node, depth + 1)
 
-    def _add(self, name: str, path: str, proto: TensorProto | SparseTensorProto, kind: str) -> None:
+    def _add(self, name: str, path: str, proto: Stored, kind: str) -> None:
         if id(proto) in self._by_id:
             return
         unique = name
@@ -393,7 +386,7 @@ class _Finder:
                 return self._replay(self._by_id[id(scope.stored[name])], chain)
             elif name in scope.producers:
                 node = scope.producers[name]
-                tensor = constant_tensor(node)
+                tensor = constant_value(node)
                 if tensor is not None:
                     return self._replay(self._by_id[id(tensor)], chain)
                 if node.op_type not in REARRANGING or not node.input:
@@ -415,17 +408,36 @@ class _Finder:
         return view
 
     def _small_ints(self, scope: _Scope, name: str) -> list[int] | None:
-        node = scope.producers.get(name)
-        if node is not None and node.op_type == "Constant":
-            plain = attribute_of(node, "value_ints", attribute_of(node, "value_int"))
-            if plain is not None:
-                return list(np.atleast_1d(plain).tolist())
         view = self._resolve(scope, name)
         if view is None or view.tensor.data_type != TensorProto.INT64:
             return None
         if int(np.prod(view.tensor.shape)) > 64:
             return None
         return [int(item) for item in stored_array(view.tensor.proto).ravel()]
+
+    def _branch_that_never_runs(self, scope: _Scope, node: NodeProto) -> str:
+        """The attribute of an If with the branch that its condition rules out; empty if none is."""
+        if node.op_type != "If" or node.domain not in ("", "ai.onnx"):
+            return ""
+        condition = self._number(scope, node.input[0], 0)
+        if condition is None:
+            return ""
+        return "else_branch" if condition else "then_branch"
+
+    def _number(self, scope: _Scope, name: str, depth: int) -> Number | None:
+        """The single number that a value is in any case; None if the file does not decide it."""
+        scope, name = _bound(scope, name)
+        node = scope.producers.get(name)
+        stored = scope.stored.get(name)
+        if stored is None and node is not None:
+            stored = constant_value(node)
+        if stored is not None:
+            single = math.prod(stored_shape(stored)) == 1
+            return stored_array(stored).item() if single else None
+        if node is None or depth > _MAX_CONDITION_DEPTH:
+            return None
+        operands = [self._number(scope, value, depth + 1) for value in node.input if value]
+        return computed(node, operands)
 
     def result(self) -> dict[str, GraphTensor]:
         in_constants = self._weights_in_constants()
@@ -523,10 +535,11 @@ def _bound(scope: _Scope, name: str) -> tuple[_Scope, str]:
     while True:
         if name in scope.bindings:
             scope, name = scope.bindings[name]
-        elif name in scope.producers or scope.parent is None or name in scope.inputs:
+            continue
+        known = name in scope.producers or name in scope.stored or name in scope.inputs
+        if known or scope.parent is None:
             return scope, name
-        else:
-            scope = scope.parent
+        scope = scope.parent
 
 
 def _varies_along_axes(view: _View) -> int:

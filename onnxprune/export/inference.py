@@ -7,8 +7,8 @@ import onnx
 from onnx import GraphProto, NodeProto, TensorProto
 
 from onnxprune.errors import UnsupportedModelError
-from onnxprune.payload import inner_graphs, iter_graphs, tensor_array
-from onnxprune.tensors import constant_tensor
+from onnxprune.payload import inner_graphs, iter_graphs
+from onnxprune.stored import constant_value, tensor_array
 
 _Scope = ChainMap[str, TensorProto]
 """Stored tensors by the names under which a node sees them, its own graph first."""
@@ -77,7 +77,7 @@ def _in_graph(graph: GraphProto, outer: _Scope) -> Iterator[tuple[_Scope, NodePr
 def _in_nodes(nodes: Iterable[NodeProto], outer: _Scope) -> Iterator[tuple[_Scope, NodeProto]]:
     scope = outer.new_child()
     for node in nodes:
-        tensor = constant_tensor(node)
+        tensor = constant_value(node)
         if node.op_type == "Identity" and node.input:
             tensor = scope.get(node.input[0])
         if isinstance(tensor, TensorProto) and node.output:

@@ -134,18 +134,23 @@ def write_metadata(proto: onnx.ModelProto, metadata: SparsityMetadata) -> None:
     stored = {name: _message(tensor) for name, tensor in find_tensors(proto).items()}
     _remove_entry(proto)
     for message in stored.values():
-        _remove_entry(message)
+        if message is not None:
+            _remove_entry(message)
     proto.metadata_props.add(key=KEY, value=_json(metadata.model_dump(mode="json")))
     if proto.ir_version < TENSOR_METADATA_IR_VERSION:
         return
     for tensor in metadata.tensors:
         entry = tensor.model_dump(mode="json", exclude={"name", "shape"})
-        stored[tensor.name].metadata_props.add(key=KEY, value=_json(entry))
+        message = stored[tensor.name]
+        if message is not None:
+            message.metadata_props.add(key=KEY, value=_json(entry))
 
 
-def _message(tensor: GraphTensor) -> onnx.TensorProto:
-    """The message that holds a tensor's values, and its metadata."""
+def _message(tensor: GraphTensor) -> onnx.TensorProto | None:
+    """The message that holds a tensor's metadata; plain numbers in a node have none."""
     proto = tensor.proto
+    if isinstance(proto, onnx.AttributeProto):
+        return None
     return proto if isinstance(proto, onnx.TensorProto) else proto.values
 
 
@@ -228,9 +233,10 @@ def _false_statements(proto: onnx.ModelProto, claimed: SparsityMetadata) -> list
 def _tensor_entry_problems(tensor: GraphTensor, claim: TensorMetadata | None) -> list[str]:
     """A tensor's own entry has to say what the model's says of it; it need not be there."""
     expected = claim and _json(claim.model_dump(mode="json", exclude={"name", "shape"}))
+    message = _message(tensor)
     return [
         f"{tensor.name}: its own metadata differ from the model's"
-        for entry in _message(tensor).metadata_props
+        for entry in (message.metadata_props if message is not None else ())
         if entry.key == KEY and entry.value != expected
     ]
 

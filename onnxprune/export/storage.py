@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxprune.model import tensor_array
+from onnxprune.stored import tensor_array
 
 SPARSE_BREAK_EVEN = 2 / 3
 """Sparsity above which 4-byte values with 8-byte indices are smaller than dense storage."""

@@ -6,12 +6,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
-from onnx import SparseTensorProto, TensorProto
+from onnx import AttributeProto, SparseTensorProto, TensorProto
 
 from onnxprune.errors import ModelError
 from onnxprune.export.storage import stored_indices
 from onnxprune.mapped import release
 from onnxprune.model import OnnxModel, iter_graphs, write
+from onnxprune.stored import Stored
 from onnxprune.tensors import GraphTensor, find_tensors
 
 _TYPED_FIELDS: dict[int, tuple[str, np.dtype]] = {
@@ -69,7 +70,8 @@ def write_back(source: onnx.ModelProto, tensors: Mapping[str, np.ndarray]) -> on
     """A copy of a model with new values in some of its stored tensors.
 
     A tensor whose new values equal its old ones bit for bit is left as it is. The others keep
-    their element type and the field of the message that held their values.
+    their element type and the field of the message that held their values; plain numbers in a
+    `Constant` node stay plain numbers.
 
     Where several users share a tensor through `Identity` aliases and one alias is named here (the
     running statistics of an untrained model, which exporters merge because they are equal), its
@@ -157,9 +159,12 @@ def _separate(
                 node.CopyFrom(constant)
 
 
-def _store(tensor: TensorProto | SparseTensorProto, values: np.ndarray) -> None:
+def _store(tensor: Stored, values: np.ndarray) -> None:
     if isinstance(tensor, SparseTensorProto):
         _store_sparse(tensor, values)
+        return
+    if isinstance(tensor, AttributeProto):
+        _store_plain(tensor, values)
         return
     field, dtype = _TYPED_FIELDS[tensor.data_type]
     if len(getattr(tensor, field)):
@@ -171,6 +176,14 @@ def _store(tensor: TensorProto | SparseTensorProto, values: np.ndarray) -> None:
         little = values.astype(values.dtype.newbyteorder("<"), copy=False)
         release(tensor)
         tensor.raw_data = np.ascontiguousarray(little).tobytes()
+
+
+def _store_plain(attribute: AttributeProto, values: np.ndarray) -> None:
+    """Replace the plain float numbers of a `Constant` node."""
+    if attribute.type == AttributeProto.FLOAT:
+        attribute.f = values.item()
+    else:
+        attribute.floats[:] = values.tolist()
 
 
 def _store_sparse(tensor: SparseTensorProto, values: np.ndarray) -> None:

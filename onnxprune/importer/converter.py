@@ -1,8 +1,7 @@
 """Walk an ONNX graph and build the fx graph."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -24,10 +23,12 @@ from onnxprune.importer.registry import (
     UnsupportedNode,
     find_entry,
 )
+from onnxprune.importer.scopes import Scope, needed_nodes, visible_types, without_inputs
 from onnxprune.importer.values import HALF_DTYPES, Host, Value, numpy_dtype
 from onnxprune.model import OnnxModel
 from onnxprune.shapes import Schema, find_schema, infer_node, tensor_type, type_shape
-from onnxprune.tensors import GraphTensor, constant_tensor, find_tensors
+from onnxprune.stored import constant_value, stored_array, stored_type
+from onnxprune.tensors import GraphTensor, find_tensors
 
 OLDEST_OPSET = 1
 _MAX_DEPTH = 32
@@ -38,33 +39,6 @@ DAMAGE = (
 """What code that expects a sound node raises on a damaged one, PyTorch and ONNX included."""
 _ACTIVATIONS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
 _TRANSPARENT = frozenset({"Identity", "Cast", "Reshape", "Flatten", "Squeeze"})
-
-
-@dataclass
-class Scope:
-    """Values and types by name, in a graph or in the body of a function.
-
-    Attributes:
-        versions: Operator set version of each domain.
-        outer: Scope around a sub-graph; a function body has none.
-        readers: How often each name is read in this scope.
-    """
-
-    versions: dict[str, int]
-    outer: "Scope | None" = None
-    depth: int = 0
-    values: dict[str, Value | None] = field(default_factory=dict)
-    types: dict[str, TypeProto] = field(default_factory=dict)
-    readers: Counter[str] = field(default_factory=Counter)
-
-    def find(self, name: str) -> tuple[Value | None, TypeProto | None]:
-        """A value and its type; None for one that could not be converted."""
-        scope: Scope | None = self
-        while scope is not None:
-            if name in scope.values:
-                return scope.values[name], scope.types.get(name)
-            scope = scope.outer
-        return None, None
 
 
 class Converter:
@@ -95,7 +69,9 @@ class Converter:
         self._add_initializers(scope, graph)
         outputs = [value.name for value in graph.output]
         self.convert_nodes(scope, graph.node, outputs, self.builder)
-        self._raise_problems()
+        known = len(argument_names) == len(self.model.inputs)
+        if not known or any(scope.find(name)[0] is None for name in outputs):
+            self._raise_problems()
         self._add_outputs(scope, graph)
         self.builder.graph.eliminate_dead_code(_is_border)
         fuse(self.root, self.builder.graph)
@@ -171,7 +147,7 @@ class Converter:
         builder: GraphBuilder,
     ) -> None:
         """Convert those nodes of a graph or function body that its outputs depend on."""
-        needed = _needed_nodes(list(nodes), outputs, scope.readers)
+        needed = needed_nodes(list(nodes), outputs, scope.readers)
         for node in needed:
             try:
                 self._convert_node(scope, node, builder)
@@ -207,6 +183,7 @@ class Converter:
             [bool(name) and scope.readers[name] > 0 for name in node.output],
             builder,
             lambda graph, inputs: self.convert_graph(scope, graph, inputs, builder),
+            lambda graph: self.inline_graph(scope, graph, builder),
         )
         self._bind(scope, op, None if blocked else hosts.evaluate(op))
         if not blocked and node.output and scope.values[node.output[0]] is not None:
@@ -253,25 +230,18 @@ class Converter:
 
     def _convert_constant(self, scope: Scope, node: NodeProto) -> None:
         name = node.output[0]
-        proto = constant_tensor(node)
-        if proto is not None and id(proto) in self._stored:
-            self._store(scope, name, self._stored[id(proto)])
-            return
-        if isinstance(proto, TensorProto):
-            array, elem_type = numpy_helper.to_array(proto), int(proto.data_type)
+        stored = constant_value(node)
+        if stored is None:
+            self._problem("Constant of strings", name)
+            scope.values[name] = None
+        elif id(stored) in self._stored:
+            self._store(scope, name, self._stored[id(stored)])
         else:
-            attribute = node.attribute[0]
-            array = np.array(onnx.helper.get_attribute_value(attribute))
-            if array.dtype.kind not in "if":
-                self._problem("Constant of strings", name)
-                scope.values[name] = None
-                return
-            is_float = attribute.type in (AttributeProto.FLOAT, AttributeProto.FLOATS)
-            elem_type = TensorProto.FLOAT if is_float else TensorProto.INT64
-        if elem_type in HALF_DTYPES or proto is None:
-            array = array.astype(numpy_dtype(elem_type))
-        scope.values[name] = Host(array, elem_type, name)
-        scope.types[name] = tensor_type(elem_type, array.shape)
+            array, elem_type = stored_array(stored), stored_type(stored)
+            if elem_type in HALF_DTYPES:
+                array = array.astype(np.float32)
+            scope.values[name] = Host(array, elem_type, name)
+            scope.types[name] = tensor_type(elem_type, array.shape)
 
     def _expand(self, scope: Scope, op: Op, schema: Schema | None, domain: str) -> None:
         """Convert a node through its function body."""
@@ -294,7 +264,7 @@ class Converter:
                 inner.types[formal] = value_type
         absent = {f for i, f in enumerate(function.input) if not op.has(i)}
         body = instantiate(function.node, bound_attributes(node, function, schema))
-        body = [_without_inputs(inner_node, absent) for inner_node in body]
+        body = [without_inputs(inner_node, absent) for inner_node in body]
         self.convert_nodes(inner, body, function.output, op.builder)
         outputs = [inner.values.get(name) for name in function.output]
         for index, name in enumerate(function.output):
@@ -313,10 +283,22 @@ class Converter:
             known = value_type is not None and value_type.HasField("tensor_type")
             inner.types[value.name] = value_type if known and value_type else value.type
             placeholder.meta["type"] = inner.types[value.name]
+        return builder, [value for value, _ in self._convert_inside(inner, graph, builder)]
+
+    def inline_graph(
+        self, scope: Scope, graph: GraphProto, builder: GraphBuilder
+    ) -> list[tuple[Value | None, TypeProto | None]]:
+        """Convert a sub-graph without inputs in place; returns its outputs and their types."""
+        inner = Scope(scope.versions, outer=scope, depth=scope.depth + 1)
+        return self._convert_inside(inner, graph, builder)
+
+    def _convert_inside(
+        self, inner: Scope, graph: GraphProto, builder: GraphBuilder
+    ) -> list[tuple[Value | None, TypeProto | None]]:
         self._add_initializers(inner, graph)
         names = [value.name for value in graph.output]
         self.convert_nodes(inner, graph.node, names, builder)
-        return builder, [inner.find(name)[0] for name in names]
+        return [inner.find(name) for name in names]
 
     def _infer(
         self,
@@ -340,7 +322,7 @@ class Converter:
                 array = value.array.astype(numpy_dtype(value.elem_type), copy=False)
                 data[name] = numpy_helper.from_array(array, name)
         if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
-            types = {**_visible_types(scope), **types}
+            types = {**visible_types(scope), **types}
         try:
             return infer_node(schema, node, types, data, scope.versions)
         except onnx.checker.ValidationError as error:
@@ -407,10 +389,11 @@ class Converter:
         modules = {str(n.target) for n in nodes if n.op == "call_module"}
         graph = self.model.proto.graph
         producers = {name: node for node in graph.node for name in node.output}
+        names = {k: v for k, v in self.builder.tensor_names.items() if k in attributes}
         return ImportInfo(
             source=self.model,
-            tensors=self.tensors,
-            tensor_names={k: v for k, v in self.builder.tensor_names.items() if k in attributes},
+            tensors=_with_what_is_read(self.tensors, set(names.values())),
+            tensor_names=names,
             buffer_names=self._buffer_names(modules),
             input_names=[spec.name for spec in self.model.inputs],
             output_names=[value.name for value in graph.output],
@@ -430,6 +413,18 @@ class Converter:
             if known is not None and path.split(".")[0] in modules and known not in names.values():
                 names[path] = known
         return names
+
+
+def _with_what_is_read(
+    tensors: dict[str, GraphTensor], parameters: set[str]
+) -> dict[str, GraphTensor]:
+    """The stored tensors, of which none trains that no output depends on."""
+    return {
+        name: replace(tensor, trainable=False, prunable=False)
+        if tensor.trainable and name not in parameters
+        else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _lacks_rank(value_type: TypeProto) -> bool:
@@ -469,47 +464,6 @@ def _rename(node: fx.Node, name: str) -> None:
     node._rename(identifier(name.removesuffix("_output_0")))
     node.meta["named"] = True
     node.meta["onnx_name"] = name
-
-
-def _needed_nodes(
-    nodes: list[NodeProto], outputs: Iterable[str], readers: Counter[str]
-) -> list[NodeProto]:
-    """Nodes that the outputs depend on, in their order; counts who reads each name."""
-    readers.update(outputs)
-    needed = []
-    for node in reversed(nodes):
-        if any(readers[name] for name in node.output if name):
-            needed.append(node)
-            _count_reads(node, readers)
-    return needed[::-1]
-
-
-def _count_reads(node: NodeProto, readers: Counter[str]) -> None:
-    readers.update(name for name in node.input if name)
-    for attribute in node.attribute:
-        graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
-        for graph in graphs:
-            readers.update(value.name for value in graph.output)
-            for inner in graph.node:
-                _count_reads(inner, readers)
-
-
-def _without_inputs(node: NodeProto, absent: set[str]) -> NodeProto:
-    """A node of a function body with the inputs emptied that the caller leaves out."""
-    if not absent.intersection(node.input):
-        return node
-    result = NodeProto()
-    result.CopyFrom(node)
-    result.input[:] = ["" if name in absent else name for name in node.input]
-    return result
-
-
-def _visible_types(scope: Scope | None) -> dict[str, TypeProto]:
-    types: dict[str, TypeProto] = {}
-    while scope is not None:
-        types = {**scope.types, **types}
-        scope = scope.outer
-    return types
 
 
 def _final_activation(producers: dict[str, NodeProto], name: str) -> str | None:

@@ -82,7 +82,10 @@ class ImportedModel(fx.GraphModule):
 
     @property
     def tensors(self) -> dict[str, GraphTensor]:
-        """All stored tensors of the ONNX graph by name."""
+        """All stored tensors of the ONNX graph by name.
+
+        Those that no output depends on, as in a branch that never runs, do not train.
+        """
         return self._info.tensors
 
     @property

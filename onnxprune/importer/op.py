@@ -42,6 +42,8 @@ class Op:
         used_outputs: For each output, whether anything reads it.
         convert_graph: Converts a sub-graph, given it and the types of its inputs, into a builder
             and the sub-graph's outputs.
+        inline_graph: Converts a sub-graph without inputs in place of the node, into its outputs and
+            their types.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Op:
         used_outputs: list[bool],
         builder: GraphBuilder,
         convert_graph: Callable[..., Any] | None = None,
+        inline_graph: Callable[..., Any] | None = None,
     ) -> None:
         self.node = node
         self.version = version
@@ -63,6 +66,7 @@ class Op:
         self.used_outputs = used_outputs
         self.builder = builder
         self.convert_graph = convert_graph
+        self.inline_graph = inline_graph
         self._attributes = {attribute.name: attribute for attribute in node.attribute}
 
     @property

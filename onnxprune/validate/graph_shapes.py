@@ -10,7 +10,6 @@ from google.protobuf.message import EncodeError
 from onnx import (
     ModelProto,
     NodeProto,
-    SparseTensorProto,
     TensorProto,
     TypeProto,
     ValueInfoProto,
@@ -19,7 +18,7 @@ from onnx import (
 
 from onnxprune.contrib_types import CONTRIB_DOMAIN, infer_contrib
 from onnxprune.shapes import find_schema, infer_node, tensor_type, type_shape
-from onnxprune.tensors import constant_tensor, stored_array
+from onnxprune.stored import Stored, constant_value, stored_array, stored_shape, stored_type
 from onnxprune.validate.shape_values import (
     FOLLOWED,
     MOST_VALUES,
@@ -52,7 +51,7 @@ def _expanded(proto: ModelProto) -> Iterable[NodeProto]:
     source = proto.graph
     if not proto.functions:
         return source.node
-    constants = [node for node in source.node if constant_tensor(node) is not None and node.output]
+    constants = [node for node in source.node if constant_value(node) is not None and node.output]
     taken = {tensor.name for tensor in source.initializer}
     taken |= {tensor.values.name for tensor in source.sparse_initializer}
     taken |= {node.output[0] for node in constants}
@@ -63,7 +62,7 @@ def _expanded(proto: ModelProto) -> Iterable[NodeProto]:
     light.graph.input.extend(ValueInfoProto(name=name) for name in taken)
     light.graph.input.extend(value for value in source.input if value.name not in taken)
     light.graph.output.extend(source.output)
-    light.graph.node.extend(node for node in source.node if constant_tensor(node) is None)
+    light.graph.node.extend(node for node in source.node if constant_value(node) is None)
     try:
         return [*constants, *onnx.inliner.inline_local_functions(light).graph.node]
     except (EncodeError, RuntimeError, ValueError):
@@ -76,7 +75,7 @@ class _Shapes:
     def __init__(self, proto: ModelProto) -> None:
         graph = proto.graph
         self.types: dict[str, TypeProto] = {}
-        self.stored: dict[str, TensorProto | SparseTensorProto] = {}
+        self.stored: dict[str, Stored] = {}
         self._values: dict[str, np.ndarray | None] = {}
         self._versions = {
             "" if opset.domain == "ai.onnx" else opset.domain: int(opset.version)
@@ -89,10 +88,9 @@ class _Shapes:
         inputs = [value for value in graph.input if value.name not in self.stored]
         self.types.update(_for_one_sample({value.name: value.type for value in inputs}))
 
-    def _store(self, name: str, tensor: TensorProto | SparseTensorProto) -> None:
-        values = tensor.values if isinstance(tensor, SparseTensorProto) else tensor
+    def _store(self, name: str, tensor: Stored) -> None:
         self.stored[name] = tensor
-        self.types[name] = tensor_type(values.data_type, tensor.dims)
+        self.types[name] = tensor_type(stored_type(tensor), stored_shape(tensor))
 
     def value(self, name: str) -> np.ndarray | None:
         """The elements of a small value, None for each that is not known; or None."""
@@ -102,14 +100,14 @@ class _Shapes:
 
     def _decoded(self, name: str) -> np.ndarray | None:
         tensor = self.stored.get(name)
-        if not isinstance(tensor, TensorProto) or math.prod(tensor.dims) > MOST_VALUES:
+        if tensor is None or math.prod(stored_shape(tensor)) > MOST_VALUES:
             return None
         array = stored_array(tensor)
         return array.astype(object) if array.dtype.kind in "biuf" else None
 
     def visit(self, node: NodeProto) -> None:
         """Find the types and values of a node's outputs."""
-        constant = constant_tensor(node)
+        constant = constant_value(node)
         if constant is not None and node.output:
             self._store(node.output[0], constant)
             return

@@ -56,9 +56,8 @@ def evaluate(node: NodeProto, types: Types, values: Values) -> tuple[np.ndarray,
 
 def _elem_type(node: NodeProto, types: Types) -> int:
     """Element type of what a node computes; 0 if it is not known."""
-    if node.op_type in ("Shape", "Size", "Constant"):
-        is_float = any(attribute.name.startswith("value_float") for attribute in node.attribute)
-        return TensorProto.FLOAT if is_float else TensorProto.INT64
+    if node.op_type in ("Shape", "Size"):
+        return TensorProto.INT64
     if node.op_type in ("Equal", "Less", "Greater", "Not"):
         return TensorProto.BOOL
     if node.op_type == "Cast":
@@ -179,14 +178,6 @@ def _size(node: NodeProto, types: Types, values: Values) -> np.ndarray | None:
     return _array([math.prod(size for size in sizes if size is not None)], ())
 
 
-def _constant(node: NodeProto, types: Types, values: Values) -> np.ndarray | None:
-    for name in ("value_int", "value_ints", "value_float", "value_floats"):
-        value = attribute_of(node, name)
-        if value is not None:
-            return np.array(value, dtype=object)
-    return None
-
-
 def _cast(node: NodeProto, types: Types, values: Values) -> np.ndarray | None:
     kind = onnx.helper.tensor_dtype_to_np_dtype(attribute_of(node, "to")).kind
     convert = {"b": bool, "i": int, "u": int, "f": float}[kind]
@@ -290,7 +281,6 @@ _EVALUATORS: dict[str, Callable[[NodeProto, Types, Values], np.ndarray | None]] 
     **dict.fromkeys(_SCALAR, _elementwise),
     "Shape": _shape,
     "Size": _size,
-    "Constant": _constant,
     "Identity": lambda node, types, values: values[0],
     "Cast": _cast,
     "Gather": _gather,

@@ -1,5 +1,6 @@
 """Operators of com.microsoft against ONNX Runtime's kernels, or their definition without one."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -203,13 +204,91 @@ def test_sums_without_a_cpu_kernel() -> None:
     np.testing.assert_allclose(outputs(load(proto), feed)[0], left * F.gelu(right), rtol=1e-5)
 
 
-def test_convolution_with_channels_last() -> None:
+@pytest.mark.parametrize(
+    ("w", "attributes", "settings"),
+    [
+        ((5, 3, 3, 3), {"strides": [2, 2]}, {"stride": 2}),
+        (
+            (6, 3, 2, 3),
+            {"pads": [1, 0, 1, 0], "dilations": [2, 1]},
+            {"padding": (1, 0), "dilation": (2, 1)},
+        ),
+        ((6, 3, 3, 1), {"group": 3, "pads": [1] * 4}, {"groups": 3, "padding": 1}),
+    ],
+)
+def test_convolution_with_channels_last(
+    w: tuple[int, ...], attributes: dict[str, Any], settings: dict[str, Any]
+) -> None:
     """ONNX Runtime has no CPU kernel for it in float32."""
-    x, w = normal(2, 7, 7, 3), normal(5, 3, 3, 3, seed=1)
-    proto, feed = node_model("NhwcConv", {"x": x, "w": w}, kernel_shape=[3, 3], strides=[2, 2])
-    first = [torch.from_numpy(array).movedim(-1, 1) for array in (x, w)]
-    wanted = F.conv2d(*first, stride=2).movedim(1, -1)
-    np.testing.assert_allclose(outputs(load(proto), feed)[0], wanted, atol=1e-5)
+    x, weight, bias = normal(2, 7, 7, 3), normal(*w, seed=1), normal(w[0], seed=2)
+    inputs = {"x": x, "w": weight, "b": bias}
+    proto, feed = node_model("NhwcConv", inputs, kernel_shape=list(w[1:3]), **attributes)
+    first = [torch.from_numpy(array).movedim(-1, 1) for array in (x, weight)]
+    wanted = F.conv2d(*first, torch.from_numpy(bias), **settings).movedim(1, -1)
+    module = load(proto)
+    np.testing.assert_allclose(outputs(module, feed)[0], wanted, atol=1e-5)
+    assert set(module.tensor_names.values()) == {"w", "b"}
+    assert module.tensors["w"].reduction_axis == 3
+    assert module.tensors["w"].prunable == (w[3] > 1)
+
+
+@pytest.mark.parametrize(
+    ("activation", "attributes", "function"),
+    [
+        ("Relu", {}, F.relu),
+        ("LeakyRelu", {"activation_alpha": 0.2}, lambda x: F.leaky_relu(x, 0.2)),
+        (
+            "HardSigmoid",
+            {"activation_alpha": 0.3, "activation_beta": 0.4},
+            lambda x: (0.3 * x + 0.4).clamp(0, 1),
+        ),
+    ],
+)
+def test_product_with_an_activation(
+    activation: str, attributes: dict[str, Any], function: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Only DirectML has a kernel for it."""
+    x, w = normal(2, 3, 4), normal(5, 4, seed=1)
+    settings = {"activation": activation, "transB": 1, "alpha": 0.5, **attributes}
+    proto, feed = node_model("FusedMatMulActivation", {"x": x, "w": w}, **settings)
+    module = load(proto)
+    wanted = function(torch.from_numpy(0.5 * (x @ w.T)))
+    np.testing.assert_allclose(outputs(module, feed)[0], wanted, rtol=1e-5, atol=1e-6)
+    assert module.tensors["w"].reduction_axis == 1
+
+
+def test_transposed_product_under_its_old_name() -> None:
+    proto, feed = node_model("TransposeMatMul", {"a": normal(2, 4, 3), "b": normal(4, 5)}, transA=1)
+    wanted = np.swapaxes(normal(2, 4, 3), 1, 2) @ normal(4, 5)
+    np.testing.assert_allclose(outputs(load(proto), feed)[0], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels_last", [0, 1])
+def test_group_norm_after_a_residual_of_full_size(channels_last: int) -> None:
+    shape = (2, 3, 4, 8) if channels_last else (2, 8, 3, 4)
+    x, skip = normal(*shape), normal(*shape, seed=1)
+    inputs = {"x": x, "scale": normal(8, seed=2), "shift": normal(8, seed=3), "skip": skip}
+    settings = {"groups": 2, "activation": 0, "channels_last": channels_last, "epsilon": 0.5}
+    proto, feed = node_model("SkipGroupNorm", inputs, {"x", "skip"}, 2, **settings)
+    total = torch.from_numpy(x + skip)
+    first = total.movedim(-1, 1) if channels_last else total
+    affine = [torch.from_numpy(inputs[name]) for name in ("scale", "shift")]
+    wanted = F.group_norm(first, 2, *affine, 0.5)
+    y, s = outputs(load(proto), feed)
+    np.testing.assert_allclose(y, wanted.movedim(1, -1) if channels_last else wanted, atol=1e-5)
+    np.testing.assert_allclose(s, total, atol=1e-6)
+
+
+def test_what_has_no_cpu_kernel_trains() -> None:
+    """Gradients of every learned operand, against those of the formula."""
+    x, bias = normal(2, 3, 8), normal(8, seed=1)
+    proto, _ = node_model("BiasSplitGelu", {"x": x, "bias": bias})
+    module = load(proto).train()
+    module(torch.from_numpy(x)).square().sum().backward()
+    formula = torch.from_numpy(bias).requires_grad_()
+    left, right = (torch.from_numpy(x) + formula).chunk(2, dim=-1)
+    (left * F.gelu(right)).square().sum().backward()
+    torch.testing.assert_close(module.bias.grad, formula.grad)
 
 
 @pytest.mark.parametrize(

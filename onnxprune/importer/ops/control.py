@@ -1,4 +1,7 @@
-"""Control flow: If, Loop and Scan, each a module that holds its sub-graphs."""
+"""Control flow: If, Loop and Scan, each a module that holds its sub-graphs.
+
+An If whose condition is known at import is no module: its branch runs in place.
+"""
 
 from typing import Any
 
@@ -173,8 +176,20 @@ def _finished(body: Body) -> tuple[nn.Module, list[Any]]:
     return fx.GraphModule(builder.root, builder.graph), list(builder.captures)
 
 
+def _inlined(op: Op, attribute: str) -> list[Value | None]:
+    """The outputs of a sub-graph that runs in any case, with the types that they have there."""
+    if op.inline_graph is None:
+        raise UnsupportedNode("sub-graphs cannot be converted here")
+    outputs = op.inline_graph(op.attr(attribute))
+    op.output_types = [value_type for _, value_type in outputs]
+    return [value for value, _ in outputs]
+
+
 @register("If")
 def _conditional(op: Op) -> Result:
+    known = op.number(0)
+    if known is not None and not isinstance(known, fx.Node):
+        return _inlined(op, "then_branch" if known else "else_branch")
     bodies = [_body(op, branch, []) for branch in ("then_branch", "else_branch")]
     (then_branch, then_outer), (else_branch, else_outer) = map(_finished, bodies)
     condition = op.scalar(0)
