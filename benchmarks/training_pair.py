@@ -23,7 +23,16 @@ from torch.onnx import TrainingMode
 
 import onnxprune
 from onnxprune.errors import Interrupted
-from onnxprune.finetune import Batch, Objective, Plan, Trainer
+from onnxprune.finetune import (
+    Batch,
+    CrossEntropy,
+    Distillation,
+    Objective,
+    Plan,
+    Ranks,
+    Trainer,
+    make_accelerator,
+)
 from onnxprune.recipe import DistillTable, FinetuneTable
 from onnxprune.run_directory import RunDirectory
 from onnxprune.sparsity import Magnitude, MaskSet, select_masks, target_zeros
@@ -118,6 +127,9 @@ class _Log:
     def record(self, entry: dict[str, Any]) -> None:
         self._run.append(entry)
 
+    def rewound(self, step: int, sparsity: float, rollbacks: int) -> None:
+        raise AssertionError("nothing is resumed while steps are timed")
+
     def message(self, text: str) -> None:
         raise AssertionError(f"nothing is to be said while steps are timed: {text}")
 
@@ -160,6 +172,8 @@ def run_trainer(
     """
     parameters = dict(imported.named_parameters())
     zeros = sum(int((~mask).sum()) for mask in chosen.values())
+    settings = setting.finetune()
+    accelerator = make_accelerator(settings)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             module=imported,
@@ -170,12 +184,13 @@ def run_trainer(
             batches=_OneBatch(batch, turn),  # type: ignore[arg-type]
             objective=Objective(
                 imported.output_names[0],
-                imported.output_activations,
-                labelled=True,
-                distill=DistillTable(weight=0.0),
+                CrossEntropy(imported.output_names[0]),
+                Distillation(DistillTable(weight=0.0), ()),
             ),
             teacher=None,
-            settings=setting.finetune(),
+            settings=settings,
+            accelerator=accelerator,
+            ranks=Ranks(accelerator.device),
             plan=Plan(_MOST_STEPS, steps_per_epoch=1, events={0: zeros}),
             observer=_Log(Path(folder)),
             stop=done,
