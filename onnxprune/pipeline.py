@@ -6,6 +6,7 @@ model, recipe, output and data is found before anything long begins.
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -40,9 +41,12 @@ from onnxprune.finetune import (
     Teacher,
     Trainer,
     courses_of,
+    full_tensors,
     make_accelerator,
     named_outputs,
+    placed,
     rank_seed,
+    shard_parameters,
 )
 from onnxprune.importer import ImportedModel, load
 from onnxprune.job import Job, has_classes, prepare
@@ -51,7 +55,14 @@ from onnxprune.model import payload_sha256, read, write
 from onnxprune.outcome import tensor_table
 from onnxprune.recipe import Recipe
 from onnxprune.run_directory import SCHEMA_VERSION, Status
-from onnxprune.sparsity import Magnitude, MaskSet, RandomScore, select_replicated_masks
+from onnxprune.sparsity import (
+    Magnitude,
+    MaskSet,
+    RandomScore,
+    local_part,
+    select_masks,
+    select_replicated_masks,
+)
 from onnxprune.task_validation import evaluate_task
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate import bench, describe_machine, evaluate, open_session, write_report
@@ -193,6 +204,7 @@ class _Run:
         self.accelerator = accelerator
         self.ranks = ranks
         self.alone = ranks.world == 1
+        self.sharded = ranks.world > 1 and self.recipe.finetune.sharding == "fsdp"
         self.on_progress = on_progress if ranks.is_main else lambda entry: None
         self.stop = stop
         self.notes: list[str] = []
@@ -209,11 +221,35 @@ class _Run:
             if self.job.resume:
                 self._resume(trainer)
             self._start_trackers()
-            trainer.fit()
+            with warnings.catch_warnings():
+                # Imported graphs change nothing in place, so a view between stages is harmless.
+                warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
+                trainer.fit()
             trainer.finish()
         self._recalibrate(trainer, imported)
+        masks = trainer.masks.masks
+        if self.sharded:
+            masks = full_tensors(masks, self.ranks)
+            imported = self._whole(imported, trainer.parameters)
         imported.to("cpu").to(memory_format=torch.contiguous_format).eval()
-        return self.ranks.run_on_main(lambda: self._finish(imported, trainer, started))
+        return self.ranks.run_on_main(
+            lambda: self._finish(imported, masks, trainer.objective, started)
+        )
+
+    def _whole(
+        self, sharded: ImportedModel, parts: Mapping[str, torch.nn.Parameter]
+    ) -> ImportedModel:
+        """The model with all of its parameters in one place, on the first process."""
+        tensors = full_tensors(parts, self.ranks)
+        whole = load(self.job.traced)
+        parameters, buffers = dict(whole.named_parameters()), dict(whole.named_buffers())
+        with torch.no_grad():
+            for key, name in whole.tensor_names.items():
+                if self.ranks.is_main:
+                    parameters[key].copy_(tensors[name])
+            for key, buffer in sharded.named_buffers():
+                buffers[key].copy_(buffer)
+        return whole
 
     def _resume(self, trainer: Trainer) -> None:
         if trainer.resume():
@@ -221,14 +257,20 @@ class _Run:
         else:
             self.rewound(0, 0.0, 0)
 
-    def _finish(self, module: ImportedModel, trainer: Trainer, started: float) -> dict[str, Any]:
+    def _finish(
+        self,
+        module: ImportedModel,
+        masks: Mapping[str, torch.Tensor],
+        objective: Objective,
+        started: float,
+    ) -> dict[str, Any]:
         """Everything after training, by the first process alone: export, validation, results."""
         self.alone = True
         with self._stage("export"):
-            proto = self._export(module, trainer.masks)
+            proto = self._export(module, masks)
             difference = self._compare_with_runtime(module, proto)
             write(proto, self.job.output, external=self.job.source.has_external_data)
-        validation = self._validate(trainer.objective)
+        validation = self._validate(objective)
         latency = self._latency()
         self.seconds["total"] = time.monotonic() - started
         results = self._results(proto, validation, latency, difference)
@@ -281,8 +323,14 @@ class _Run:
         only = self._only_batch(imported)
         objective = make_objective(job, imported, only)
         dense = DenseModel(job, imported, only, self._work)
+        teacher = self._teacher(dense, objective)
+        evaluation = self._progress_evaluation(dense, objective)
+        if self.sharded:
+            placed(imported, settings, self.accelerator.device)
+            parts = shard_parameters(imported, self.ranks)
+            by_name = {onnx: parts[key] for key, onnx in imported.tensor_names.items()}
         pruned = {name: by_name[name] for name in job.plan.tensors}
-        masks = MaskSet(pruned)
+        masks = MaskSet(pruned, self.ranks if self.sharded else None)
         return Trainer(
             module=imported,
             output_names=imported.output_names,
@@ -291,16 +339,17 @@ class _Run:
             choose=lambda zeros: self._choose(masks, zeros),
             batches=self._batches(job.train) if job.train is not None else _no_batches(),
             objective=objective,
-            teacher=self._teacher(dense, objective),
+            teacher=teacher,
             settings=settings,
             plan=self._plan(),
             observer=self,
             accelerator=self.accelerator,
             ranks=self.ranks,
-            **self._progress_evaluation(dense, objective),
+            **evaluation,
             checkpoints=self._checkpoints(),
             stop=self.stop,
             graph_batch=only,
+            sharded=self.sharded,
             loss_scale=max(1.0, math.log(job.source.class_count or 1)),
         )
 
@@ -310,19 +359,23 @@ class _Run:
         return CheckpointStore(self.job.run.checkpoints, run_id)
 
     def _choose(self, masks: MaskSet, zeros: int) -> dict[str, torch.Tensor]:
-        settings = self.recipe.sparsity
+        settings, plan = self.recipe.sparsity, self.job.plan
         random = settings.method == "random"
-        return select_replicated_masks(
-            {name: parameter.detach() for name, parameter in masks.parameters.items()},
+        select = partial(
+            select_masks if self.sharded else select_replicated_masks,
+            {name: local_part(p.detach()) for name, p in masks.parameters.items()},
             zeros,
             RandomScore(self.recipe.finetune.seed) if random else Magnitude(),
-            self.ranks,
             masks=masks.masks,
-            floors=self.job.plan.floors,
+            floors=plan.floors,
             scope=settings.scope,
-            pattern=self.job.plan.pattern,
-            axes=self.job.plan.axes,
+            pattern=plan.pattern,
+            axes=plan.axes,
         )
+        chosen: dict[str, torch.Tensor] = (
+            select(shards=self.ranks) if self.sharded else select(ranks=self.ranks)
+        )
+        return chosen
 
     def _plan(self) -> Plan:
         total = self.job.total_steps
@@ -403,9 +456,9 @@ class _Run:
             batches = trainer.batches.spread(samples)
             recalibrate(module, (batch.to(trainer.device).inputs for batch in batches))
 
-    def _export(self, module: ImportedModel, masks: MaskSet) -> Any:
+    def _export(self, module: ImportedModel, masks: Mapping[str, torch.Tensor]) -> Any:
         tensors = {name: t.cpu().float().numpy() for name, t in module.export_tensors().items()}
-        for name, mask in masks.masks.items():
+        for name, mask in masks.items():
             tensors[name] = np.where(mask.cpu().numpy(), tensors[name], 0.0).astype(np.float32)
         proto = write_back(self.job.source.proto, tensors)
         stored = find_tensors(proto)

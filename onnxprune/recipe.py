@@ -307,6 +307,11 @@ class FinetuneTable(_Table):
         description="Keep image tensors with the channels last in memory; by default on CUDA, for "
         "models with convolutions of images.",
     )
+    sharding: Literal["none", "fsdp"] = Field(
+        "none",
+        description="With several processes, none: each holds the whole model (DDP); fsdp: each "
+        "holds a part of the parameters and of what belongs to them, for models that do not fit.",
+    )
     sync_batchnorm: bool = Field(
         True,
         description="With several processes, BatchNorm uses the statistics of the batch over all.",
@@ -542,7 +547,7 @@ class Recipe(_Table):
 
 _WHERE_AND_HOW_FAST = (
     *("device", "threads", "workers", "checkpoint_seconds", "track"),
-    *("compile", "channels_last"),
+    *("compile", "channels_last", "sharding"),
 )
 
 

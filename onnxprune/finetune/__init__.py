@@ -2,7 +2,7 @@
 
 from onnxprune.finetune.batches import Batch, BatchSource
 from onnxprune.finetune.checkpoint import Checkpoint, CheckpointStore
-from onnxprune.finetune.engine import check_device, make_accelerator
+from onnxprune.finetune.engine import check_device, make_accelerator, placed
 from onnxprune.finetune.loop import Observer, Trainer
 from onnxprune.finetune.losses import (
     BinaryCrossEntropy,
@@ -20,6 +20,7 @@ from onnxprune.finetune.optim import DEFAULT_LR, learning_rate, make_optimizer
 from onnxprune.finetune.plan import Course, Plan, courses_of
 from onnxprune.finetune.probe import observed_endings, probe_outputs, takes_batches
 from onnxprune.finetune.ranks import Ranks
+from onnxprune.finetune.sharding import full_tensors, shard_parameters
 from onnxprune.finetune.state import rank_seed
 from onnxprune.finetune.step import named_outputs
 from onnxprune.finetune.teachers import ArrayTeacher, CachedTeacher, ModuleTeacher, Teacher
@@ -51,12 +52,15 @@ __all__ = [
     "check_device",
     "class_axis",
     "courses_of",
+    "full_tensors",
     "learning_rate",
     "make_accelerator",
     "make_optimizer",
     "named_outputs",
     "observed_endings",
+    "placed",
     "probe_outputs",
     "rank_seed",
+    "shard_parameters",
     "takes_batches",
 ]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from onnxprune.recipe import FinetuneTable
 WAIT = timedelta(hours=6)
 """How long processes wait for each other: the first one also exports and validates alone."""
 
+Module = TypeVar("Module", bound=nn.Module)
 _TRACKER_MODULES = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",)}
 
 
@@ -43,9 +44,25 @@ def check_device(settings: FinetuneTable) -> None:
             got="precision = 'fp16' on the CPU",
             remedy="set [finetune] precision to 'bf16' or 'fp32'",
         )
+    if settings.sharding == "fsdp":
+        _check_sharded(settings)
     for tracker in settings.track:
         if not any(_installed(module) for module in _TRACKER_MODULES[tracker]):
             raise MissingDependencyError(tracker, "track", f"[finetune] track = ['{tracker}']")
+
+
+def _check_sharded(settings: FinetuneTable) -> None:
+    """What keeps or compiles a whole copy of the model does not go with parts of it."""
+    excluded = {"ema": settings.ema > 0, "sam_rho": settings.sam_rho > 0}
+    excluded |= {"compile": settings.compile, "precision": settings.precision == "fp16"}
+    for key, is_set in excluded.items():
+        if is_set:
+            raise UsageError(
+                "sharded parameters exclude another setting",
+                where=f"[finetune] {key}, with sharding = 'fsdp'",
+                got=getattr(settings, key),
+                remedy=f"leave {key} out, or set sharding to 'none'",
+            )
 
 
 def _installed(module: str) -> bool:
@@ -102,6 +119,14 @@ def uses_channels_last(module: nn.Module, settings: FinetuneTable, device: torch
     if settings.channels_last is not None:
         return settings.channels_last
     return device.type == "cuda" and any(p.ndim == 4 for p in module.parameters())
+
+
+def placed(module: Module, settings: FinetuneTable, device: torch.device) -> Module:
+    """The module on the device and in the memory format in which it trains; changed in place."""
+    module = module.to(device)
+    if uses_channels_last(module, settings, device):
+        module = module.to(memory_format=torch.channels_last)
+    return module
 
 
 def in_memory_format(

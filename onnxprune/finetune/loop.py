@@ -67,6 +67,7 @@ class Trainer:
         graph_batch: The only batch size that the model takes, None for any. Gradients of the parts
             of a batch add up, and BatchNorm keeps its statistics, which are no longer a batch's.
         loss_scale: Loss of a model that knows nothing, for telling divergence.
+        sharded: Whether the parameters are spread over the processes.
         step: Optimizer steps done.
     """
 
@@ -89,6 +90,7 @@ class Trainer:
     stop: Callable[[], bool] = lambda: False
     graph_batch: int | None = None
     loss_scale: float = 1.0
+    sharded: bool = False
     step: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -106,14 +108,17 @@ class Trainer:
             self.graph_batch,
             self._message,
             next(self.batches.in_order(2)) if self.ranks.world > 1 else None,
+            self.sharded,
         )
         self.state = TrainingState(
             self.module,
+            self.parameters,
             self.stepper.optimizer,
             self.masks,
             self.stepper.average,
             self.ranks,
             self.settings.seed,
+            self.sharded,
         )
         self.watch = LossWatch(self.settings.explosion, self.loss_scale)
         self.lr_scale = 1.0
@@ -270,8 +275,8 @@ class Trainer:
         )
 
     def _check_masks(self) -> None:
-        """All processes must have chosen the same weights."""
-        if self.ranks.world > 1 and not self.ranks.all_same(self.masks.digest()):
+        """Processes that hold copies must have chosen the same weights."""
+        if not self.sharded and not self.ranks.all_same(self.masks.digest()):
             raise TrainingError(
                 "the processes chose different weights, so their copies of the model have drifted "
                 "apart",

@@ -1,49 +1,56 @@
 """Everything that a run's future depends on, as tensors by name and back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from onnxprune.finetune.ranks import Ranks
-from onnxprune.sparsity import MaskSet
+from onnxprune.finetune.sharding import full_tensors, load_full_tensors
+from onnxprune.sparsity import MaskSet, local_part
 
 
 @dataclass
 class TrainingState:
     """The tensors of a run: weights, buffers, optimizer, masks, averages and random state.
 
-    With several processes all of them hold the same, except for the random state: only the first
-    one's is read when a checkpoint is written, and only its file is read when one is restored.
+    A checkpoint holds whole tensors, whether the processes hold copies of them or parts, so that a
+    run can go on with another number of processes. It is written and read by the first one.
 
     Attributes:
         module: The bare model.
+        parameters: Its parameters by ONNX name.
         optimizer: The bare optimizer.
         masks: Masks of the pruned parameters.
         average: Moving average of the module; None without one.
         ranks: The processes.
         seed: Of random states that no checkpoint holds.
+        sharded: Whether each process holds rows of the parameters only.
         rewind: The parameters and buffers of the rewinding point; empty before it.
     """
 
     module: nn.Module
+    parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     masks: MaskSet
     average: nn.Module | None
     ranks: Ranks
     seed: int
+    sharded: bool = False
     rewind: dict[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps; on all ranks at once, since it gathers random states."""
-        names: dict[Tensor, str] = {
-            parameter: name for name, parameter in self.module.named_parameters()
-        }
-        tensors = {f"model.{name}": tensor for name, tensor in _all_tensors(self.module).items()}
-        tensors.update(optimizer_tensors(self.optimizer, names))
-        tensors.update({f"mask.{name}": mask for name, mask in self.masks.masks.items()})
+        """What a checkpoint keeps; on all ranks at once, complete on the first."""
+        names: dict[Tensor, str] = {p: name for name, p in self.parameters.items()}
+        state = optimizer_tensors(self.optimizer, names)
+        parts: dict[str, Tensor] = {f"model.{name}": p for name, p in self.parameters.items()}
+        parts.update({name: tensor for name, tensor in state.items() if tensor.ndim})
+        parts.update({f"mask.{name}": mask for name, mask in self.masks.masks.items()})
+        tensors = full_tensors(parts, self.ranks) if self.sharded else parts
+        tensors.update({name: tensor for name, tensor in state.items() if not tensor.ndim})
+        tensors.update({f"buffer.{name}": t for name, t in self.module.named_buffers()})
         tensors.update({f"rewind.{name}": tensor for name, tensor in self.rewind.items()})
         if self.average is not None:
             averages = _all_tensors(self.average)
@@ -60,26 +67,52 @@ class TrainingState:
             step: Of the checkpoint, for random states that it does not hold, as after a start with
                 more processes.
         """
-        tensors = self._from_main(tensors)
+        layout = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        layout = self.ranks.broadcast_object(layout)
+        places = self._places(layout)
         with torch.no_grad():
-            for name, tensor in _all_tensors(self.module).items():
-                tensor.copy_(tensors[f"model.{name}"])
+            if self.sharded:
+                load_full_tensors(places, tensors, self.ranks)
+            rest = {
+                name: at for name, at in layout.items() if not (self.sharded and name in places)
+            }
+            tensors = self._from_main(tensors, rest)
+            if not self.sharded:
+                for name, place in places.items():
+                    place.copy_(tensors[name])
+            for name, buffer in self.module.named_buffers():
+                buffer.copy_(tensors[f"buffer.{name}"])
             for name, tensor in _all_tensors(self.average).items():
                 tensor.copy_(tensors[f"average.{name}"])
-        self.optimizer.state.clear()
-        restore_optimizer(self.optimizer, dict(self.module.named_parameters()), tensors)
-        self.masks.update({name: tensors[f"mask.{name}"] for name in self.masks.masks})
+        restore_scalars(self.optimizer, self.parameters, tensors)
+        self.masks.update(_with_prefix(places, "mask."))
         self.rewind = _with_prefix(tensors, "rewind.")
         self._restore_random(tensors, step)
 
-    def _from_main(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _places(self, layout: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, Tensor]:
+        """Where the tensors with a value for each weight go; optimizer state and masks are new."""
+        self.optimizer.state.clear()
+        places: dict[str, Tensor] = {f"model.{name}": p for name, p in self.parameters.items()}
+        for full_name, (shape, dtype) in layout.items():
+            if full_name.startswith("optimizer.") and len(shape):
+                name, key = full_name.removeprefix("optimizer.").rsplit(".", 1)
+                state = torch.zeros_like(self.parameters[name], dtype=dtype)
+                self.optimizer.state[self.parameters[name]][key] = state
+                places[full_name] = state
+        for name, mask in self.masks.masks.items():
+            places[f"mask.{name}"] = torch.empty_like(mask)
+        return places
+
+    def _from_main(
+        self, tensors: dict[str, Tensor], layout: Mapping[str, tuple[torch.Size, torch.dtype]]
+    ) -> dict[str, Tensor]:
         """The first rank's tensors on every rank."""
-        layout = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        for name, (shape, dtype) in self.ranks.broadcast_object(layout).items():
-            if not self.ranks.is_main:
-                tensors[name] = torch.empty(shape, dtype=dtype)
-        self.ranks.broadcast(tensors)
-        return tensors
+        shared = {
+            name: tensors[name] if self.ranks.is_main else torch.empty(shape, dtype=dtype)
+            for name, (shape, dtype) in layout.items()
+        }
+        self.ranks.broadcast(shared)
+        return shared
 
     def keep_rewinding_point(self) -> None:
         """Remember the parameters and buffers as they are now."""
@@ -95,9 +128,9 @@ class TrainingState:
 
     def finite(self) -> bool:
         """Whether all parameters are; on a GPU this waits for it."""
-        parameters = [p.detach() for p in self.module.parameters()]
-        norms = torch._foreach_norm(parameters, float("inf")) if parameters else []
-        return all(bool(torch.isfinite(norm)) for norm in norms)
+        parts = [local_part(parameter.detach()) for parameter in self.parameters.values()]
+        norms = torch._foreach_norm([part for part in parts if part.numel()], float("inf"))
+        return not self.ranks.any(not all(bool(torch.isfinite(norm)) for norm in norms))
 
     def _restore_random(self, tensors: dict[str, Tensor], step: int) -> None:
         cpu = tensors.get(f"random.cpu.{self.ranks.rank}")
@@ -121,7 +154,7 @@ def _all_tensors(module: nn.Module | None) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
@@ -144,18 +177,15 @@ def optimizer_tensors(
     }
 
 
-def restore_optimizer(
+def restore_scalars(
     optimizer: torch.optim.Optimizer,
-    parameters: dict[str, nn.Parameter],
-    tensors: dict[str, Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
 ) -> None:
-    """Put back what `optimizer_tensors` took; changes the optimizer."""
+    """Put back the entries of `optimizer_tensors` that hold one value a parameter, as its steps."""
     for full_name, tensor in _with_prefix(tensors, "optimizer.").items():
         name, key = full_name.rsplit(".", 1)
-        parameter: Any = parameters[name]
-        per_weight = tensor.shape == parameter.shape and tensor.ndim > 0
-        optimizer.state[parameter][key] = (
-            torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-            if per_weight
-            else tensor.cpu()
-        )
+        if not tensor.ndim:
+            # PyTorch counts steps on the CPU wherever the weights are.
+            device = "cpu" if key == "step" else parameters[name].device
+            optimizer.state[parameters[name]][key] = tensor.to(device)

@@ -16,6 +16,7 @@ from onnxprune.finetune.batches import Batch
 from onnxprune.finetune.engine import (
     has_partial_gradients,
     in_memory_format,
+    placed,
     uses_channels_last,
 )
 from onnxprune.finetune.losses import Objective
@@ -51,6 +52,7 @@ class Stepper:
             its statistics, which are no longer a batch's.
         message: Is told what the user should know.
         sample: A small batch, which several processes need to find out what gets no gradient.
+        sharded: Whether the module's parameters are spread over the processes already.
     """
 
     def __init__(
@@ -67,12 +69,11 @@ class Stepper:
         graph_batch: int | None,
         message: Callable[[str], None],
         sample: Batch | None = None,
+        sharded: bool = False,
     ) -> None:
         self.device = accelerator.device
         self.channels_last = uses_channels_last(module, settings, self.device)
-        self.module = module.to(self.device)
-        if self.channels_last:
-            self.module = self.module.to(memory_format=torch.channels_last)
+        self.module = module if sharded else placed(module, settings, self.device)
         self.output_names = output_names
         self.parameters = parameters
         self.masks = masks
@@ -88,16 +89,20 @@ class Stepper:
         self._prepared = accelerator.prepare_optimizer(self.optimizer)
         self._sam = sharpness_aware(self.optimizer, settings.sam_rho) if settings.sam_rho else None
         self.average = self._averaged() if settings.ema else None
+        self.sharded = sharded
         self.model: nn.Module = self.module
         if sample is not None:
             self._prepare_exchange(sample)
         compiled = torch.compile(self.module) if settings.compile else self.module
-        self.model = accelerator.prepare_model(compiled)
+        # Sharded parameters exchange their gradients themselves.
+        self.model = accelerator.prepare_model(compiled, evaluation_mode=sharded)
 
     def _prepare_exchange(self, sample: Batch) -> None:
         """What processes that train together have to agree on before the first step."""
         if self.settings.sync_batchnorm:
             synchronise_batchnorm(self.module, self.ranks)
+        if self.sharded:
+            return
         partial = has_partial_gradients(self.module, lambda: self.loss(sample).backward())
         if self.ranks.any(partial):
             self.accelerator.ddp_handler = DistributedDataParallelKwargs(
@@ -174,7 +179,7 @@ class Stepper:
 
     def _synchronised(self, *, last: bool) -> AbstractContextManager[Any]:
         """Processes exchange gradients once a step, in its last pass."""
-        if last or self.ranks.world == 1:
+        if last or self.ranks.world == 1 or self.sharded:
             return nullcontext()
         return self.accelerator.no_sync(self.model)
 

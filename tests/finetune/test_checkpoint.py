@@ -3,11 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import Parameter
 
 from onnxprune.errors import CheckpointError, OutputError
 from onnxprune.finetune import Checkpoint, CheckpointStore
-from onnxprune.finetune.state import optimizer_tensors, restore_optimizer
+from onnxprune.finetune.ranks import Ranks
+from onnxprune.finetune.state import TrainingState
+from onnxprune.sparsity import MaskSet
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -113,29 +116,52 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         CheckpointStore(tmp_path / "checkpoints", "run").save(checkpoint(1))
 
 
-@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.AdamW])
-def test_optimizer_state_round_trip(optimizer_class: type[torch.optim.Optimizer]) -> None:
-    def make() -> tuple[Parameter, Parameter, torch.optim.Optimizer]:
+class Product(nn.Module):
+    """A matrix, a scalar and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
         torch.manual_seed(0)
-        w, scalar = Parameter(torch.randn(3, 2)), Parameter(torch.randn(()))
+        self.w = Parameter(torch.randn(3, 2))
+        self.scalar = Parameter(torch.randn(()))
+        self.register_buffer("count", torch.zeros(2))
+
+    def forward(self) -> torch.Tensor:
+        self.count += 1
+        return (self.w**2).sum() * self.scalar
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.AdamW])
+def test_the_state_of_a_run_comes_back(optimizer_class: type[torch.optim.Optimizer]) -> None:
+    """Steps after a restore are those that would have followed, scalars and counters included."""
+    states = []
+    for _ in range(2):
+        module = Product()
+        named = {"a.w": module.w, "scalar": module.scalar}
         options = {"momentum": 0.9} if optimizer_class is torch.optim.SGD else {}
-        return w, scalar, optimizer_class([w, scalar], lr=0.1, **options)
+        optimizer = optimizer_class(named.values(), lr=0.1, **options)
+        ranks = Ranks(torch.device("cpu"))
+        masks = MaskSet({"a.w": module.w})
+        states.append(TrainingState(module, named, optimizer, masks, None, ranks, 0))
 
-    def step(w: Parameter, scalar: Parameter, optimizer: torch.optim.Optimizer) -> None:
-        ((w**2).sum() * scalar).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def step(state: TrainingState) -> None:
+        state.module().backward()
+        state.masks.mask_gradients()
+        state.optimizer.step()
+        state.optimizer.zero_grad()
 
-    w, scalar, optimizer = make()
-    step(w, scalar, optimizer)
-    saved = optimizer_tensors(optimizer, {w: "a.w", scalar: "scalar"})
-    saved = {name: tensor.clone() for name, tensor in saved.items()}
-    other_w, other_scalar, other = make()
-    with torch.no_grad():
-        other_w.copy_(w)
-        other_scalar.copy_(scalar)
-    restore_optimizer(other, {"a.w": other_w, "scalar": other_scalar}, saved)
-    step(w, scalar, optimizer)
-    step(other_w, other_scalar, other)
-    assert torch.equal(w, other_w)
-    assert torch.equal(scalar, other_scalar)
+    first, second = states
+    mask = torch.tensor([[True, False]] * 3)
+    first.masks.update({"a.w": mask})
+    step(first)
+    saved = {name: tensor.detach().clone() for name, tensor in first.tensors().items()}
+    drawn = torch.rand(3)
+    second.restore(saved, 1)
+    assert torch.equal(torch.rand(3), drawn)
+    assert torch.equal(second.masks.masks["a.w"], mask)
+    assert second.masks.zeros == 3
+    for state in states:
+        step(state)
+    for name, tensor in first.module.state_dict().items():
+        assert torch.equal(tensor, second.module.state_dict()[name]), name
+    assert first.module.count.tolist() == [2, 2]

@@ -135,6 +135,18 @@ def test_three_processes_with_unequal_parts(folder: Path, single: dict[str, Any]
         assert np.array_equal(one == 0, threes[name] == 0), name
 
 
+def test_sharded_parameters_give_the_same_file(
+    folder: Path, single: dict[str, Any], pair: dict[str, Any]
+) -> None:
+    """Each process holds half of the parameters; the file is that of processes with copies."""
+    run(folder, "sharded", 2, 'finetune.sharding="fsdp"', 'finetune.optimizer="adamw"')
+    run(folder, "copies", 2, 'finetune.optimizer="adamw"')
+    ones, twos = weights(folder / "copies.onnx"), weights(folder / "sharded.onnx")
+    for name, one in ones.items():
+        assert np.array_equal(one == 0, twos[name] == 0), name
+        np.testing.assert_allclose(twos[name], one, rtol=2e-3, atol=2e-4)
+
+
 def test_a_killed_process_is_restarted_and_the_file_is_the_same(
     folder: Path, pair: dict[str, Any]
 ) -> None:
