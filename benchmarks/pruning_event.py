@@ -171,7 +171,7 @@ def run_rank(rank: int, case: Case, folder: str) -> None:
     figures["checksum"] = checksum(case, masks.masks, ranks)
     torch.save(figures, Path(folder, str(rank)))
     ranks.barrier()
-    dist.destroy_process_group()
+    ranks.close()
 
 
 def choose(case: Case, masks: MaskSet, zeros: int, ranks: Ranks) -> dict[str, Tensor]:

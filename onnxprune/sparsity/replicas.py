@@ -73,8 +73,9 @@ def select_replicated_masks(
     """`select_masks` for weights that every rank holds, with the same result.
 
     Every rank ranks its share of the weights alone and then tells the others its masks, a byte a
-    weight. The time of ranking is divided by the number of ranks, and the masks are the same on
-    all ranks even where their weights are not. The arguments are those of `select_masks`.
+    weight. So masks are the same on all ranks, even if their weights have come apart. The time of
+    ranking is divided by the number of ranks; on CPUs, telling the masks takes up most of what
+    that saves (`benchmarks/pruning_event.py`). The arguments are those of `select_masks`.
 
     Args:
         weights: Equal on all ranks; they are not changed.
