@@ -14,6 +14,7 @@ everything.
 
 import argparse
 import math
+import statistics
 import tempfile
 import time
 from dataclasses import dataclass
@@ -87,7 +88,10 @@ def main() -> None:
     most = 8 if on_cpu else torch.cuda.device_count()
     worlds = arguments.ranks or [world for world in (1, 2, 4, 8) if world <= most]
     layouts = [("sharded", world) for world in worlds]
-    layouts += [(layout, world) for world in worlds[1:2] for layout in ("shared", "replicated")]
+    layouts += [("shared", world) for world in worlds[1:]]
+    layouts += [
+        ("replicated", world) for world in worlds[1:2]
+    ]  # where each rank costs what one does
     measured = [
         measure(Case(layout, size, world, arguments.device, arguments.repeats))
         for size in arguments.weights
@@ -167,7 +171,7 @@ def run_rank(rank: int, case: Case, folder: str) -> None:
     figures["checksum"] = checksum(case, masks.masks, ranks)
     torch.save(figures, Path(folder, str(rank)))
     ranks.barrier()
-    dist.destroy_process_group()
+    ranks.close()
 
 
 def choose(case: Case, masks: MaskSet, zeros: int, ranks: Ranks) -> dict[str, Tensor]:
@@ -215,23 +219,27 @@ def checksum(case: Case, masks: dict[str, Tensor], ranks: Ranks) -> int:
 def model(measured: list[dict[str, Any]], latency: float, bandwidth: float) -> dict[str, Any]:
     """Seconds of an event by number of weights and sharded ranks, on paper.
 
-    Ranking is divided by the ranks; every exchange and its bytes pass log2(ranks) links one after
-    the other. Latency and bandwidth of a link are assumed; the rest is measured.
+    Ranking is a fixed part and a part for each weight that a rank holds, both fitted to what was
+    measured (processor time on a CPU). Every exchange and its bytes pass log2(ranks) links one
+    after the other; the latency and the bandwidth of a link are assumed.
     """
     sharded = [entry for entry in measured if entry["layout"] == "sharded"]
-    largest = max((e for e in sharded if e["ranks"] == 1), key=lambda entry: entry["weights"])
-    kind = "seconds" if largest["peak_gpu_bytes"] else "cpu_seconds_of_a_rank"
-    per_weight = largest[kind]["median"] / largest["weights"]
+    kind = "seconds" if sharded[0]["peak_gpu_bytes"] else "cpu_seconds_of_a_rank"
+    per_weight, fixed = statistics.linear_regression(
+        [entry["weights"] / entry["ranks"] for entry in sharded],
+        [entry[kind]["median"] for entry in sharded],
+    )
     exchanges = max(entry["exchanges"] for entry in sharded)
     sent_bytes = max(entry["sent_bytes_of_a_rank"] for entry in sharded)
 
     def seconds(weights: int, ranks: int) -> float:
-        hops = math.log2(ranks)
-        return per_weight * weights / ranks + hops * (exchanges * latency + sent_bytes / bandwidth)
+        exchange = math.log2(ranks) * (exchanges * latency + sent_bytes / bandwidth)
+        return fixed + per_weight * weights / ranks + exchange
 
     return {
-        "formula": "seconds_per_weight * weights / ranks + log2(ranks) * "
+        "formula": "fixed_s + seconds_per_weight * weights / ranks + log2(ranks) * "
         "(exchanges * link_latency_s + sent_bytes / link_bytes_per_s)",
+        "fixed_s": fixed,
         "seconds_per_weight": per_weight,
         "exchanges": exchanges,
         "sent_bytes": sent_bytes,

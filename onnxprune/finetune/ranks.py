@@ -108,6 +108,15 @@ class Ranks:
         """Wait until all ranks are here and, on a GPU, have done their work so far."""
         self.any(False)
 
+    def close(self) -> None:
+        """Leave the process group, at the end of a run or after an error.
+
+        A process that ends without this may abort in its last moment, and a launcher would take a
+        run that is complete for a failed one.
+        """
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
     def run_on_main(self, work: Callable[[], Result]) -> Result:
         """Do something on rank 0 alone, while the others wait for its result or its error.
 

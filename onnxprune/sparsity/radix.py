@@ -107,6 +107,18 @@ class Keys:
                 key.mul_(masks[here])
             yield key
 
+    def merged_chunks(self) -> Iterator[Tensor]:
+        """Keys of all tensors, small chunks joined: a histogram of few costs as much as of many."""
+        held: list[Tensor] = []
+        for name in self.weights:
+            for key in self.chunks(name):
+                held.append(key.to(self.device))
+                if sum(map(len, held)) > self.reading.chunk // 2:
+                    yield torch.cat(held) if len(held) > 1 else held[0]
+                    held = []
+        if held:
+            yield torch.cat(held)
+
 
 def _flat(tensors: Mapping[str, Tensor] | None, name: str) -> Tensor | None:
     return None if tensors is None else tensors[name].reshape(-1)
@@ -143,9 +155,8 @@ def _kth_key(keys: Keys, k: int, shards: Shards) -> tuple[int, int]:
         shift -= bits
         counts = torch.zeros(1 << bits, dtype=torch.int64, device=keys.device)
         with _atomic_counts(keys.device):
-            for name in keys.weights:
-                for key in keys.chunks(name):
-                    counts += _digit_counts(key, prefix, shift, bits).to(counts.device)
+            for key in keys.merged_chunks():
+                counts += _digit_counts(key, prefix, shift, bits)
         cumulative = shards.sum(counts).cpu().cumsum(0)
         digit = int(torch.searchsorted(cumulative, torch.tensor(k - below)))
         if digit:

@@ -26,6 +26,10 @@ class Replicas(Shards, Protocol):
     @property
     def world(self) -> int: ...  # noqa: D102
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The boolean tensors of all ranks, of one shape, as `(world, *shape)`."""
+        ...
+
 
 def partition(
     tensors: Mapping[str, Tensor],
@@ -50,9 +54,7 @@ def partition(
     """
     shares = {}
     for name, tensor in tensors.items():
-        along_first = pattern is not None and axes is not None and axes[name] == 0
-        rows = _rows(tensor, rank, world, pattern.m if pattern and along_first else 1)
-        shares[name] = _by_rows(tensor)[rows]
+        shares[name] = _by_rows(tensor)[_rows(tensor, rank, world, _unit(name, pattern, axes))]
     return shares
 
 
@@ -71,8 +73,9 @@ def select_replicated_masks(
     """`select_masks` for weights that every rank holds, with the same result.
 
     Every rank ranks its share of the weights alone and then tells the others its masks, a byte a
-    weight. The time of ranking is divided by the number of ranks, and the masks are the same on
-    all ranks even where their weights are not. The arguments are those of `select_masks`.
+    weight. So masks are the same on all ranks, even if their weights have come apart. The time of
+    ranking is divided by the number of ranks; on CPUs, telling the masks takes up most of what
+    that saves (`benchmarks/pruning_event.py`). The arguments are those of `select_masks`.
 
     Args:
         weights: Equal on all ranks; they are not changed.
@@ -117,12 +120,25 @@ def select_replicated_masks(
         axes=axes,
         shards=ranks,
     )
-    whole = {}
-    for name, weight in weights.items():
-        kept = torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device)
-        share({name: kept})[name].copy_(chosen[name])
-        whole[name] = ranks.sum(kept).bool()
-    return whole
+    return {
+        name: _joined(chosen[name], weight, ranks, _unit(name, pattern, axes))
+        for name, weight in weights.items()
+    }
+
+
+def _joined(own: Tensor, weight: Tensor, ranks: Replicas, unit: int) -> Tensor:
+    """The mask of a whole tensor, from the rows of every rank."""
+    places = [_rows(weight, rank, ranks.world, unit) for rank in range(ranks.world)]
+    most = max(place.stop - place.start for place in places)
+    padded = own.new_zeros((most, *own.shape[1:]))
+    padded[: len(own)] = own
+    pieces = zip(ranks.gather(padded), places, strict=True)
+    return torch.cat([piece[: p.stop - p.start] for piece, p in pieces]).reshape(weight.shape)
+
+
+def _unit(name: str, pattern: Pattern, axes: Mapping[str, int] | None) -> int:
+    """How many rows have to stay together."""
+    return pattern.m if pattern is not None and axes is not None and axes[name] == 0 else 1
 
 
 def _by_rows(tensor: Tensor) -> Tensor:
@@ -132,5 +148,5 @@ def _by_rows(tensor: Tensor) -> Tensor:
 def _rows(tensor: Tensor, rank: int, world: int, unit: int) -> slice:
     rows = _by_rows(tensor).shape[0]
     units = -(-rows // unit)
-    start, end = (units * number // world * unit for number in (rank, rank + 1))
-    return slice(start, min(end, rows))
+    start, end = (min(units * number // world * unit, rows) for number in (rank, rank + 1))
+    return slice(start, end)

@@ -25,11 +25,13 @@ dist.init_process_group(
 )
 with warnings.catch_warnings():
     warnings.simplefilter("error")
-    result = getattr(module, name)(Ranks(torch.device("cpu")))
+    ranks = Ranks(torch.device("cpu"))
+    result = getattr(module, name)(ranks)
 with open(f"{folder}/{rank}", "wb") as file:
     pickle.dump(result, file)
-dist.barrier()
-dist.destroy_process_group()
+ranks.barrier()
+ranks.close()
+assert not dist.is_initialized()
 """
 
 

@@ -151,6 +151,7 @@ def test_alone_everything_is_local() -> None:
     assert ALONE.run_on_main(lambda: 5) == ALONE.run_on_all(lambda: 5) == 5
     ALONE.broadcast({"t": tensor})
     ALONE.barrier()
+    ALONE.close()
     with pytest.raises(MissingDependencyError):
         ALONE.run_on_main(failing(MissingDependencyError("p", "e", "x")))
     with pytest.raises(OnnxpruneError):

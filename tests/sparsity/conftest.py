@@ -25,6 +25,9 @@ class ThreadRank:
         earlier = self._exchange(tensor)[: self.rank]
         return torch.stack([torch.zeros_like(tensor), *earlier]).sum(0).to(tensor.dtype)
 
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.stack(self._exchange(tensor))
+
     def _exchange(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         self.sent_bytes += tensor.nbytes
         self._slots[self.rank] = tensor.clone()
