@@ -30,10 +30,13 @@ from onnxprune.finetune import (
     probe_outputs,
 )
 from onnxprune.importer import ImportedModel
-from onnxprune.job import Job
+from onnxprune.job import Job, has_classes
 from onnxprune.model import ValueSpec
 
 _PROBED_SAMPLES = 8
+_LOGIT_RANGE = (2.0, 50.0)
+"""Between the largest and the smallest value of a row: what logits of a trained classifier span,
+and neither normalised embeddings or coordinates, nor pixels or prices."""
 
 
 def make_objective(job: Job, module: ImportedModel, only_batch: int | None) -> Objective:
@@ -134,12 +137,24 @@ def _distillation(
         compared,
         endings,
         class_output=job.loss_output.name if job.learns_task else None,
+        scores=frozenset(n for n in compared if _holds_scores(job, n, outputs[n], endings[n])),
         masked=frozenset(
             name
             for name in names
             if mask is not None and outputs[name].shape[: mask.ndim] == mask.shape
         ),
     )
+
+
+def _holds_scores(job: Job, name: str, output: Tensor, ending: Ending) -> bool:
+    """Whether an output holds class scores: what the data say or, where they do not, its values."""
+    if output.ndim != 2 or ending.activation is not None:
+        return False
+    classified = job.eval is not None and has_classes(job.eval)
+    if name == job.loss_output.name and (classified or job.recipe.data.classes is not None):
+        return True
+    low, high = _LOGIT_RANGE
+    return low <= float((output.amax(dim=1) - output.amin(dim=1)).mean()) <= high
 
 
 def _compared(
