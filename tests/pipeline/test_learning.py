@@ -442,3 +442,18 @@ def test_traced_models_are_prepared_once(tmp_path: Path) -> None:
     job = prepare(model, output, recipe(samples, distill={"features": {"r1": 1.0}}))
     assert [spec.name for spec in job.traced.outputs] == ["y", "r1"]
     assert [spec.name for spec in job.source.outputs] == ["y"]
+
+
+def test_a_baked_batch_size_without_training_data(tmp_path: Path) -> None:
+    """Evaluation data alone decide how many samples the graph is tried with."""
+    graph = """g (float[N,8] x) => (float[M,3] y) {
+        r = Reshape(x, shape)
+        y = MatMul(r, w)
+    }"""
+    proto = text_model(graph, {"w": normal(8, 3), "shape": np.array([1, 8])})
+    model, samples, output = save(tmp_path, proto, {"x": normal(6, 8), "label": np.arange(6) % 3})
+    settings = quick(None, samples, sparsity={"target": 0.5}, finetune={"epochs": 0})
+    job = prepare(model, output, settings)
+    objective = make_objective(job, load(job.traced), 1)
+    assert objective.task is not None
+    assert objective.distill_weight == 1
