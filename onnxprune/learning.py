@@ -30,10 +30,13 @@ from onnxprune.finetune import (
     probe_outputs,
 )
 from onnxprune.importer import ImportedModel
-from onnxprune.job import Job
+from onnxprune.job import Job, has_classes
 from onnxprune.model import ValueSpec
 
 _PROBED_SAMPLES = 8
+_LOGIT_RANGE = (2.0, 50.0)
+"""Between the largest and the smallest value of a row: what logits of a trained classifier span,
+and neither normalised embeddings or coordinates, nor pixels or prices."""
 
 
 def make_objective(job: Job, module: ImportedModel, only_batch: int | None) -> Objective:
@@ -53,29 +56,29 @@ def make_objective(job: Job, module: ImportedModel, only_batch: int | None) -> O
     source = job.train if job.train is not None else job.eval
     if source is None:
         return Objective(output, None, Distillation(job.recipe.distill, ()), learns_task=False)
-    batch = _probe(source, only_batch)
+    size = only_batch or fixed_batch(job.source)
+    batch = _probe(source, size)
     outputs = probe_outputs(module, batch)
     endings = observed_endings(module.output_activations, outputs)
-    learns_task = job.learns_task
     measured = batch
     if not source.labelled and job.eval is not None and job.eval.labelled:
-        measured = _probe(job.eval, only_batch)
+        measured = _probe(job.eval, size)
     objective = Objective(
         output,
         _task(job, module, endings, measured)
-        if learns_task or measured.labels is not None
+        if job.learns_task or measured.labels is not None
         else None,
         _distillation(job, endings, outputs, batch),
-        learns_task,
+        job.learns_task,
     )
     if objective.distill_weight > 0 and job.total_steps:
         _check_compared(objective.distillation, outputs, batch, job)
     return objective
 
 
-def _probe(samples: Samples, only_batch: int | None) -> Batch:
-    size = only_batch or _PROBED_SAMPLES
-    return next(BatchSource(samples, size).in_order()).padded(only_batch or 0)
+def _probe(samples: Samples, size: int | None) -> Batch:
+    """The first samples: as many as the model takes, or a few."""
+    return next(BatchSource(samples, size or _PROBED_SAMPLES).in_order()).padded(size or 0)
 
 
 def _task(job: Job, module: ImportedModel, endings: Mapping[str, Ending], batch: Batch) -> TaskLoss:
@@ -94,16 +97,7 @@ def _task(job: Job, module: ImportedModel, endings: Mapping[str, Ending], batch:
     elif settings.loss == "mse":
         task = SquaredError(name)
     elif settings.loss == "ctc":
-        time_first = _time_first(module, name, output, batch)
-        if time_first and (fixed_batch(job.source) or 1) > 1:
-            raise UnsupportedModelError(
-                "the output has its time axis first, and the inputs have a fixed batch size",
-                where=f"{job.source.label}, output {name!r}",
-                got=f"{job.loss_output.describe()} for {fixed_batch(job.source)} samples",
-                expected="(batch, time, classes), or a free batch size",
-                remedy="export the model with a dynamic batch axis",
-            )
-        task = Ctc(name, ending, settings.ctc_blank, time_first)
+        task = Ctc(name, ending, settings.ctc_blank, _time_first(job, module, output, batch))
     else:
         many = batch.labels is not None and batch.labels.ndim > 1
         axis = class_axis(output, batch.labels, ending) if many and batch.labels is not None else -1
@@ -112,14 +106,25 @@ def _task(job: Job, module: ImportedModel, endings: Mapping[str, Ending], batch:
     return task
 
 
-def _time_first(module: ImportedModel, name: str, output: Tensor, batch: Batch) -> bool:
-    """Whether an output is `(time, batch, ...)`; a smaller batch decides where both axes fit."""
+def _time_first(job: Job, module: ImportedModel, output: Tensor, batch: Batch) -> bool:
+    """Whether the output is `(time, batch, ...)`; a smaller batch decides where both axes fit."""
     if output.ndim < 2 or len(batch) not in output.shape[:2]:
         return False
-    if output.shape[0] != output.shape[1] or len(batch) < 2:
-        return output.shape[0] != len(batch)
-    fewer = probe_outputs(module, batch.split(len(batch) - 1)[0])[name]
-    return fewer.shape[0] == len(batch)
+    fixed = (fixed_batch(job.source) or 1) > 1
+    if output.shape[0] != output.shape[1] or len(batch) < 2 or fixed:
+        first = output.shape[0] != len(batch)
+    else:
+        fewer = probe_outputs(module, batch.split(len(batch) - 1)[0])[job.loss_output.name]
+        first = fewer.shape[0] == len(batch)
+    if first and fixed:
+        raise UnsupportedModelError(
+            "the output has its time axis first, and the inputs have a fixed batch size",
+            where=f"{job.source.label}, output {job.loss_output.name!r}",
+            got=f"{job.loss_output.describe()} for {len(batch)} samples",
+            expected="(batch, time, classes), or a free batch size",
+            remedy="export the model with a dynamic batch axis",
+        )
+    return first
 
 
 def _distillation(
@@ -134,12 +139,24 @@ def _distillation(
         compared,
         endings,
         class_output=job.loss_output.name if job.learns_task else None,
+        scores=frozenset(n for n in compared if _holds_scores(job, n, outputs[n], endings[n])),
         masked=frozenset(
             name
             for name in names
             if mask is not None and outputs[name].shape[: mask.ndim] == mask.shape
         ),
     )
+
+
+def _holds_scores(job: Job, name: str, output: Tensor, ending: Ending) -> bool:
+    """Whether an output holds class scores: what the data say or, where they do not, its values."""
+    if output.ndim != 2 or ending.activation is not None:
+        return False
+    classified = job.eval is not None and has_classes(job.eval)
+    if name == job.loss_output.name and (classified or job.recipe.data.classes is not None):
+        return True
+    low, high = _LOGIT_RANGE
+    return low <= float((output.amax(dim=1) - output.amin(dim=1)).mean()) <= high
 
 
 def _compared(

@@ -438,7 +438,8 @@ class _Run:
 
     def _only_batch(self, imported: ImportedModel) -> int | None:
         """The only batch size that the graph takes; None for any."""
-        size = only_batch(imported, self.job.source, self.job.train)
+        samples = self.job.train if self.job.train is not None else self.job.eval
+        size = only_batch(imported, self.job.source, samples)
         if size is not None and self.job.total_steps:
             self.message(
                 f"the graph computes {size} sample{'s' if size > 1 else ''} at a time: gradients "

@@ -382,9 +382,10 @@ class DistillTable(_Table):
         "without.",
     )
     temperature: float = Field(1.0, gt=0, description="Softmax temperature.")
-    loss: Literal["auto", "kl", "mse", "cosine"] = Field(
+    loss: Literal["auto", "kl", "mse", "kl+mse", "cosine"] = Field(
         "auto",
-        description="auto: kl for labelled class scores and softmax outputs, mse for the rest.",
+        description="auto: kl for softmax outputs and labelled class scores, kl+mse for what looks "
+        "like class scores without labels, mse for the rest.",
     )
     outputs: list[str] = Field(
         ["*"], description="Globs over the graph's outputs; these are compared."

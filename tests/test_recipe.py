@@ -81,6 +81,7 @@ RECIPES = some(
     distill=some(
         weight=UNIT,
         temperature=POSITIVE,
+        loss=st.sampled_from(["auto", "kl", "mse", "kl+mse", "cosine"]),
         outputs=st.lists(TEXT, min_size=1, max_size=3),
         features=st.dictionaries(TEXT, POSITIVE, max_size=3),
         feature_loss=st.sampled_from(["mse", "mae", "cosine"]),

@@ -50,6 +50,36 @@ class TestAxis:
         )
 
 
+class TestScores:
+    """Class scores without a softmax and without labels: compared both ways."""
+
+    def test_are_compared_as_probabilities_and_as_values(self) -> None:
+        student, teacher = {"y": random(4, 5)}, {"y": random(4, 5, seed=1)}
+        parts = [compare(student["y"], teacher["y"], loss=loss) for loss in ("kl", "mse")]
+        both = compare(student["y"], teacher["y"], loss="kl+mse")
+        assert both == pytest.approx(sum(parts), rel=1e-6)
+        auto = Distillation(DistillTable(), ("y",), scores=frozenset({"y"}))
+        assert float(auto(student, teacher, {})) == pytest.approx(both)
+
+    @pytest.mark.parametrize(
+        ("shape", "ending", "class_output", "expected"),
+        [
+            ((4, 5), Ending(), None, "kl+mse"),
+            ((4, 5), Ending(), "y", "kl"),
+            ((4, 5), Ending("softmax", 1), None, "kl"),
+            ((4, 1), Ending(), None, "mse"),
+            ((4, 3, 5), Ending(), None, "mse"),
+        ],
+    )
+    def test_only_where_nothing_else_is_known(
+        self, shape: tuple[int, ...], ending: Ending, class_output: str | None, expected: str
+    ) -> None:
+        distillation = Distillation(
+            DistillTable(), ("y",), {"y": ending}, class_output, frozenset({"y"})
+        )
+        assert distillation.kind("y", torch.Size(shape)) == expected
+
+
 class TestMask:
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
 

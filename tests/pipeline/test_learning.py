@@ -13,7 +13,9 @@ from onnx import numpy_helper
 from onnxprune.calibration import Sample, Samples
 from onnxprune.errors import DataError, OnnxpruneError, UnsupportedModelError, UsageError
 from onnxprune.export import tapped
+from onnxprune.importer import load
 from onnxprune.job import prepare
+from onnxprune.learning import make_objective
 from onnxprune.model import read
 from onnxprune.pipeline import prune
 from onnxprune.recipe import Recipe
@@ -124,6 +126,27 @@ class TestTasks:
         losses = [metrics["loss"] for metrics in evaluations(tmp_path)]
         assert losses[-1] < losses[0]
         assert pruned["loss"] == pytest.approx(losses[-1], rel=0.05)
+
+    def test_sequences_with_time_first(self, tmp_path: Path, use: Any) -> None:
+        """One sample at a time, to the same weights as with the batch first."""
+        found = []
+        for last in ("y = Identity(z)", "y = Transpose<perm = [1, 0, 2]>(z)"):
+            graph = f"""g (float[N,6,5] x) => (float[A,B,4] y) {{
+                h = MatMul(x, w1)
+                r = Tanh(h)
+                z = MatMul(r, w2)
+                {last}
+            }}"""
+            proto = text_model(graph, {"w1": normal(5, 16), "w2": normal(16, 4)})
+            targets = np.random.default_rng(0).integers(1, 4, (24, 2)).tolist()
+            use(Targets({"x": normal(24, 6, 5, seed=5)}, targets))
+            settings = recipe(tmp_path, finetune={"loss": "ctc"}, distill={"weight": 0.0})
+            found.append((run(tmp_path, proto, settings), weights(tmp_path / "pruned.onnx")))
+            (tmp_path / "pruned.run").rename(tmp_path / f"{len(found)}.run")
+        for name, array in found[0][1].items():
+            np.testing.assert_allclose(found[1][1][name], array, atol=1e-5)
+        losses = [results["validation"]["pruned"]["loss"] for results, _ in found]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
     def test_a_label_for_each_position(self, tmp_path: Path, use: Any) -> None:
         graph = "g (float[N,6,5] x) => (float[N,6,4] y) { h = MatMul(x, w1) y = MatMul(h, w2) }"
@@ -325,6 +348,27 @@ def test_distilled_features_come_closer_to_the_dense_models(tmp_path: Path, loss
     assert distances["features"] < 0.75 * distances["outputs"]
 
 
+def test_features_of_a_real_model(real_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """The PP-OCR angle classifier, with the end of a block and its logits."""
+    model, output = tmp_path / "dense.onnx", tmp_path / "pruned.onnx"
+    model.write_bytes(real_model("ch_ppocr_mobile_v2.0_cls_infer.onnx").read_bytes())
+    graph = read(model).proto.graph
+    (softmax,) = (node for node in graph.node if node.op_type == "Softmax")
+    blocks = [node.output[0] for node in graph.node if node.op_type == "Add"]
+    features = {softmax.input[0]: 1.0, blocks[len(blocks) // 2]: 0.5}
+    samples = tmp_path / "lines.npz"
+    np.savez(samples, x=normal(8, 3, 48, 192))
+    settings = {"epochs": 4, "batch_size": 4, "evaluations": 1}
+    chosen = recipe(samples, finetune=settings, distill={"features": features})
+    prune(model, output, chosen)
+    assert_pruned(model, output, 0.5)
+    with np.load(tmp_path / "pruned.run" / "teacher.npz") as kept:
+        assert set(kept["names"]) == {graph.output[0].name, *features}
+    losses = [entry["loss"] for entry in log(tmp_path / "pruned.run") if entry["kind"] == "train"]
+    assert len(losses) == 8
+    assert np.isfinite(losses).all()
+
+
 @pytest.mark.parametrize("kind", ["torch", "runtime"])
 def test_teachers_give_equal_numbers(tmp_path: Path, kind: str) -> None:
     """The dense model's values once under ONNX Runtime, or in each step there or in PyTorch."""
@@ -369,9 +413,47 @@ def test_only_the_named_outputs_are_compared(tmp_path: Path) -> None:
     assert same == {"w": False, "wa": True, "wb": False}
 
 
+@pytest.mark.parametrize(
+    ("scale", "classes", "expected"),
+    [(1.0, False, "kl+mse"), (0.01, False, "mse"), (100.0, False, "mse"), (0.01, True, "kl+mse")],
+)
+def test_logits_are_known_by_their_range_or_by_labels_of_evaluation_data(
+    tmp_path: Path, scale: float, classes: bool, expected: str
+) -> None:
+    proto, data = mlp()
+    for tensor in proto.graph.initializer:
+        if tensor.name in ("w2", "b2"):
+            array = scale * numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
+    label = data.pop("label")
+    model, samples, output = save(tmp_path, proto, data)
+    evaluation = tmp_path / "eval.npz"
+    np.savez(evaluation, **data, **({"label": label} if classes else {}))
+    settings = quick(samples, evaluation, finetune=TRAIN)
+    job = prepare(model, output, settings)
+    distillation = make_objective(job, load(job.traced), None).distillation
+    y = open_session(proto).run({"x": data["x"]})["y"]
+    assert distillation.kind("y", y.shape) == expected
+
+
 def test_traced_models_are_prepared_once(tmp_path: Path) -> None:
     proto, data = conv_net()
     model, samples, output = save(tmp_path, proto, data)
     job = prepare(model, output, recipe(samples, distill={"features": {"r1": 1.0}}))
     assert [spec.name for spec in job.traced.outputs] == ["y", "r1"]
     assert [spec.name for spec in job.source.outputs] == ["y"]
+
+
+def test_a_baked_batch_size_without_training_data(tmp_path: Path) -> None:
+    """Evaluation data alone decide how many samples the graph is tried with."""
+    graph = """g (float[N,8] x) => (float[M,3] y) {
+        r = Reshape(x, shape)
+        y = MatMul(r, w)
+    }"""
+    proto = text_model(graph, {"w": normal(8, 3), "shape": np.array([1, 8])})
+    model, samples, output = save(tmp_path, proto, {"x": normal(6, 8), "label": np.arange(6) % 3})
+    settings = quick(None, samples, sparsity={"target": 0.5}, finetune={"epochs": 0})
+    job = prepare(model, output, settings)
+    objective = make_objective(job, load(job.traced), 1)
+    assert objective.task is not None
+    assert objective.distill_weight == 1

@@ -32,6 +32,8 @@ class Distillation:
         endings: How outputs end.
         class_output: The output that holds class scores; its two-axis values are compared as
             probabilities.
+        scores: Further outputs that hold, or look like, class scores; their two-axis values are
+            compared as probabilities and as values.
         masked: Names of the tensors whose first axes are those of the mask.
     """
 
@@ -39,6 +41,7 @@ class Distillation:
     outputs: tuple[str, ...]
     endings: Mapping[str, Ending] = field(default_factory=dict)
     class_output: str | None = None
+    scores: frozenset[str] = frozenset()
     masked: frozenset[str] = frozenset()
 
     @property
@@ -77,7 +80,7 @@ class Distillation:
         return torch.stack(total).sum()
 
     def kind(self, name: str, shape: torch.Size) -> str:
-        """The distance that is used for an output: `kl`, `mse` or `cosine`.
+        """The distance that is used for an output: `kl`, `mse`, `kl+mse` or `cosine`.
 
         Raises:
             UnsupportedModelError: `kl` along an axis that is not known.
@@ -85,13 +88,16 @@ class Distillation:
         ending = self.endings.get(name, PLAIN)
         unknown = ending.is_softmax and ending.axis is None and len(shape) > 2
         if self.settings.loss == "auto":
-            scores = name == self.class_output and len(shape) == 2
-            soft = (ending.is_softmax and not unknown) or scores
-            return "kl" if soft and shape[self._class_axis(name)] > 1 else "mse"
-        if self.settings.loss == "kl" and unknown:
+            several = len(shape) == 2 and shape[1] > 1
+            if ending.is_softmax and not unknown and shape[self._class_axis(name)] > 1:
+                return "kl"
+            if several and name == self.class_output:
+                return "kl"
+            return "kl+mse" if several and name in self.scores else "mse"
+        if self.settings.loss in ("kl", "kl+mse") and unknown:
             raise UnsupportedModelError(
                 "the axis of the softmax at the end of the graph is not known",
-                where=f"output {name!r}, [distill] loss = 'kl'",
+                where=f"output {name!r}, [distill] loss = {self.settings.loss!r}",
                 got=f"shape {tuple(shape)}, of which no axis adds up to 1",
                 expected="a softmax along one axis",
                 remedy="set [distill] loss = 'mse', or leave the output out of [distill] outputs",
@@ -107,8 +113,16 @@ class Distillation:
         self, name: str, student: Tensor, teacher: Tensor, mask: Tensor | None
     ) -> Tensor:
         kind = self.kind(name, teacher.shape)
-        if kind != "kl":
-            return distance(kind, student, teacher, mask)
+        if kind == "kl":
+            return self._divergence(name, student, teacher, mask)
+        if kind == "kl+mse":
+            divergence = self._divergence(name, student, teacher, mask)
+            return divergence + distance("mse", student, teacher, mask)
+        return distance(kind, student, teacher, mask)
+
+    def _divergence(
+        self, name: str, student: Tensor, teacher: Tensor, mask: Tensor | None
+    ) -> Tensor:
         ending, axis = self.endings.get(name, PLAIN), self._class_axis(name)
         temperature = self.settings.temperature
         log_p = (ending.log_scores(student) / temperature).log_softmax(dim=axis)
