@@ -45,7 +45,8 @@ _FLOAT_TYPES = frozenset(
 _FOLDED_CONSTANT = re.compile(
     r"onnx::\w+|_?val_\d+|(.*/)?const(ant)?_?\d*(_\w*)?|ortshared_\w+"
     r"|(c_)?_?(lifted_)?tensor(_constant)?_?\d+"
-    r"|(arange|clone|convert_element_type_default|full|scalar_tensor_default)(_\d+)?",
+    r"|(arange|clone|convert_element_type_default|scalar_tensor_default|_?to_copy)(_\d+)?"
+    r"|(lift_fresh_copy|(full|ones|zeros)(_like)?|eye|linspace|cos|sin|tril|triu)(_\d+)?",
     re.I,
 )
 """Names that exporters give to constants which they computed themselves."""

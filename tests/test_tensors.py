@@ -137,6 +137,18 @@ def test_elementwise_operands_need_a_name_and_more_than_one_element() -> None:
     assert tensors["scale"].role == "operand"
 
 
+@pytest.mark.parametrize(
+    "name", ["to_copy_1", "_to_copy", "zeros_like", "lift_fresh_copy_2", "cos"]
+)
+def test_what_an_exporter_computed_is_no_parameter(name: str) -> None:
+    """Newer exporters name a constant after the call of PyTorch that it is the result of."""
+    text = "g (float[N,6] x) => (float[N,4] y) { h = MatMul(x, w) r = Relu(h) y = Add(r, c) }"
+    proto = model(text, floats("w", 6, 4), floats("c", 4))
+    assert find_tensors(proto)["c"].trainable
+    proto.graph.initializer[1].name = proto.graph.node[2].input[1] = name
+    assert not find_tensors(proto)[name].trainable
+
+
 def test_constants_count_where_weights_are_constants() -> None:
     proto = model(
         """g (float[N,2] x) => (float[N,2] y) {
