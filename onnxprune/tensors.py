@@ -19,6 +19,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from onnxprune.conditions import Number, computed
 from onnxprune.errors import ModelFileError
+from onnxprune.frequencies import is_frequency
 from onnxprune.slots import (
     ELEMENTWISE,
     LINEAR_OPS,
@@ -42,10 +43,12 @@ from onnxprune.tensor_views import (
 _FLOAT_TYPES = frozenset(
     {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
 )
+_INTEGERS = frozenset({TensorProto.INT32, TensorProto.INT64})
 _FOLDED_CONSTANT = re.compile(
     r"onnx::\w+|_?val_\d+|(.*/)?const(ant)?_?\d*(_\w*)?|ortshared_\w+"
     r"|(c_)?_?(lifted_)?tensor(_constant)?_?\d+"
-    r"|(arange|clone|convert_element_type_default|full|scalar_tensor_default)(_\d+)?",
+    r"|(arange|clone|convert_element_type_default|scalar_tensor_default|_?to_copy)(_\d+)?"
+    r"|(lift_fresh_copy|(full|ones|zeros)(_like)?|eye|linspace|cos|sin|tril|triu)(_\d+)?",
     re.I,
 )
 """Names that exporters give to constants which they computed themselves."""
@@ -189,6 +192,15 @@ class _Scope:
     runs: bool = True
     bindings: dict[str, tuple["_Scope", str]] = field(default_factory=dict)
     producers: dict[str, NodeProto] = field(default_factory=dict)
+    consumers: dict[str, list[NodeProto]] = field(default_factory=dict)
+    integers: set[str] = field(default_factory=set)
+
+    def holds_frequencies(self, node: NodeProto, slot: int) -> bool:
+        """Whether an operand is multiplied with positions for their sine and cosine."""
+        return is_frequency(node, slot, self.producers.get, self._readers, self.integers)
+
+    def _readers(self, name: str) -> list[NodeProto]:
+        return self.consumers.get(name, [])
 
 
 _View: TypeAlias = View[_Stored]
@@ -198,7 +210,10 @@ def _graph_scope(graph: GraphProto, path: str, parent: _Scope | None) -> _Scope:
     stored: dict[str, Stored] = {t.name: t for t in graph.initializer}
     stored.update({t.values.name: t for t in graph.sparse_initializer})
     inputs = {value.name for value in graph.input} - stored.keys()
-    return _Scope(path, stored, inputs, parent)
+    scope = _Scope(path, stored, inputs, parent)
+    scope.integers = {v.name for v in graph.input if v.type.tensor_type.elem_type in _INTEGERS}
+    scope.integers |= {name for name, value in stored.items() if stored_type(value) in _INTEGERS}
+    return scope
 
 
 class _Finder:
@@ -229,6 +244,8 @@ class _Finder:
         for node in nodes:
             for output in node.output:
                 scope.producers[output] = node
+            for name in node.input:
+                scope.consumers.setdefault(name, []).append(node)
             tensor = constant_value(node)
             if tensor is not None and node.output:
                 self._add(node.output[0], scope.path, tensor, "constant")
@@ -287,6 +304,8 @@ class _Finder:
             role = roles.get(slot)
             if views and domain == "" and role is None:
                 role = self._operand_role(scope, node, slot, views)
+            if views and role in ("weight", "operand") and scope.holds_frequencies(node, slot):
+                role = None
             for view in views:
                 use = Use(
                     node=node.name or next(iter(node.output), ""),

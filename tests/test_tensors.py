@@ -137,6 +137,57 @@ def test_elementwise_operands_need_a_name_and_more_than_one_element() -> None:
     assert tensors["scale"].role == "operand"
 
 
+@pytest.mark.parametrize(
+    "name", ["to_copy_1", "_to_copy", "zeros_like", "lift_fresh_copy_2", "cos"]
+)
+def test_what_an_exporter_computed_is_no_parameter(name: str) -> None:
+    """Newer exporters name a constant after the call of PyTorch that it is the result of."""
+    text = "g (float[N,6] x) => (float[N,4] y) { h = MatMul(x, w) r = Relu(h) y = Add(r, c) }"
+    proto = model(text, floats("w", 6, 4), floats("c", 4))
+    assert find_tensors(proto)["c"].trainable
+    proto.graph.initializer[1].name = proto.graph.node[2].input[1] = name
+    assert not find_tensors(proto)[name].trainable
+
+
+ROTARY = """g (float[N,T,4] x, int64[N,T] places) => (float[N,T,4] y) {
+    SOURCE
+    angles = PRODUCT
+    both = Concat<axis = -1>(angles, angles)
+    c = Cos(both)
+    s = LAST(both)
+    q = Mul(x, c)
+    r = Mul(q, s)
+    y = MatMul(r, w)
+}"""
+COUNTED = {
+    "range": "shape = Shape(x) n = Gather(shape, one) p = Range(zero, n, one) "
+    "f = Cast<to = 1>(p) col = Unsqueeze(f, last)",
+    "input": "f = Cast<to = 1>(places) col = Unsqueeze(f, last)",
+    "values": "k = Slice(x, zeros, ones, last) col = Identity(k)",
+}
+
+
+PRODUCTS = (
+    *("Mul(col, inv)", "Mul(inv, col)", "MatMul(col, inv)"),
+    'Einsum<equation = "...i, ij -> ...j">(col, inv)',
+)
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("source", COUNTED)
+@pytest.mark.parametrize("last", ["Sin", "Tanh"])
+def test_frequencies_of_positions_are_no_parameter(source: str, last: str, product: str) -> None:
+    """Unless it is values of the input that are multiplied, or the result is used in other ways."""
+    text = ROTARY.replace("SOURCE", COUNTED[source]).replace("PRODUCT", product)
+    proto = model(text.replace("LAST", last), floats("inv", 1, 2), floats("w", 4, 4))
+    for name, array in (("one", 1), ("zero", 0), ("last", [-1]), ("zeros", [0]), ("ones", [1])):
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(array), name))
+    learned = {name for name, tensor in find_tensors(proto).items() if tensor.trainable}
+    fixed = source != "values" and last == "Sin"
+    normalises = source == "input" and product.startswith("Mul")
+    assert learned == ({"w"} if fixed or normalises else {"w", "inv"})
+
+
 def test_constants_count_where_weights_are_constants() -> None:
     proto = model(
         """g (float[N,2] x) => (float[N,2] y) {

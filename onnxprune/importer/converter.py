@@ -5,14 +5,22 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, numpy_helper
+from onnx import (
+    AttributeProto,
+    FunctionProto,
+    GraphProto,
+    NodeProto,
+    TensorProto,
+    TypeProto,
+    numpy_helper,
+)
 from torch import fx, nn
 
 from onnxprune.contrib_types import infer_contrib
 from onnxprune.errors import ModelFileError, UnsupportedModelError
 from onnxprune.importer import hosts
 from onnxprune.importer.builder import GraphBuilder, identifier
-from onnxprune.importer.functions import bound_attributes, instantiate, standard_body
+from onnxprune.importer.functions import bound_attributes, copied_values, instantiate, standard_body
 from onnxprune.importer.fusion import fuse
 from onnxprune.importer.module import ImportInfo
 from onnxprune.importer.op import Op
@@ -27,7 +35,7 @@ from onnxprune.importer.scopes import Scope, needed_nodes, visible_types, withou
 from onnxprune.importer.values import HALF_DTYPES, Host, Value, numpy_dtype
 from onnxprune.model import OnnxModel
 from onnxprune.shapes import Schema, find_schema, infer_node, tensor_type, type_shape
-from onnxprune.stored import constant_value, stored_array, stored_type
+from onnxprune.stored import Stored, constant_value, stored_array, stored_type
 from onnxprune.tensors import GraphTensor, find_tensors
 
 OLDEST_OPSET = 1
@@ -50,6 +58,7 @@ class Converter:
         self.root = nn.Module()
         self.builder = GraphBuilder(self.root)
         self._stored = {id(tensor.proto): tensor for tensor in self.tensors.values()}
+        self._twins: list[Stored] = []  # kept, so that no other object has their identity
         self._functions = {(f.domain, f.name): f for f in model.proto.functions}
         self._hosts: dict[int, Host] = {}
         self._problems: dict[str, list[str]] = {}
@@ -263,7 +272,7 @@ class Converter:
             if value_type is not None:
                 inner.types[formal] = value_type
         absent = {f for i, f in enumerate(function.input) if not op.has(i)}
-        body = instantiate(function.node, bound_attributes(node, function, schema))
+        body = self._body(function, bound_attributes(node, function, schema))
         body = [without_inputs(inner_node, absent) for inner_node in body]
         self.convert_nodes(inner, body, function.output, op.builder)
         outputs = [inner.values.get(name) for name in function.output]
@@ -271,6 +280,19 @@ class Converter:
             if index < len(op.output_types) and op.output_types[index] is None:
                 op.output_types[index] = inner.types.get(name)
         self._bind(scope, op, outputs)
+
+    def _body(
+        self, function: FunctionProto, attributes: dict[str, AttributeProto]
+    ) -> list[NodeProto]:
+        """The nodes of a function, whose copies hold the same stored tensors."""
+        body = instantiate(function.node, attributes)
+        for node, copy in zip(function.node, body, strict=True):
+            if copy is not node:
+                for stored, twin in copied_values(node, copy):
+                    if id(stored) in self._stored:
+                        self._stored[id(twin)] = self._stored[id(stored)]
+                        self._twins.append(twin)
+        return body
 
     def convert_graph(
         self, scope: Scope, graph: GraphProto, inputs: list[TypeProto | None], outer: GraphBuilder

@@ -1,11 +1,12 @@
 """Bodies of ONNX functions: the model's own, and those that the standard gives for operators."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto, TypeProto
 
 from onnxprune.shapes import Schema
+from onnxprune.stored import Stored, constant_value
 
 
 def standard_body(
@@ -54,9 +55,27 @@ def instantiate(
     """Nodes of a function body with its attribute references replaced by their values.
 
     Nodes without references are returned as they are, so that the tensors in them stay the same
-    objects; an attribute that the call leaves open is left out.
+    objects; the others are copies, see `copied_values`. An attribute that the call leaves open is
+    left out.
     """
     return [_instantiated(node, attributes) if _has_references(node) else node for node in nodes]
+
+
+def copied_values(node: NodeProto, copy: NodeProto) -> Iterator[tuple[Stored, Stored]]:
+    """What the sub-graphs of a node store, with what stands for it in a copy of the node."""
+    copies = {attribute.name: attribute for attribute in copy.attribute}
+    for attribute in node.attribute:
+        if attribute.ref_attr_name:
+            continue
+        pairs = zip(_graphs(attribute), _graphs(copies[attribute.name]), strict=True)
+        for graph, graph_copy in pairs:
+            yield from zip(graph.initializer, graph_copy.initializer, strict=True)
+            yield from zip(graph.sparse_initializer, graph_copy.sparse_initializer, strict=True)
+            for inner, inner_copy in zip(graph.node, graph_copy.node, strict=True):
+                value, value_copy = constant_value(inner), constant_value(inner_copy)
+                if value is not None and value_copy is not None:
+                    yield value, value_copy
+                yield from copied_values(inner, inner_copy)
 
 
 def _has_references(node: NodeProto) -> bool:

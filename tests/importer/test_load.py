@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,6 +10,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+import onnxprune
 from onnxprune.errors import ModelFileError, UnsupportedModelError
 from onnxprune.importer import load, registry, supported_operators
 from onnxprune.importer.op import Op
@@ -409,3 +411,40 @@ def test_second_builder_of_the_same_version_is_refused(monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match="some of the versions 1 to 8"):
         registry.register("Twice", until=8)(build)
     assert len(registry.entries()) == 3
+
+
+FUNCTION_WITH_BRANCHES = """<ir_version: 9, opset_import: ["" : 17, "local" : 1]>
+g (float[N,3] x, bool c) => (float[N,3] y) { y = local.f<alpha = 0.3>(x, c) }
+<domain: "local", opset_import: ["" : 17]>
+f <alpha> (x, c) => (y) {
+    y = If(c)<
+        then_branch = t () => (float[N,3] a) <float[3,3] w = {1, 2, 3, 4, 5, 6, 7, 8, 10}> {
+            l = LeakyRelu<alpha: float = @alpha>(x)
+            a = MatMul(l, w)
+        },
+        else_branch = e () => (float[N,3] b) {
+            v = Constant<value = float[3,3] {1, 0, 2, 0, 1, 0, 3, 0, 1}>()
+            k = Constant<value_floats = [1.0, 2.0, 3.0]>()
+            d = Gemm(x, v, k)
+            b = LeakyRelu<alpha: float = @alpha>(d)
+        }
+    >
+}"""
+
+
+def test_branches_of_a_function_with_attributes_train(tmp_path: Path) -> None:
+    """A body with references to attributes is copied for the call; its tensors stay the file's."""
+    proto, x = onnx.parser.parse_model(FUNCTION_WITH_BRANCHES), normal(4, 3)
+    feeds = [{"x": x, "c": np.array(True)}, {"x": x, "c": np.array(False)}]
+    module = assert_equals_runtime(proto, *feeds)
+    assert set(module.tensor_names.values()) == {"w", "v", "k"}
+    for taken in (True, False):
+        module(torch.from_numpy(x), torch.tensor(taken)).square().sum().backward()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            assert parameter.grad.abs().sum() > 0
+            parameter -= 0.01 * parameter.grad
+    onnxprune.export(module, tmp_path / "trained.onnx")
+    trained = assert_equals_runtime(onnx.load(tmp_path / "trained.onnx"), *feeds)
+    for name, tensor in module.export_tensors().items():
+        np.testing.assert_array_equal(trained.export_tensors()[name], tensor)
