@@ -16,6 +16,7 @@ from onnxprune.finetune import (
     BatchSource,
     CachedTeacher,
     ModuleTeacher,
+    Ranks,
     Teacher,
     takes_batches,
 )
@@ -95,12 +96,14 @@ class DenseModel:
         module: The model as it is before training, imported from `job.traced`.
         only_batch: The only batch size that it takes in PyTorch, None for any.
         on_progress: Called with (samples done, samples in all) while values are computed.
+        ranks: The processes of the run, which share that work.
     """
 
     job: Job
     module: ImportedModel
     only_batch: int | None
     on_progress: Callable[[int, int], None]
+    ranks: Ranks
 
     def kind(self, names: Collection[str]) -> tuple[str, str | None]:
         """Where it runs for the training samples: `cached`, `torch` or `runtime`, and why.
@@ -114,14 +117,27 @@ class DenseModel:
         count = fixed_batch(self.job.source) or 1
         if differ_in_length(samples):
             return "torch", "the samples differ in length"
-        values = self.values(subset(samples, [0] * count), names)
+        values = self._computed(subset(samples, [0] * count), names)
         size = sum(array.nbytes for array in values.values()) / count
         if size * len(samples) > self.job.recipe.finetune.cache_mb * 2**20:
             return "torch", "the dense model's outputs are too large to keep"
         return "cached", None
 
     def values(self, samples: Samples, names: Collection[str]) -> dict[str, np.ndarray]:
-        """Its values for all of some samples, from ONNX Runtime; see `compute_outputs`."""
+        """Its values for all of some samples, from ONNX Runtime; see `compute_outputs`.
+
+        Each process computes a part, and all of them get the whole.
+        """
+        rank, world = self.ranks.rank, self.ranks.world
+        if world == 1 or len(samples) < world:
+            return self._computed(samples, names)
+        start, end = (len(samples) * number // world for number in (rank, rank + 1))
+        part = subset(samples, range(start, end))
+        own = self.ranks.run_on_all(lambda: self._computed(part, names))
+        parts = self.ranks.gather_objects(own)
+        return {name: _joined(name, [values[name] for values in parts]) for name in names}
+
+    def _computed(self, samples: Samples, names: Collection[str]) -> dict[str, np.ndarray]:
         size = self.job.recipe.finetune.batch_size
         return compute_outputs(self._session(), samples, names, size, self.on_progress)
 
@@ -140,12 +156,12 @@ class DenseModel:
     def cached(self, samples: Samples, names: Collection[str]) -> Teacher:
         """The model as a teacher on training samples, whose values the run directory keeps."""
         path = self.job.run.teacher
-        if self.job.resume and path.is_file():
-            outputs = load_outputs(path, len(samples))
-            if outputs is not None and outputs.keys() == set(names):
-                return CachedTeacher(outputs)
-        outputs = self.values(samples, names)
-        save_outputs(outputs, path)
+        outputs = load_outputs(path, len(samples)) if self.job.resume else None
+        missing = outputs is None or outputs.keys() != set(names)
+        if self.ranks.any(missing) or outputs is None:
+            computed = self.values(samples, names)
+            self.ranks.run_on_main(lambda: save_outputs(computed, path))
+            return CachedTeacher(computed)
         return CachedTeacher(outputs)
 
     def _session(self) -> Session:

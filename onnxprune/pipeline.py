@@ -322,7 +322,7 @@ class _Run:
         by_name = {onnx: parameters[key] for key, onnx in imported.tensor_names.items()}
         only = self._only_batch(imported)
         objective = make_objective(job, imported, only)
-        dense = DenseModel(job, imported, only, self._work)
+        dense = DenseModel(job, imported, only, self._work, self.ranks)
         teacher = self._teacher(dense, objective)
         evaluation = self._progress_evaluation(dense, objective)
         if self.sharded:
