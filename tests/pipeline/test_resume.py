@@ -141,7 +141,7 @@ def test_a_teacher_that_runs_in_each_step(files: tuple[Path, Path, Path]) -> Non
     recipe = settings(samples, finetune={"cache_mb": 0})
     whole = output.with_name("whole.onnx")
     results = prune(model, whole, recipe)
-    assert any("not kept, as they are too large" in note for note in results["notes"])
+    assert any("too large to keep" in note for note in results["notes"])
     assert not (whole.with_suffix(".run") / "teacher.npz").exists()
     interrupt(model, output, recipe, 9)
     prune(model, output, recipe, resume=True)
