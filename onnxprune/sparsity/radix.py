@@ -170,7 +170,8 @@ def _digit_counts(key: Tensor, prefix: int, shift: int, bits: int) -> Tensor:
     values = key >> shift if shift else key
     if key.is_cuda:
         # Unlike bincount, histc does not wait for the GPU, and ignores what is out of range.
-        values = values - (prefix << bits)
+        if prefix:
+            values = values - (prefix << bits)
         return torch.histc(values, 1 << bits, min=0, max=(1 << bits) - 1)
     if shift + bits < _KEY_BITS:
         values = values[values >> bits == prefix] & ((1 << bits) - 1)
