@@ -97,7 +97,7 @@ def _task(job: Job, module: ImportedModel, endings: Mapping[str, Ending], batch:
     elif settings.loss == "mse":
         task = SquaredError(name)
     elif settings.loss == "ctc":
-        task = Ctc(name, ending, settings.ctc_blank, _time_first(job, module, output, batch))
+        task = Ctc(name, ending, settings.ctc_blank, _time_first(job, output, batch))
     else:
         many = batch.labels is not None and batch.labels.ndim > 1
         axis = class_axis(output, batch.labels, ending) if many and batch.labels is not None else -1
@@ -106,25 +106,19 @@ def _task(job: Job, module: ImportedModel, endings: Mapping[str, Ending], batch:
     return task
 
 
-def _time_first(job: Job, module: ImportedModel, output: Tensor, batch: Batch) -> bool:
-    """Whether the output is `(time, batch, ...)`; a smaller batch decides where both axes fit."""
-    if output.ndim < 2 or len(batch) not in output.shape[:2]:
+def _time_first(job: Job, output: Tensor, batch: Batch) -> bool:
+    """Whether the output is `(time, batch, ...)`; such a graph is run one sample at a time."""
+    if output.ndim < 2 or len(batch) not in output.shape[:2] or output.shape[0] == len(batch):
         return False
-    fixed = (fixed_batch(job.source) or 1) > 1
-    if output.shape[0] != output.shape[1] or len(batch) < 2 or fixed:
-        first = output.shape[0] != len(batch)
-    else:
-        fewer = probe_outputs(module, batch.split(len(batch) - 1)[0])[job.loss_output.name]
-        first = fewer.shape[0] == len(batch)
-    if first and fixed:
+    if len(batch) > 1:
         raise UnsupportedModelError(
             "the output has its time axis first, and the inputs have a fixed batch size",
             where=f"{job.source.label}, output {job.loss_output.name!r}",
-            got=f"{job.loss_output.describe()} for {len(batch)} samples",
+            got=f"shape {tuple(output.shape)} for {len(batch)} samples",
             expected="(batch, time, classes), or a free batch size",
             remedy="export the model with a dynamic batch axis",
         )
-    return first
+    return True
 
 
 def _distillation(

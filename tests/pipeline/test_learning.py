@@ -148,6 +148,18 @@ class TestTasks:
         losses = [results["validation"]["pruned"]["loss"] for results, _ in found]
         assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
+    def test_time_first_in_batches_of_a_fixed_size_is_refused(
+        self, tmp_path: Path, use: Any
+    ) -> None:
+        graph = """g (float[4,6,5] x) => (float[6,4,4] y) {
+            z = MatMul(x, w)
+            y = Transpose<perm = [1, 0, 2]>(z)
+        }"""
+        use(Targets({"x": normal(24, 6, 5, seed=5)}, [[1, 2]] * 24))
+        settings = recipe(tmp_path, finetune={"loss": "ctc"}, distill={"weight": 0.0})
+        with pytest.raises(UnsupportedModelError, match=r"got: shape \(6, 4, 4\) for 4 samples"):
+            run(tmp_path, text_model(graph, {"w": normal(5, 4)}), settings)
+
     def test_a_label_for_each_position(self, tmp_path: Path, use: Any) -> None:
         graph = "g (float[N,6,5] x) => (float[N,6,4] y) { h = MatMul(x, w1) y = MatMul(h, w2) }"
         proto = text_model(graph, {"w1": normal(5, 16), "w2": normal(16, 4)})
