@@ -3,7 +3,8 @@
 Each case damages a small or a real model (see `mutations.py`) and hands it to `inspect_model` and
 `load`, in a worker process with limits on memory and time. What is expected is success or a
 `ModelError`; whatever else happens is listed with its traceback, and fails the run. What the
-forward of a model that loads does is counted, but not judged.
+forward of a model that loads does is counted, but not judged. An interrupt ends the run with the
+results so far.
 
 python benchmarks/fuzz.py --cases 5000 --seed 0 MODEL.onnx…
 """
@@ -116,10 +117,13 @@ class Supervisor:
         self.slowest: tuple[float, int] = (0.0, -1)
 
     def run(self) -> None:
-        """Run all cases."""
+        """Run all cases, or those up to an interrupt."""
         first = 0
-        while first < self.arguments.cases:
-            first = self._run_worker(first)
+        try:
+            while first < self.arguments.cases:
+                first = self._run_worker(first)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
 
     def _run_worker(self, first: int) -> int:
         command = [sys.executable, __file__, "--first", str(first)]
@@ -140,6 +144,9 @@ class Supervisor:
         while how is None:
             try:
                 line = lines.get(timeout=self.arguments.timeout_s + (60 if current is None else 0))
+            except KeyboardInterrupt:
+                worker.kill()
+                raise
             except queue.Empty:
                 worker.kill()
                 how = "hang"
@@ -171,7 +178,7 @@ class Supervisor:
     def results(self) -> dict[str, Any]:
         """Outcomes by phase, and every failure."""
         return {
-            "cases": self.arguments.cases,
+            "cases": sum(self.counts["inspect"].values()),
             "seed": self.arguments.seed,
             "outcomes": {phase: dict(c.most_common()) for phase, c in self.counts.items()},
             "slowest": {"seconds": round(self.slowest[0], 2), "index": self.slowest[1]},
