@@ -13,7 +13,6 @@ from onnxprune.calibration.samples import (
     class_order_note,
     shuffled_order,
     split_holdout,
-    stack,
     subset,
 )
 
@@ -27,7 +26,6 @@ __all__ = [
     "resize_and_crop",
     "shuffled_order",
     "split_holdout",
-    "stack",
     "subset",
     "to_array",
 ]

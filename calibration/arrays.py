@@ -1,29 +1,36 @@
 """Samples in arrays: `.npz` files and folders of shards."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxprune.calibration.fit import (
+    CONTINUE,
+    Targets,
     cast,
     check_array,
     check_labels,
     check_names,
+    check_targets,
     label_count,
+    resolve_targets,
 )
 from onnxprune.calibration.npz import Member, inspect_npz, open_array
 from onnxprune.calibration.samples import Sample, Samples, array_fingerprint
 from onnxprune.errors import DataError
 from onnxprune.model import ValueSpec
+from onnxprune.stacking import Padding
 
 LABEL = "label"
 CACHE_BYTES = 2**30
 """Compressed shards are kept in memory up to this size; at least the last one always is."""
 
 MAX_LABEL_BYTES = 2**30
+LENGTHS = ".lengths"
+"""Ending of the array that says how many entries of axis 0 count in each row of another."""
 
 
 class ArrayShards(Samples):
@@ -40,12 +47,15 @@ class ArrayShards(Samples):
         inputs: Sequence[ValueSpec],
         classes: list[str] | None,
         num_classes: int | None,
+        targets: Targets = "class",
+        padding: Padding | None = None,
     ) -> None:
         self.name = name
+        self.padding = padding
         self.paths = list(paths)
-        self.inputs = list(inputs)
         self.classes = classes
         self._members = [inspect_npz(path) for path in self.paths]
+        self.inputs = _brought(inputs, padding, self._members[0])
         self._label_name = None if LABEL in [spec.name for spec in inputs] else LABEL
         rows = [
             self._check_shard(path, members)
@@ -54,6 +64,13 @@ class ArrayShards(Samples):
         self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
         if not self._starts[-1]:
             raise DataError("the data hold no samples", where=name, got="arrays without rows")
+        label = self._members[0].get(LABEL)
+        self._targets = resolve_targets(targets, label.shape[1:] if label is not None else ())
+        self._lengths = {
+            spec.name: self._read_lengths(spec.name)
+            for spec in self.inputs
+            if spec.name + LENGTHS in self._members[0]
+        }
         self._labels = self._read_labels(label_count(num_classes))
         self._cache: OrderedDict[tuple[int, str], np.ndarray] = OrderedDict()
 
@@ -81,7 +98,12 @@ class ArrayShards(Samples):
 
     def _check_shard(self, path: Path, members: dict[str, Member]) -> int:
         """Number of rows of a shard that fits the model."""
-        check_names([name for name in members if name != self._label_name], self.inputs, path)
+        lengths = {spec.name + LENGTHS for spec in self.inputs}
+        check_names(
+            [name for name in members if name != self._label_name and name not in lengths],
+            self.inputs,
+            path,
+        )
         counts = {}
         for spec in self.inputs:
             member = members[spec.name]
@@ -125,29 +147,72 @@ class ArrayShards(Samples):
                 )
             rows = int(self._starts[index + 1] - self._starts[index])
             where = f"{path}, array {LABEL!r}"
-            parts.append(check_labels(open_array(path, member), rows, count, where))
+            values = open_array(path, member)
+            if self._targets == "array":
+                parts.append(check_targets(values, rows, where))
+            else:
+                parts.append(check_labels(values, rows, count, where))
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise DataError(
+                "the shards' targets differ in shape",
+                where=self.name,
+                got=", ".join(str(part.shape) for part in parts[:5]),
+            )
+        return np.concatenate(parts)
+
+    def _read_lengths(self, name: str) -> np.ndarray:
+        """How many entries of axis 0 count, for each row of an array in all shards."""
+        parts = []
+        for index, (path, members) in enumerate(zip(self.paths, self._members, strict=True)):
+            rows = int(self._starts[index + 1] - self._starts[index])
+            where = f"{path}, array {name + LENGTHS!r}"
+            member = members.get(name + LENGTHS)
+            if member is None or len(members[name].shape) < 2:
+                raise DataError("lengths need an array with rows to cut", where=where)
+            longest = members[name].shape[1]
+            values = np.asarray(open_array(path, member))
+            sound = values.shape == (rows,) and values.dtype.kind in "iu"
+            if not sound or (values < 1).any() or (values > longest).any():
+                raise DataError(
+                    "these are no lengths",
+                    where=where,
+                    got=f"{values.dtype}{list(values.shape)}",
+                    expected=f"{rows} whole numbers from 1 to {longest}",
+                )
+            parts.append(values.astype(np.int64))
         return np.concatenate(parts)
 
     def _count(self) -> int:
         return int(self._starts[-1])
 
-    def _label(self, index: int) -> int | None:
-        return None if self._labels is None else int(self._labels[index])
+    def _label(self, index: int) -> int | np.ndarray | None:
+        return _target(self._labels, index, self._targets)
 
     def _sample(self, index: int) -> Sample:
         shard, row = self._locate(index)
         where = f"{self.paths[shard]}, sample {row}"
         arrays = {
-            spec.name: np.array(cast(self._array(shard, spec.name)[row], spec, where))
+            spec.name: np.array(cast(self._row(index, spec.name), spec, where))
             for spec in self.inputs
         }
         return Sample(arrays, self._label(index))
 
     def _fingerprint(self, index: int) -> bytes:
-        shard, row = self._locate(index)
         return array_fingerprint(
-            {spec.name: np.asarray(self._array(shard, spec.name)[row]) for spec in self.inputs}
+            {spec.name: np.asarray(self._row(index, spec.name)) for spec in self.inputs}
         )
+
+    def _row(self, index: int, name: str) -> np.ndarray:
+        """One sample's part of an array, without what only fills it up."""
+        shard, row = self._locate(index)
+        values: np.ndarray = self._array(shard, name)[row]
+        return values[: self._lengths[name][index]] if name in self._lengths else values
+
+    def check_present(self) -> None:
+        """See `Samples.check_present`."""
+        for path in self.paths:
+            if not path.exists():
+                raise DataError("the data are gone", where=path, remedy=CONTINUE)
 
     def _locate(self, index: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -190,6 +255,8 @@ class ArrayRows(Samples):
         inputs: The model's inputs.
         classes: Class names.
         num_classes: Number of the model's scores, or None if unknown.
+        targets: Whether labels are class indices, or arrays of any shape.
+        padding: Which inputs need not be brought.
     """
 
     def __init__(
@@ -200,12 +267,16 @@ class ArrayRows(Samples):
         inputs: Sequence[ValueSpec],
         classes: list[str] | None,
         num_classes: int | None,
+        targets: Targets = "class",
+        padding: Padding | None = None,
     ) -> None:
         self.name = name
-        self.inputs = list(inputs)
+        self.padding = padding
+        self.inputs = _brought(inputs, padding, arrays)
         self.classes = classes
         self._arrays = arrays
-        check_names(list(arrays), inputs, name)
+        self._targets = resolve_targets(targets, () if labels is None else labels.shape[1:])
+        check_names(list(arrays), self.inputs, name)
         rows = {key: array.shape[0] if array.ndim else None for key, array in arrays.items()}
         count = next(iter(rows.values()))
         if count is None or set(rows.values()) != {count}:
@@ -217,15 +288,18 @@ class ArrayRows(Samples):
             )
         if not count:
             raise DataError("the data hold no samples", where=name, got="arrays without rows")
-        for spec in inputs:
+        for spec in self.inputs:
             array = arrays[spec.name]
             check_array(array.shape[1:], array.dtype, spec, name)
         self._rows = count
-        self._labels = (
-            None
-            if labels is None
-            else check_labels(labels, count, label_count(num_classes), f"{name}, labels")
-        )
+        where = f"{name}, labels"
+        self._labels = labels
+        if labels is not None:
+            self._labels = (
+                check_targets(labels, count, where)
+                if self._targets == "array"
+                else check_labels(labels, count, label_count(num_classes), where)
+            )
 
     @property
     def labelled(self) -> bool:
@@ -235,8 +309,8 @@ class ArrayRows(Samples):
     def _count(self) -> int:
         return self._rows
 
-    def _label(self, index: int) -> int | None:
-        return None if self._labels is None else int(self._labels[index])
+    def _label(self, index: int) -> int | np.ndarray | None:
+        return _target(self._labels, index, self._targets)
 
     def _sample(self, index: int) -> Sample:
         where = f"{self.name}, sample {index}"
@@ -250,3 +324,16 @@ class ArrayRows(Samples):
         return array_fingerprint(
             {name: np.asarray(array[index]) for name, array in self._arrays.items()}
         )
+
+
+def _brought(
+    inputs: Sequence[ValueSpec], padding: Padding | None, arrays: Collection[str]
+) -> list[ValueSpec]:
+    """The inputs that the data have to bring, beside those that padding makes."""
+    return list(inputs) if padding is None else padding.required(inputs, list(arrays))
+
+
+def _target(labels: np.ndarray | None, index: int, targets: Targets) -> int | np.ndarray | None:
+    if labels is None:
+        return None
+    return np.asarray(labels[index]) if targets == "array" else int(labels[index])

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -9,6 +10,11 @@ from onnxprune.errors import DataError
 from onnxprune.model import ValueSpec
 
 Shape = tuple[int | None, ...]
+Targets = Literal["class", "array", "either"]
+"""Whether a label is a class index, or an array of any shape; either: what the data look like."""
+
+CONTINUE = "put them back, then continue with --resume"
+"""What to do where data are gone in the middle of a run."""
 
 
 def sample_spec(spec: ValueSpec) -> str:
@@ -173,7 +179,8 @@ def check_labels(labels: np.ndarray, rows: int, count: int | None, where: object
             where=where,
             got=f"labels of shape {labels.shape}",
             expected=f"({rows},)",
-            remedy="turn one-hot rows into class indices with argmax",
+            remedy="turn one-hot rows into class indices with argmax; for other targets name "
+            "[finetune] loss",
         )
     labels = labels.reshape(rows)
     wrong = labels < 0
@@ -183,3 +190,29 @@ def check_labels(labels: np.ndarray, rows: int, count: int | None, where: object
         row = int(np.argmax(wrong))
         check_label(int(labels[row]), count, f"{where}, sample {row}")
     return labels.astype(np.int64)
+
+
+def resolve_targets(targets: Targets, sample_shape: tuple[int, ...]) -> Targets:
+    """What `either` comes to for labels of this shape a sample."""
+    if targets != "either":
+        return targets
+    return "class" if sample_shape in ((), (1,)) else "array"
+
+
+def check_targets(targets: np.ndarray, rows: int, where: object) -> np.ndarray:
+    """Targets of any shape, one row a sample: integers as int64, others as float32.
+
+    Raises:
+        DataError: Another number of rows, no numbers, or values that are not finite.
+    """
+    targets = np.asarray(targets)
+    if not targets.ndim or targets.shape[0] != rows or targets.dtype.kind not in "biuf":
+        raise DataError(
+            "there must be one row of targets a sample",
+            where=where,
+            got=f"{targets.dtype}{list(targets.shape)}",
+            expected=f"numbers [{rows}, ...]",
+        )
+    if targets.dtype.kind == "f" and not np.isfinite(targets).all():
+        raise DataError("targets are not finite", where=where, got="NaN or infinity")
+    return targets.astype(np.float32 if targets.dtype.kind in "fb" else np.int64)

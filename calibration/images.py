@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
-from onnxprune.calibration.fit import cast, check_array, check_label, label_count
+from onnxprune.calibration.fit import CONTINUE, cast, check_array, check_label, label_count
 from onnxprune.calibration.preprocess import output_shape, preprocess_image, to_mode
 from onnxprune.calibration.samples import Sample, Samples
 from onnxprune.errors import DataError
@@ -93,6 +93,7 @@ class ImageFolder(ImageSamples):
         preprocess: Preprocess | None,
     ) -> None:
         super().__init__(str(root), inputs, preprocess)
+        self.root = root
         self.files = list(files)
         self.labels = None if labels is None else list(labels)
         self.classes = classes
@@ -110,6 +111,11 @@ class ImageFolder(ImageSamples):
 
     def _where(self, index: int) -> str:
         return str(self.files[index])
+
+    def check_present(self) -> None:
+        """See `Samples.check_present`."""
+        if not self.root.is_dir():
+            raise DataError("the data are gone", where=self.root, remedy=CONTINUE)
 
     def _image(self, index: int) -> Image.Image:
         return decode_image(self.files[index])

@@ -15,10 +15,18 @@ import numpy as np
 from PIL import Image
 
 from onnxprune.calibration.arrays import ArrayRows
-from onnxprune.calibration.fit import check_label, fit_sample, label_count
+from onnxprune.calibration.fit import (
+    Targets,
+    check_label,
+    check_targets,
+    fit_sample,
+    label_count,
+    resolve_targets,
+)
 from onnxprune.calibration.samples import Sample, Samples, array_fingerprint
 from onnxprune.errors import DataError, OnnxpruneError
 from onnxprune.model import ValueSpec
+from onnxprune.stacking import Padding
 
 MAX_HELD_BYTES = 8 * 2**30
 """What an iterator yields is held in memory, up to this size."""
@@ -30,6 +38,8 @@ def open_python(
     classes: list[str] | None,
     num_classes: int | None,
     limit: int | None,
+    targets: Targets = "class",
+    padding: Padding | None = None,
 ) -> Samples:
     """Call `target` (`package.module:function`) and read what it returns.
 
@@ -49,14 +59,14 @@ def open_python(
         result = _load(target)()
     if isinstance(result, tuple) and len(result) == 2 and _is_arrays(result[0]):
         labels = None if result[1] is None else _array(result[1], spec)
-        return _rows(spec, result[0], labels, inputs, classes, num_classes)
+        return _rows(spec, result[0], labels, inputs, classes, num_classes, targets, padding)
     if _is_arrays(result):
-        return _rows(spec, result, None, inputs, classes, num_classes)
+        return _rows(spec, result, None, inputs, classes, num_classes, targets, padding)
     if hasattr(result, "__len__") and hasattr(result, "__getitem__"):
-        return ItemSamples(spec, result, inputs, classes, num_classes)
+        return ItemSamples(spec, result, inputs, classes, num_classes, targets, padding)
     if isinstance(result, Iterable):
         items = _materialise(spec, result, limit)
-        return ItemSamples(spec, items, inputs, classes, num_classes)
+        return ItemSamples(spec, items, inputs, classes, num_classes, targets, padding)
     raise DataError(
         "the function returns nothing that holds samples",
         where=spec,
@@ -100,9 +110,11 @@ def _rows(
     inputs: Sequence[ValueSpec],
     classes: list[str] | None,
     num_classes: int | None,
+    targets: Targets,
+    padding: Padding | None,
 ) -> Samples:
     arrays = _named(values, inputs, spec)
-    return ArrayRows(spec, arrays, labels, inputs, classes, num_classes)
+    return ArrayRows(spec, arrays, labels, inputs, classes, num_classes, targets, padding)
 
 
 def _named(values: object, inputs: Sequence[ValueSpec], where: str) -> dict[str, np.ndarray]:
@@ -173,8 +185,11 @@ class ItemSamples(Samples):
         inputs: Sequence[ValueSpec],
         classes: list[str] | None,
         num_classes: int | None,
+        targets: Targets = "class",
+        padding: Padding | None = None,
     ) -> None:
         self.name = name
+        self.padding = padding
         self.inputs = list(inputs)
         self.classes = classes
         self._items = items
@@ -184,7 +199,9 @@ class ItemSamples(Samples):
         if not self._length:
             raise DataError("the data hold no samples", where=name)
         self._labelled = True
-        self._labelled = _split(self._item(0))[1] is not None
+        label = _split(self._item(0))[1]
+        self._labelled = label is not None
+        self._targets = resolve_targets(targets, () if label is None else np.shape(label))
         self._sample(0)
 
     @property
@@ -199,8 +216,8 @@ class ItemSamples(Samples):
         with _user_code(f"{self.name}, sample {index}"):
             return self._items[index]
 
-    def _read(self, index: int) -> tuple[dict[str, np.ndarray], int | None]:
-        """Arrays as the user gave them, and the checked label."""
+    def _read(self, index: int) -> tuple[dict[str, np.ndarray], int | np.ndarray | None]:
+        """Arrays as the user gave them, and the checked label or targets."""
         where = f"{self.name}, sample {index}"
         values, label = _split(self._item(index))
         if (label is not None) != self._labelled:
@@ -210,15 +227,21 @@ class ItemSamples(Samples):
                 got="no label" if self._labelled else f"label {label!r}",
                 expected="a label for every sample, or for none",
             )
-        checked = None if label is None else check_label(label, self._label_count, where)
+        checked: int | np.ndarray | None = None
+        if label is not None and self._targets == "array":
+            checked = check_targets(_array(label, where)[None], 1, f"{where}, label")[0]
+        elif label is not None:
+            checked = check_label(label, self._label_count, where)
         return _named(values, self.inputs, where), checked
 
-    def _label(self, index: int) -> int | None:
+    def _label(self, index: int) -> int | np.ndarray | None:
         return self._read(index)[1]
 
     def _sample(self, index: int) -> Sample:
         arrays, label = self._read(index)
-        return Sample(fit_sample(arrays, self.inputs, f"{self.name}, sample {index}"), label)
+        padding = self.padding
+        wanted = self.inputs if padding is None else padding.required(self.inputs, list(arrays))
+        return Sample(fit_sample(arrays, wanted, f"{self.name}, sample {index}"), label)
 
     def _fingerprint(self, index: int) -> bytes:
         return array_fingerprint(self._read(index)[0])

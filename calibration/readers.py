@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune.calibration.arrays import ArrayShards
+from onnxprune.calibration.fit import Targets
 from onnxprune.calibration.images import open_image_folder
 from onnxprune.calibration.python_source import open_python
 from onnxprune.calibration.samples import Samples, draw, subset
@@ -12,6 +13,7 @@ from onnxprune.calibration.torchvision_source import TorchvisionSamples
 from onnxprune.errors import DataError, UsageError
 from onnxprune.model import ValueSpec
 from onnxprune.recipe import Preprocess
+from onnxprune.stacking import Padding
 
 
 def open_data(
@@ -24,6 +26,8 @@ def open_data(
     allow_python: bool = False,
     limit: int | None = None,
     seed: int = 0,
+    targets: Targets = "class",
+    padding: Padding | None = None,
 ) -> Samples:
     """Open a data set and check that it fits a model.
 
@@ -41,6 +45,9 @@ def open_data(
         limit: Use at most this many samples, drawn with `seed` and stratified by label; of an
             iterator the first ones.
         seed: Seed of that draw.
+        targets: Whether labels are class indices or, of `.npz` and `python:` data, arrays of any
+            shape: floats, or integers such as sequences filled up with -1.
+        padding: How samples of different lengths become one batch; from `stacking.make_padding`.
 
     Raises:
         DataError: Missing or damaged data, or data that do not fit the model.
@@ -59,13 +66,16 @@ def open_data(
                 got=spec,
                 remedy="pass --allow-python if you trust this code",
             )
-        samples = open_python(parsed.target, inputs, names, num_classes, limit)
+        samples = open_python(parsed.target, inputs, names, num_classes, limit, targets, padding)
     elif parsed.kind == "torchvision":
+        _refuse_targets(spec, targets)
         samples = TorchvisionSamples(
             parsed.target, parsed.parameters, inputs, preprocess, names, num_classes
         )
     else:
-        samples = _open_path(Path(parsed.target), inputs, preprocess, names, num_classes)
+        samples = _open_path(
+            Path(parsed.target), inputs, preprocess, names, num_classes, targets, padding
+        )
     if limit is not None and limit < len(samples):
         return subset(samples, draw(samples, limit, seed))
     return samples
@@ -77,12 +87,17 @@ def _open_path(
     preprocess: Preprocess | None,
     classes: list[str] | None,
     num_classes: int | None,
+    targets: Targets,
+    padding: Padding | None,
 ) -> Samples:
     if path.is_dir():
         shards = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == ".npz")
         if shards:
-            return ArrayShards(str(path), shards, inputs, classes, num_classes)
-        return open_image_folder(path, inputs, preprocess, classes, num_classes)
+            return ArrayShards(str(path), shards, inputs, classes, num_classes, targets, padding)
+        folder = open_image_folder(path, inputs, preprocess, classes, num_classes)
+        if folder.labelled:
+            _refuse_targets(path, targets)
+        return folder
     if not path.exists():
         raise DataError(
             "no such data",
@@ -96,4 +111,14 @@ def _open_path(
             got=f"a file ending in {path.suffix!r}",
             expected="an .npz file, or a folder",
         )
-    return ArrayShards(str(path), [path], inputs, classes, num_classes)
+    return ArrayShards(str(path), [path], inputs, classes, num_classes, targets, padding)
+
+
+def _refuse_targets(where: object, targets: Targets) -> None:
+    if targets == "array":
+        raise DataError(
+            "the loss needs targets, but these data have a class for each sample",
+            where=where,
+            got="classes",
+            expected="an array `label` in .npz files, or python:package.module:function",
+        )

@@ -15,6 +15,7 @@ from PIL import Image
 
 from onnxprune.errors import DataError
 from onnxprune.recipe import Preprocess
+from onnxprune.stacking import Padding
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,11 @@ class Sample:
 
     Attributes:
         inputs: Graph input name -> array without the batch axis, in the graph input's dtype.
-        label: Class index, or None for an unlabelled sample.
+        label: Class index, or an array of targets, or None for an unlabelled sample.
     """
 
     inputs: Mapping[str, np.ndarray]
-    label: int | None
+    label: int | np.ndarray | None
 
 
 class Samples(ABC):
@@ -38,11 +39,13 @@ class Samples(ABC):
         classes: Class names in the order of the labels, where they are known.
         preprocess: The preprocessing in effect, with everything that was left open filled in from
             the model; None for data that are not images.
+        padding: How samples of different lengths become one batch; None where they must not differ.
     """
 
     name: str
     classes: list[str] | None = None
     preprocess: Preprocess | None = None
+    padding: Padding | None = None
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -66,8 +69,8 @@ class Samples(ABC):
     def labelled(self) -> bool:
         """Whether every sample has a label."""
 
-    def label(self, index: int) -> int | None:
-        """Label of sample `index`, without reading its inputs where the reader can."""
+    def label(self, index: int) -> int | np.ndarray | None:
+        """Label or targets of sample `index`, without reading its inputs where the reader can."""
         return self._label(self._position(index))
 
     def raw_image(self, index: int) -> Image.Image | None:
@@ -78,6 +81,14 @@ class Samples(ABC):
         """
         self._position(index)
         return None
+
+    def check_present(self) -> None:
+        """Tell whether the data as a whole are still there, when a sample cannot be read.
+
+        Raises:
+            DataError: They are gone.
+        """
+        return
 
     def place(self, index: int) -> str:
         """Where a sample comes from, for messages."""
@@ -94,7 +105,7 @@ class Samples(ABC):
         for index in range(len(self)):
             label = self._label(index)
             total.update(self._fingerprint(index))
-            total.update(b"-" if label is None else b"+" + label.to_bytes(8, "little", signed=True))
+            total.update(_label_bytes(label))
         return total.hexdigest()
 
     @property
@@ -120,11 +131,17 @@ class Samples(ABC):
     def _sample(self, index: int) -> Sample: ...
 
     @abstractmethod
-    def _label(self, index: int) -> int | None: ...
+    def _label(self, index: int) -> int | np.ndarray | None: ...
 
     @abstractmethod
     def _fingerprint(self, index: int) -> bytes:
         """SHA-256 of one sample's content before preprocessing, without its label."""
+
+
+def _label_bytes(label: int | np.ndarray | None) -> bytes:
+    if isinstance(label, np.ndarray):
+        return b"*" + array_fingerprint({"label": label})
+    return b"-" if label is None else b"+" + label.to_bytes(8, "little", signed=True)
 
 
 def array_fingerprint(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -147,6 +164,7 @@ class Subset(Samples):
         self.name = name or f"{len(self.indices)} of {base.name}"
         self.classes = base.classes
         self.preprocess = base.preprocess
+        self.padding = base.padding
 
     @property
     def labelled(self) -> bool:
@@ -167,13 +185,17 @@ class Subset(Samples):
         """Where a sample of the base comes from."""
         return self.base.place(int(self.indices[self._position(index)]))
 
+    def check_present(self) -> None:
+        """See `Samples.check_present`."""
+        self.base.check_present()
+
     def _count(self) -> int:
         return len(self.indices)
 
     def _sample(self, index: int) -> Sample:
         return self.base._sample(int(self.indices[index]))
 
-    def _label(self, index: int) -> int | None:
+    def _label(self, index: int) -> int | np.ndarray | None:
         return self.base._label(int(self.indices[index]))
 
     def _fingerprint(self, index: int) -> bytes:
@@ -236,7 +258,7 @@ def split_holdout(samples: Samples, fraction: float, seed: int) -> tuple[Samples
 def draw(samples: Samples, count: int, seed: int) -> np.ndarray:
     """Ascending indices of `count` samples, drawn without replacement, stratified by label."""
     rng = np.random.default_rng(seed)
-    if not samples.labelled:
+    if not samples.labelled or isinstance(samples.label(0), np.ndarray):
         return np.sort(rng.permutation(len(samples))[:count])
     labels = np.array([samples.label(index) for index in range(len(samples))])
     members = [np.flatnonzero(labels == value) for value in np.unique(labels)]
@@ -271,29 +293,3 @@ def shuffled_order(samples: Samples, rng: np.random.Generator) -> np.ndarray:
             for group in rng.permutation(np.unique(groups))
         ]
     )
-
-
-def stack(samples: Sequence[Sample]) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Stack samples into a batch.
-
-    Returns:
-        Graph input name -> `(len(samples), *sample_shape)`, and the labels `(len(samples),)` as
-        int64, or None if any is missing.
-
-    Raises:
-        DataError: The samples' shapes differ.
-    """
-    batch: dict[str, np.ndarray] = {}
-    for name, first in samples[0].inputs.items():
-        shapes = {sample.inputs[name].shape for sample in samples}
-        if len(shapes) > 1:
-            raise DataError(
-                "samples of different shapes cannot form one batch",
-                where=f"input {name!r}",
-                got=", ".join(str(shape) for shape in sorted(shapes)),
-                expected=f"all {first.shape}",
-                remedy="preprocess all samples to one shape, or use a batch size of 1",
-            )
-        batch[name] = np.stack([sample.inputs[name] for sample in samples])
-    labels = [sample.label for sample in samples if sample.label is not None]
-    return batch, np.array(labels, np.int64) if len(labels) == len(samples) else None

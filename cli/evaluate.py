@@ -41,6 +41,7 @@ def command(
     from onnxprune import model as model_io
     from onnxprune.calibration import class_order_note, open_data
     from onnxprune.errors import UsageError
+    from onnxprune.stacking import make_padding
     from onnxprune.validate import evaluate
 
     resolved = common.load_recipe(
@@ -62,6 +63,7 @@ def command(
         classes=resolved.data.classes,
         num_classes=sources[0].class_count,
         allow_python=allow_python,
+        padding=make_padding(resolved.data, sources[0].inputs),
     )
     console = common.message_console()
     if resolved.data.classes is None and samples.classes is not None:

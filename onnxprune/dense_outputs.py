@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from onnxprune.calibration import Samples, subset
+from onnxprune.corrupt import CorruptSamples
 from onnxprune.errors import DataError
 from onnxprune.finetune import (
     ArrayTeacher,
@@ -18,6 +19,7 @@ from onnxprune.finetune import (
     ModuleTeacher,
     Ranks,
     Teacher,
+    first_batch,
     takes_batches,
 )
 from onnxprune.importer import ImportedModel
@@ -32,6 +34,7 @@ def compute_outputs(
     names: Collection[str],
     batch_size: int,
     on_progress: Callable[[int, int], None],
+    corrupt: CorruptSamples | None = None,
 ) -> dict[str, np.ndarray]:
     """Values for every sample, by name, as float32 of `(samples, ...)`.
 
@@ -41,6 +44,8 @@ def compute_outputs(
         names: Which of its outputs are taken.
         batch_size: Samples a call, unless the model's inputs fix it.
         on_progress: Called with (samples done, samples in all) after each batch.
+        corrupt: Tally of samples that cannot be read. In the place of such a sample stand the
+            values of the next readable one, as in training.
 
     Raises:
         DataError: The model gives NaN or infinity for a sample, from which nothing can be learnt,
@@ -49,7 +54,8 @@ def compute_outputs(
     teacher = ArrayTeacher(session.run, names, fixed_batch(session))
     collected: dict[str, list[np.ndarray]] = {name: [] for name in names}
     done = 0
-    for batch in BatchSource(samples, fixed_batch(session) or batch_size).in_order():
+    size = fixed_batch(session) or batch_size
+    for batch in BatchSource(samples, size, corrupt=corrupt).in_order():
         for name, tensor in teacher(batch).items():
             outputs = tensor.numpy()
             _check_finite(outputs, name, batch, samples)
@@ -97,6 +103,7 @@ class DenseModel:
         only_batch: The only batch size that it takes in PyTorch, None for any.
         on_progress: Called with (samples done, samples in all) while values are computed.
         ranks: The processes of the run, which share that work.
+        corrupt: Tally of samples that cannot be read.
     """
 
     job: Job
@@ -104,6 +111,7 @@ class DenseModel:
     only_batch: int | None
     on_progress: Callable[[int, int], None]
     ranks: Ranks
+    corrupt: CorruptSamples
 
     def kind(self, names: Collection[str]) -> tuple[str, str | None]:
         """Where it runs for the training samples: `cached`, `torch` or `runtime`, and why.
@@ -139,7 +147,9 @@ class DenseModel:
 
     def _computed(self, samples: Samples, names: Collection[str]) -> dict[str, np.ndarray]:
         size = self.job.recipe.finetune.batch_size
-        return compute_outputs(self._session(), samples, names, size, self.on_progress)
+        return compute_outputs(
+            self._session(), samples, names, size, self.on_progress, self.corrupt
+        )
 
     def on_evaluation(self, samples: Samples, names: Collection[str]) -> Teacher:
         """The model as a teacher on the few samples that are used on the way."""
@@ -171,7 +181,7 @@ class DenseModel:
 
 def differ_in_length(samples: Samples) -> bool:
     """Whether batches are padded, so that values of a sample depend on its batch's length."""
-    return bool(next(BatchSource(samples, 1).in_order()).lengths)
+    return bool(first_batch(samples, 1).lengths)
 
 
 def save_outputs(outputs: dict[str, np.ndarray], path: Path) -> None:
@@ -203,7 +213,7 @@ def only_batch(module: nn.Module, source: OnnxModel, samples: Samples | None) ->
     """The only batch size that an imported graph takes, found by trying; None for any."""
     if samples is None or len(samples) < 2:
         return None
-    pair = next(BatchSource(samples, 2).in_order())
+    pair = first_batch(samples, 2)
     return None if takes_batches(module, pair) else fixed_batch(source) or 1
 
 

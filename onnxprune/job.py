@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.calibration import Samples, class_order_note, open_data, split_holdout
+from onnxprune.calibration.fit import Targets
 from onnxprune.errors import DataError, UnsupportedModelError, UsageError
 from onnxprune.export import clear_training, tapped, training_nodes, write_back
 from onnxprune.finetune import BatchSource, check_device
@@ -18,6 +19,7 @@ from onnxprune.model import OnnxModel, ValueSpec, check_writable, external_data_
 from onnxprune.planning import PruningPlan, make_plan
 from onnxprune.recipe import Recipe
 from onnxprune.run_directory import RunDirectory
+from onnxprune.stacking import make_padding
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.user_code import load_function
 from onnxprune.validate import open_session
@@ -321,12 +323,21 @@ def _check_scores(output: ValueSpec, source: OnnxModel) -> None:
         )
 
 
+def _targets(recipe: Recipe) -> Targets:
+    """What the labels of the data are, for the loss of a recipe."""
+    loss = recipe.finetune.loss
+    if loss == "auto":
+        return "class"
+    return "either" if loss in CLASS_LOSSES or loss.startswith("python:") else "array"
+
+
 def _open_samples(
     source: OnnxModel, recipe: Recipe, allow_python: bool, notes: list[str]
 ) -> tuple[Samples | None, Samples | None, bool]:
     classes = _loss_output(source, recipe).class_count
     if recipe.finetune.loss not in CLASS_LOSSES:
         classes = None
+    padding = make_padding(recipe.data, source.inputs)
 
     def open_spec(spec: str, limit: int | None) -> Samples:
         return open_data(
@@ -338,6 +349,8 @@ def _open_samples(
             allow_python=allow_python,
             limit=limit,
             seed=recipe.finetune.seed,
+            targets=_targets(recipe),
+            padding=padding,
         )
 
     settings = recipe.data

@@ -15,7 +15,6 @@ from onnxprune.dense_outputs import fixed_batch
 from onnxprune.errors import UnsupportedModelError, UsageError
 from onnxprune.finetune import (
     Batch,
-    BatchSource,
     BinaryCrossEntropy,
     CrossEntropy,
     Ctc,
@@ -26,6 +25,7 @@ from onnxprune.finetune import (
     SquaredError,
     TaskLoss,
     class_axis,
+    first_batch,
     observed_endings,
     probe_outputs,
 )
@@ -78,7 +78,7 @@ def make_objective(job: Job, module: ImportedModel, only_batch: int | None) -> O
 
 def _probe(samples: Samples, size: int | None) -> Batch:
     """The first samples: as many as the model takes, or a few."""
-    return next(BatchSource(samples, size or _PROBED_SAMPLES).in_order()).padded(size or 0)
+    return first_batch(samples, size or _PROBED_SAMPLES).padded(size or 0)
 
 
 def _task(job: Job, module: ImportedModel, endings: Mapping[str, Ending], batch: Batch) -> TaskLoss:

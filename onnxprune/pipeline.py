@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,16 @@ import torch
 from accelerate import Accelerator
 
 from onnxprune.calibration import Samples, recalibrate, shuffled_order, subset
+from onnxprune.corrupt import CorruptSamples, corrupt_name
 from onnxprune.dense_outputs import DenseModel, fixed_batch, only_batch, padded
-from onnxprune.errors import Interrupted, ModelError, OutputError, TrainingError, UsageError
+from onnxprune.errors import (
+    DataError,
+    Interrupted,
+    ModelError,
+    OutputError,
+    TrainingError,
+    UsageError,
+)
 from onnxprune.export import (
     SPARSE_BREAK_EVEN,
     SparsityMetadata,
@@ -41,6 +50,7 @@ from onnxprune.finetune import (
     Teacher,
     Trainer,
     courses_of,
+    first_batch,
     full_tensors,
     make_accelerator,
     named_outputs,
@@ -208,12 +218,19 @@ class _Run:
         self.on_progress = on_progress if ranks.is_main else lambda entry: None
         self.stop = stop
         self.notes: list[str] = []
+        self.corrupt = CorruptSamples(
+            0 if job.train is None else len(job.train),
+            job.recipe.data.max_corrupt,
+            "the training data",
+            self.message,
+        )
         self.seconds: dict[str, float] = {}
 
     def execute(self) -> dict[str, Any]:
         started = time.monotonic()
         for note in self.job.notes:
             self.message(note)
+        self._leave_out_corrupt()
         with self._stage("import"):
             imported = load(self.job.traced)
         trainer = self._trainer(imported)
@@ -250,6 +267,34 @@ class _Run:
             for key, buffer in sharded.named_buffers():
                 buffers[key].copy_(buffer)
         return whole
+
+    def _leave_out_corrupt(self) -> None:
+        """Read all evaluation samples once, so that accuracy is not found wanting at the end.
+
+        Arrays were checked when they were opened.
+        """
+        samples = self.job.eval
+        if samples is None or samples.preprocess is None:
+            return
+        share = self.recipe.data.max_corrupt
+        corrupt = CorruptSamples(len(samples), share, "the evaluation data", self.message)
+        with self._stage("evaluation data"):
+            readable = self.ranks.run_on_main(lambda: self._readable(samples, corrupt))
+        if len(readable) < len(samples):
+            self.job = replace(self.job, eval=subset(samples, readable))
+
+    def _readable(self, samples: Samples, corrupt: CorruptSamples) -> list[int]:
+        readable = []
+        for index in range(len(samples)):
+            try:
+                samples[index]
+            except DataError as error:
+                samples.check_present()
+                corrupt.add([(index, corrupt_name(error))])
+                continue
+            readable.append(index)
+            self._work(index + 1, len(samples))
+        return readable
 
     def _resume(self, trainer: Trainer) -> None:
         if trainer.resume():
@@ -322,7 +367,7 @@ class _Run:
         by_name = {onnx: parameters[key] for key, onnx in imported.tensor_names.items()}
         only = self._only_batch(imported)
         objective = make_objective(job, imported, only)
-        dense = DenseModel(job, imported, only, self._work, self.ranks)
+        dense = DenseModel(job, imported, only, self._work, self.ranks, self.corrupt)
         teacher = self._teacher(dense, objective)
         evaluation = self._progress_evaluation(dense, objective)
         if self.sharded:
@@ -404,6 +449,8 @@ class _Run:
             workers=settings.workers,
             cache_bytes=settings.cache_mb * 2**20,
             order=partial(shuffled_order, samples),
+            corrupt=self.corrupt,
+            pin_memory=self.accelerator.device.type == "cuda",
         )
 
     def _teacher(self, dense: DenseModel, objective: Objective) -> Teacher | None:
@@ -500,7 +547,7 @@ class _Run:
         if samples is None:
             return None
         size = fixed_batch(self.job.source) or min(8, len(samples))
-        batch = next(BatchSource(samples, size).spread(size))
+        batch = first_batch(samples, size)
         feeds = {name: tensor.numpy() for name, tensor in batch.inputs.items()}
         feeds = padded(feeds, fixed_batch(self.job.source))
         actual = open_session(proto, threads=self.recipe.validation.threads).run(feeds)

@@ -64,6 +64,28 @@ class DataTable(_Table):
         0.1, gt=0, lt=1, description="Share of `train` held out where `eval` is not given."
     )
     limit: int | None = Field(None, ge=1, description="Use at most this many samples of `train`.")
+    max_corrupt: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of samples that may be unreadable, in [0, 1]; each is left out and "
+        "named. 0: the first one is an error.",
+    )
+    padding: dict[str, float] = Field(
+        {},
+        description="Input name = value that fills samples up to the longest of a batch, along "
+        "the axes that the model leaves open.",
+    )
+    masks: dict[str, str] = Field(
+        {},
+        description="Mask input = the padded input that it describes: 1 where there are data, 0 "
+        "where they are filled up. Made where the data do not bring it.",
+    )
+    lengths: dict[str, str] = Field(
+        {},
+        description="Length input = the padded input whose lengths before padding it holds. Made "
+        "where the data do not bring it.",
+    )
 
 
 class Preprocess(_Table):

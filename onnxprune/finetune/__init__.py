@@ -1,6 +1,7 @@
 """Fine-tuning of a pruned model: loop, losses, distillation, checkpoints."""
 
-from onnxprune.finetune.batches import Batch, BatchSource
+from onnxprune.finetune.batch import Batch
+from onnxprune.finetune.batches import BatchSource, first_batch
 from onnxprune.finetune.checkpoint import Checkpoint, CheckpointStore
 from onnxprune.finetune.engine import check_device, make_accelerator, placed
 from onnxprune.finetune.loop import Observer, Trainer
@@ -52,6 +53,7 @@ __all__ = [
     "check_device",
     "class_axis",
     "courses_of",
+    "first_batch",
     "full_tensors",
     "learning_rate",
     "make_accelerator",

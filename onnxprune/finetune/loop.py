@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from onnxprune.errors import Interrupted, OnnxpruneError, OutputError, TrainingError
-from onnxprune.finetune.batches import Batch, BatchSource
+from onnxprune.finetune.batch import Batch
+from onnxprune.finetune.batches import BatchSource
 from onnxprune.finetune.checkpoint import Checkpoint, CheckpointStore
 from onnxprune.finetune.divergence import LossWatch
 from onnxprune.finetune.losses import Objective, accuracy_metrics

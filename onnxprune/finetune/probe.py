@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxprune.errors import OnnxpruneError, UnsupportedModelError
-from onnxprune.finetune.batches import Batch
+from onnxprune.finetune.batch import Batch
 from onnxprune.finetune.losses import Ending
 
 _TOLERANCE = 1e-4

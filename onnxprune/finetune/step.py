@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from onnxprune.errors import TrainingError
-from onnxprune.finetune.batches import Batch
+from onnxprune.finetune.batch import Batch
 from onnxprune.finetune.engine import (
     has_partial_gradients,
     in_memory_format,

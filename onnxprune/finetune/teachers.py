@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxprune.finetune.batches import Batch
+from onnxprune.finetune.batch import Batch
 
 Teacher = Callable[[Batch], dict[str, Tensor]]
 """The dense model: values by name for a batch, without gradients, on the CPU or its device."""

@@ -13,24 +13,20 @@ import numpy as np
 
 from onnxprune.errors import DataError, UnsupportedModelError, UsageError
 from onnxprune.model import ValueSpec
+from onnxprune.stacking import Padding, SampleLike, stack
 from onnxprune.validate.metrics import ClassMeter, FidelityMeter, class_scores
 from onnxprune.validate.session import ModelSource, Session, open_session
 
 
-class SampleLike(Protocol):
-    """One sample: arrays by input name without the batch axis, and a class index or None."""
-
-    @property
-    def inputs(self) -> Mapping[str, np.ndarray]:
-        """Input name -> array."""
-
-    @property
-    def label(self) -> int | None:
-        """Class index, or None."""
-
-
 class SamplesLike(Protocol):
-    """A set of samples, such as `onnxprune.calibration.Samples`."""
+    """A set of samples, such as `onnxprune.calibration.Samples`.
+
+    Attributes:
+        padding: Which inputs are made from others, and how; None for none.
+    """
+
+    @property
+    def padding(self) -> Padding | None: ...  # noqa: D102
 
     def __len__(self) -> int: ...
 
@@ -178,11 +174,9 @@ def _batches(
     held: list[SampleLike] = []
 
     def stacked() -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        feeds = {
-            name: np.stack([sample.inputs[name] for sample in held]) for name in held[0].inputs
-        }
-        labels = [sample.label for sample in held if sample.label is not None]
-        return feeds, np.array(labels, np.int64) if len(labels) == len(held) else None
+        batch = stack(held, samples.padding)
+        classes = batch.labels is not None and batch.labels.ndim == 1
+        return batch.inputs, batch.labels if classes else None
 
     for index in range(len(samples)):
         sample = samples[index]

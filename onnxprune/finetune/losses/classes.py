@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnxprune.errors import DataError
-from onnxprune.finetune.batches import Batch
+from onnxprune.finetune.batch import Batch
 from onnxprune.finetune.losses.ending import PLAIN, Ending
 from onnxprune.finetune.losses.task import described, misfit, targets
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onnxprune.finetune.batches import Batch
+from onnxprune.finetune.batch import Batch
 from onnxprune.finetune.losses.classes import CrossEntropy
 from onnxprune.finetune.losses.distillation import Distillation
 from onnxprune.finetune.losses.ending import PLAIN

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.errors import OnnxpruneError, UsageError
-from onnxprune.finetune.batches import Batch
+from onnxprune.finetune.batch import Batch
 
 _EXPECTED = "a finite scalar float tensor with gradients"
 

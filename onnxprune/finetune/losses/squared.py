@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from onnxprune.finetune.batches import Batch
+from onnxprune.finetune.batch import Batch
 from onnxprune.finetune.losses.binary import long_axes
 from onnxprune.finetune.losses.task import described, misfit, targets
 

@@ -6,7 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from onnxprune.errors import DataError
-from onnxprune.finetune.batches import Batch
+from onnxprune.finetune.batch import Batch
 
 
 class TaskLoss(Protocol):
