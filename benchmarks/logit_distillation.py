@@ -3,8 +3,11 @@
 A small network that tells drawn characters apart is trained here; with `--lines`, the PP-OCR angle
 classifier without its last softmax is pruned too, on drawn lines of text:
 
-python benchmarks/logit_distillation.py --seeds 0 1 2
-python benchmarks/logit_distillation.py --seeds 0 1 --lines ch_ppocr_mobile_v2.0_cls_infer.onnx \
+python benchmarks/logit_distillation.py --seeds 0 1 --losses mse "kl T=1" "kl+mse T=1"
+python benchmarks/logit_distillation.py --embedding --losses mse "kl+mse T=1" cosine \
+    --name logit_distillation_embedding
+python benchmarks/logit_distillation.py --epochs 4 --sparsity 0.5 \
+    --losses mse "kl T=1" "kl+mse T=1" --lines ch_ppocr_mobile_v2.0_cls_infer.onnx \
     --name logit_distillation_lines
 """
 
@@ -164,10 +167,9 @@ def _glyphs(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarra
 def _lines(source: Path, folder: Path) -> Path:
     """The angle classifier without its softmax, and drawn lines, upright or upside down."""
     proto = onnx.load(source)
-    (softmax,) = (n for n in proto.graph.node if proto.graph.output[0].name in n.output)
-    assert softmax.op_type == "Softmax"
-    proto.graph.node.remove(softmax)
-    proto.graph.output[0].name = softmax.input[0]
+    (index,) = (i for i, node in enumerate(proto.graph.node) if node.op_type == "Softmax")
+    proto.graph.output[0].name = proto.graph.node[index].input[0]
+    del proto.graph.node[index:]
     path = folder / "dense.onnx"
     onnx.save(proto, path)
     rng = np.random.default_rng(0)
