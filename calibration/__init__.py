@@ -4,6 +4,7 @@
 `torchvision:` reader need torch, which they import when called.
 """
 
+from onnxprune.calibration.augment import Augmentation
 from onnxprune.calibration.batchnorm import recalibrate
 from onnxprune.calibration.preprocess import preprocess_image, resize_and_crop, to_array
 from onnxprune.calibration.readers import open_data
@@ -17,6 +18,7 @@ from onnxprune.calibration.samples import (
 )
 
 __all__ = [
+    "Augmentation",
     "Sample",
     "Samples",
     "class_order_note",

@@ -46,11 +46,18 @@ class ImageSamples(Samples):
         index = self._position(index)
         return to_mode(self._image(index), self.preprocess)
 
+    def image_sample(self, index: int, image: Image.Image) -> Sample:
+        """See `Samples.image_sample`."""
+        return self._preprocessed(self._position(index), image)
+
     def _sample(self, index: int) -> Sample:
+        return self._preprocessed(index, self._image(index))
+
+    def _preprocessed(self, index: int, image: Image.Image) -> Sample:
         assert self.preprocess is not None
         where = self._where(index)
         try:
-            array = preprocess_image(self._image(index), self.preprocess)
+            array = preprocess_image(image, self.preprocess)
         except DataError as error:
             raise DataError(
                 error.what,

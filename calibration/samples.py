@@ -82,6 +82,14 @@ class Samples(ABC):
         self._position(index)
         return None
 
+    def image_sample(self, index: int, image: Image.Image) -> Sample:
+        """Sample `index` with another image in the place of its own, preprocessed.
+
+        Raises:
+            DataError: The samples are no images, or this one does not fit the model.
+        """
+        raise DataError("the samples are no images", where=self.name, got=type(self).__name__)
+
     def check_present(self) -> None:
         """Tell whether the data as a whole are still there, when a sample cannot be read.
 
@@ -184,6 +192,10 @@ class Subset(Samples):
     def place(self, index: int) -> str:
         """Where a sample of the base comes from."""
         return self.base.place(int(self.indices[self._position(index)]))
+
+    def image_sample(self, index: int, image: Image.Image) -> Sample:
+        """See `Samples.image_sample`."""
+        return self.base.image_sample(int(self.indices[self._position(index)]), image)
 
     def check_present(self) -> None:
         """See `Samples.check_present`."""

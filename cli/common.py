@@ -58,7 +58,8 @@ def load_recipe(
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> "Recipe":
     """The recipe file, or the defaults, with `--set` and other options laid over it."""
-    from onnxprune.recipe import Recipe, merged
+    from onnxprune.recipe import Recipe
+    from onnxprune.toml import merged
 
     extra: dict[str, dict[str, Any]] = {}
     for setting in settings:

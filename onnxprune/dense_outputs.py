@@ -123,6 +123,8 @@ class DenseModel:
         if kind != "auto" or samples is None:
             return kind, None
         count = fixed_batch(self.job.source) or 1
+        if self.job.recipe.augment.transforms:
+            return "torch", "the samples are augmented"
         if differ_in_length(samples):
             return "torch", "the samples differ in length"
         values = self._computed(subset(samples, [0] * count), names)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.calibration import Samples, class_order_note, open_data, split_holdout
+from onnxprune.calibration import Augmentation, Samples, class_order_note, open_data, split_holdout
 from onnxprune.calibration.fit import Targets
 from onnxprune.errors import DataError, UnsupportedModelError, UsageError
 from onnxprune.export import clear_training, tapped, training_nodes, write_back
@@ -46,6 +47,7 @@ class Job:
         traced: The dense model with the inner tensors that are distilled as further outputs; it is
             trained from, and never written.
         loss_function: The user's loss, where the recipe names one.
+        augmentation: The training samples as the recipe changes them; None leaves them alone.
         notes: What the user should know about the result.
     """
 
@@ -60,6 +62,7 @@ class Job:
     resume: bool
     traced: OnnxModel
     loss_function: Callable[..., Any] | None = None
+    augmentation: Augmentation | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -178,6 +181,7 @@ def prepare(
         resume,
         traced,
         loss_function,
+        _augmentation(recipe, train),
         notes,
     )
 
@@ -321,6 +325,24 @@ def _check_scores(output: ValueSpec, source: OnnxModel) -> None:
             remedy="name another output in [finetune] loss_output, or give data without labels, so "
             "that the dense model is distilled",
         )
+
+
+def _augmentation(recipe: Recipe, train: Samples | None) -> Augmentation | None:
+    """The training samples as the recipe changes them, tried on the first."""
+    transforms = recipe.augment.transforms
+    if not transforms or train is None:
+        return None
+    if recipe.distill.teacher == "cached" and recipe.distill.weight != 0:
+        raise UsageError(
+            "the dense model's outputs cannot be kept for augmented samples",
+            where="[distill] teacher",
+            got="cached",
+            expected="auto, torch or runtime",
+        )
+    augmentation = Augmentation(train, transforms, recipe.finetune.seed)
+    with suppress(DataError):  # a first sample that cannot be read is the run's to tell
+        augmentation(0, 0)
+    return augmentation
 
 
 def _targets(recipe: Recipe) -> Targets:

@@ -9,36 +9,23 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
-from onnxprune.calibration import Samples, recalibrate, shuffled_order, subset
+from onnxprune.calibration import Augmentation, Samples, recalibrate, shuffled_order, subset
+from onnxprune.conclusion import Conclusion
 from onnxprune.corrupt import CorruptSamples, corrupt_name
-from onnxprune.dense_outputs import DenseModel, fixed_batch, only_batch, padded
+from onnxprune.dense_outputs import DenseModel, only_batch
 from onnxprune.errors import (
     DataError,
     Interrupted,
-    ModelError,
     OutputError,
     TrainingError,
     UsageError,
-)
-from onnxprune.export import (
-    SPARSE_BREAK_EVEN,
-    SparsityMetadata,
-    describe_tensors,
-    overall_sparsity,
-    read_metadata,
-    tapped,
-    to_sparse,
-    write_back,
-    write_metadata,
 )
 from onnxprune.finetune import (
     BatchSource,
@@ -50,21 +37,17 @@ from onnxprune.finetune import (
     Teacher,
     Trainer,
     courses_of,
-    first_batch,
     full_tensors,
     make_accelerator,
-    named_outputs,
     placed,
     rank_seed,
     shard_parameters,
 )
 from onnxprune.importer import ImportedModel, load
-from onnxprune.job import Job, has_classes, prepare
+from onnxprune.job import Job, prepare
 from onnxprune.learning import make_objective
-from onnxprune.model import payload_sha256, read, write
-from onnxprune.outcome import tensor_table
 from onnxprune.recipe import Recipe
-from onnxprune.run_directory import SCHEMA_VERSION, Status
+from onnxprune.run_directory import Status
 from onnxprune.sparsity import (
     Magnitude,
     MaskSet,
@@ -73,15 +56,9 @@ from onnxprune.sparsity import (
     select_masks,
     select_replicated_masks,
 )
-from onnxprune.task_validation import evaluate_task
-from onnxprune.tensors import GraphTensor, find_tensors
-from onnxprune.validate import bench, describe_machine, evaluate, open_session, write_report
-from onnxprune.version import __version__
+from onnxprune.validate import write_report
 
 ProgressCallback = Callable[[dict[str, Any]], None]
-MAX_RUNTIME_DIFFERENCE = 1e-2
-"""Largest difference between the trained module and the written file, relative to the outputs."""
-_HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def prune(
@@ -210,6 +187,7 @@ class _Run:
         stop: Callable[[], bool],
     ) -> None:
         self.job = job
+        self.evaluation = job.eval
         self.recipe = job.recipe
         self.accelerator = accelerator
         self.ranks = ranks
@@ -231,10 +209,10 @@ class _Run:
         for note in self.job.notes:
             self.message(note)
         self._leave_out_corrupt()
-        with self._stage("import"):
+        with self.stage("import"):
             imported = load(self.job.traced)
         trainer = self._trainer(imported)
-        with self._stage("train"):
+        with self.stage("train"):
             if self.job.resume:
                 self._resume(trainer)
             self._start_trackers()
@@ -249,9 +227,9 @@ class _Run:
             masks = full_tensors(masks, self.ranks)
             imported = self._whole(imported, trainer.parameters)
         imported.to("cpu").to(memory_format=torch.contiguous_format).eval()
-        return self.ranks.run_on_main(
-            lambda: self._finish(imported, masks, trainer.objective, started)
-        )
+        self.alone = True
+        conclusion = Conclusion(self.job, self.evaluation, trainer.objective, self)
+        return self.ranks.run_on_main(lambda: conclusion.reach(imported, masks, started))
 
     def _whole(
         self, sharded: ImportedModel, parts: Mapping[str, torch.nn.Parameter]
@@ -273,15 +251,15 @@ class _Run:
 
         Arrays were checked when they were opened.
         """
-        samples = self.job.eval
+        samples = self.evaluation
         if samples is None or samples.preprocess is None:
             return
         share = self.recipe.data.max_corrupt
         corrupt = CorruptSamples(len(samples), share, "the evaluation data", self.message)
-        with self._stage("evaluation data"):
+        with self.stage("evaluation data"):
             readable = self.ranks.run_on_main(lambda: self._readable(samples, corrupt))
         if len(readable) < len(samples):
-            self.job = replace(self.job, eval=subset(samples, readable))
+            self.evaluation = subset(samples, readable)
 
     def _readable(self, samples: Samples, corrupt: CorruptSamples) -> list[int]:
         readable = []
@@ -293,7 +271,7 @@ class _Run:
                 corrupt.add([(index, corrupt_name(error))])
                 continue
             readable.append(index)
-            self._work(index + 1, len(samples))
+            self.work(index + 1, len(samples))
         return readable
 
     def _resume(self, trainer: Trainer) -> None:
@@ -301,26 +279,6 @@ class _Run:
             self.message(f"resumed after step {trainer.step} of {trainer.plan.total_steps}")
         else:
             self.rewound(0, 0.0, 0)
-
-    def _finish(
-        self,
-        module: ImportedModel,
-        masks: Mapping[str, torch.Tensor],
-        objective: Objective,
-        started: float,
-    ) -> dict[str, Any]:
-        """Everything after training, by the first process alone: export, validation, results."""
-        self.alone = True
-        with self._stage("export"):
-            proto = self._export(module, masks)
-            difference = self._compare_with_runtime(module, proto)
-            write(proto, self.job.output, external=self.job.source.has_external_data)
-        validation = self._validate(objective)
-        latency = self._latency()
-        self.seconds["total"] = time.monotonic() - started
-        results = self._results(proto, validation, latency, difference)
-        self.job.run.write_json(self.job.run.results, results)
-        return results
 
     def message(self, text: str) -> None:
         """Tell the user, and keep it for the report."""
@@ -345,7 +303,7 @@ class _Run:
             self.accelerator.init_trackers("onnxprune", config=flat)
 
     @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Iterator[None]:
         self._stop_if_asked()
         self.on_progress({"kind": "stage", "name": name})
         started = time.monotonic()
@@ -357,7 +315,7 @@ class _Run:
         if self.alone and self.stop():
             raise Interrupted("interrupted", remedy="continue with --resume")
 
-    def _work(self, done: int, total: int) -> None:
+    def work(self, done: int, total: int) -> None:
         self.on_progress({"kind": "work", "done": done, "total": total})
         self._stop_if_asked()
 
@@ -367,7 +325,7 @@ class _Run:
         by_name = {onnx: parameters[key] for key, onnx in imported.tensor_names.items()}
         only = self._only_batch(imported)
         objective = make_objective(job, imported, only)
-        dense = DenseModel(job, imported, only, self._work, self.ranks, self.corrupt)
+        dense = DenseModel(job, imported, only, self.work, self.ranks, self.corrupt)
         teacher = self._teacher(dense, objective)
         evaluation = self._progress_evaluation(dense, objective)
         if self.sharded:
@@ -382,7 +340,9 @@ class _Run:
             parameters=by_name,
             masks=masks,
             choose=lambda zeros: self._choose(masks, zeros),
-            batches=self._batches(job.train) if job.train is not None else _no_batches(),
+            batches=self._batches(job.train, job.augmentation)
+            if job.train is not None
+            else _no_batches(),
             objective=objective,
             teacher=teacher,
             settings=settings,
@@ -438,7 +398,7 @@ class _Run:
             steps if rounds and rewind == "weights" else None,
         )
 
-    def _batches(self, samples: Samples) -> BatchSource:
+    def _batches(self, samples: Samples, augment: Augmentation | None = None) -> BatchSource:
         settings = self.recipe.finetune
         return BatchSource(
             samples,
@@ -449,6 +409,7 @@ class _Run:
             workers=settings.workers,
             cache_bytes=settings.cache_mb * 2**20,
             order=partial(shuffled_order, samples),
+            augment=augment,
             corrupt=self.corrupt,
             pin_memory=self.accelerator.device.type == "cuda",
         )
@@ -458,7 +419,7 @@ class _Run:
         train, names = self.job.train, objective.distillation.names
         if train is None or self.job.total_steps == 0 or objective.distill_weight == 0:
             return None
-        with self._stage("dense outputs"):
+        with self.stage("dense outputs"):
             kind, reason = dense.kind(names)
             if kind == "cached":
                 return dense.cached(train, names)
@@ -467,7 +428,7 @@ class _Run:
             return dense.running(kind, names)
 
     def _progress_evaluation(self, dense: DenseModel, objective: Objective) -> dict[str, Any]:
-        samples = self.job.eval
+        samples = self.evaluation
         settings = self.recipe.finetune
         if samples is None or settings.evaluations == 0 or self.job.total_steps == 0:
             return {}
@@ -479,7 +440,7 @@ class _Run:
             names.add(objective.output)
         if not names:
             return {"evaluation": source.in_order}
-        with self._stage("dense outputs"):
+        with self.stage("dense outputs"):
             teacher = dense.on_evaluation(part, names)
         return {"evaluation": source.in_order, "evaluation_teacher": teacher}
 
@@ -499,176 +460,10 @@ class _Run:
         single = trainer.graph_batch is not None or trainer.batches.batch_size == 1
         if not count or self.job.train is None or not module.buffer_names or single:
             return
-        with self._stage("recalibrate"):
+        with self.stage("recalibrate"):
             samples = count * trainer.batches.batch_size
             batches = trainer.batches.spread(samples)
             recalibrate(module, (batch.to(trainer.device).inputs for batch in batches))
-
-    def _export(self, module: ImportedModel, masks: Mapping[str, torch.Tensor]) -> Any:
-        tensors = {name: t.cpu().float().numpy() for name, t in module.export_tensors().items()}
-        for name, mask in masks.items():
-            tensors[name] = np.where(mask.cpu().numpy(), tensors[name], 0.0).astype(np.float32)
-        proto = write_back(self.job.source.proto, tensors)
-        stored = find_tensors(proto)
-        _round_to_stored(module, stored)
-        pattern = self.recipe.sparsity.pattern
-        described = describe_tensors(
-            (stored[name] for name in self.job.plan.tensors),
-            dict.fromkeys(self.job.plan.tensors, pattern),
-        )
-        metadata = SparsityMetadata(
-            tool_version=__version__,
-            method=self.recipe.sparsity.method,
-            target_sparsity=self.recipe.sparsity.resolved_target,
-            sparsity=overall_sparsity(described),
-            pattern=pattern,
-            source_sha256=self.job.source.sha256,
-            payload_sha256=payload_sha256(proto),
-            recipe=self.recipe.portable(),
-            data=self.job.data_facts,
-            tensors=described,
-        )
-        write_metadata(proto, metadata)
-        if self.recipe.export.storage == "sparse":
-            self._store_sparse(proto)
-        return proto
-
-    def _store_sparse(self, proto: Any) -> None:
-        converted = to_sparse(proto, set(self.job.plan.tensors))
-        self.message(
-            f"{len(converted)} of {len(self.job.plan.tensors)} tensors are stored sparsely; the "
-            f"others stay dense, since that is smaller below sparsity "
-            f"{SPARSE_BREAK_EVEN:.2f}, or they are no initializers"
-        )
-
-    def _compare_with_runtime(self, module: ImportedModel, proto: Any) -> float | None:
-        """Largest difference between the trained module and the written graph, on real samples."""
-        samples = self.job.eval if self.job.eval is not None else self.job.train
-        if samples is None:
-            return None
-        size = fixed_batch(self.job.source) or min(8, len(samples))
-        batch = first_batch(samples, size)
-        feeds = {name: tensor.numpy() for name, tensor in batch.inputs.items()}
-        feeds = padded(feeds, fixed_batch(self.job.source))
-        actual = open_session(proto, threads=self.recipe.validation.threads).run(feeds)
-        with torch.no_grad():
-            inputs = {name: torch.from_numpy(array) for name, array in feeds.items()}
-            expected = named_outputs(module(**inputs), module.output_names)
-        worst = 0.0
-        for name in actual:
-            tensor = expected[name]
-            wanted, found = tensor.numpy().astype(np.float64), actual[name].astype(np.float64)
-            difference = float(np.abs(wanted - found).max(initial=0.0))
-            scale = max(1.0, float(np.abs(wanted).max(initial=0.0)))
-            if not difference <= MAX_RUNTIME_DIFFERENCE * scale:
-                raise ModelError(
-                    "the written graph does not compute what was trained",
-                    where=f"output {name!r}",
-                    got=f"a difference of {difference:.3g} under ONNX Runtime",
-                    expected=f"at most {MAX_RUNTIME_DIFFERENCE * scale:.3g}",
-                    remedy="please report this with the model; nothing was written",
-                )
-            worst = max(worst, difference)
-        return worst
-
-    def _validate(self, objective: Objective) -> dict[str, Any]:
-        samples, settings = self.job.eval, self.recipe.validation
-        if samples is None:
-            return {"dense": {}, "pruned": {}, "samples": 0}
-        by_class = objective.task is None or (
-            isinstance(objective.task, CrossEntropy) and has_classes(samples)
-        )
-        with self._stage("validate"):
-            if by_class and objective.output == self.job.source.outputs[0].name:
-                result = evaluate(
-                    [self.job.source, self.job.output],
-                    samples,
-                    batch_size=settings.batch_size,
-                    provider=settings.provider,
-                    threads=settings.threads,
-                    on_progress=self._work,
-                ).to_json()
-                metrics = [model["metrics"] for model in result["models"]]
-            else:
-                features = list(self.recipe.distill.features)
-                pruned = tapped(read(self.job.output), features, "[distill] features")
-                metrics = evaluate_task(
-                    [self.job.traced, pruned],
-                    samples,
-                    objective,
-                    batch_size=settings.batch_size,
-                    provider=settings.provider,
-                    threads=settings.threads,
-                    on_progress=self._work,
-                )
-        return {"dense": metrics[0], "pruned": metrics[1], "samples": len(samples)}
-
-    def _latency(self) -> dict[str, Any] | None:
-        settings = self.recipe.validation
-        if not settings.latency:
-            return None
-        with self._stage("latency"):
-            try:
-                return bench(
-                    [self.job.source, self.job.output],
-                    batch=settings.latency_batch,
-                    shapes=settings.shapes or None,
-                    threads=settings.threads,
-                    provider=settings.provider,
-                    max_seconds=settings.latency_seconds,
-                    seed=self.recipe.finetune.seed,
-                    on_progress=self._work,
-                ).to_json(with_samples=True)
-            except UsageError as error:
-                self.message(f"latency was not measured: {error.what}; {error.remedy}")
-                return None
-
-    def _results(
-        self,
-        proto: Any,
-        validation: dict[str, Any],
-        latency: dict[str, Any] | None,
-        difference: float | None,
-    ) -> dict[str, Any]:
-        metadata = read_metadata(proto) or {}
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "tool_version": __version__,
-            "output": self.job.output.name,
-            "size_bytes": {
-                "dense": self.job.source.size_bytes,
-                "pruned": read(self.job.output).size_bytes,
-            },
-            **{
-                key: metadata[key]
-                for key in (
-                    "method",
-                    "pattern",
-                    "target_sparsity",
-                    "sparsity",
-                    "source_sha256",
-                    "payload_sha256",
-                )
-            },
-            "data": self.job.data_facts,
-            "validation": {**validation, "torch_vs_runtime_max_abs_error": difference},
-            "latency": latency,
-            "tensors": list(tensor_table(self.job.source, proto, set(self.job.plan.tensors))),
-            "recipe": self.recipe.to_dict(),
-            "environment": {**describe_machine(), "torch": torch.__version__},
-            "timing": {f"{name.replace(' ', '_')}_s": s for name, s in self.seconds.items()},
-            "seed": self.recipe.finetune.seed,
-            "notes": self.notes,
-        }
-
-
-def _round_to_stored(module: ImportedModel, stored: Mapping[str, GraphTensor]) -> None:
-    """Round the tensors of a half-precision file, which train in float32, to what it holds."""
-    state = module.state_dict()
-    for key, name in (module.tensor_names | module.buffer_names).items():
-        dtype = _HALF.get(stored[name].dtype.name) if name in stored else None
-        if dtype is not None:
-            state[key].copy_(state[key].to(dtype))
 
 
 def _tracked(entry: Mapping[str, Any]) -> dict[str, float]:

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from onnxprune.errors import RecipeError, UsageError
+from onnxprune.toml import merged, toml_value
 
 PATTERN_TEXT = r"^(unstructured|[1-9][0-9]*:[1-9][0-9]*)$"
 LOSS_TEXT = r"^(auto|cross-entropy|bce|mse|ctc|python:[A-Za-z_][\w.]*:[A-Za-z_]\w*)$"
@@ -133,6 +134,28 @@ class Preprocess(_Table):
                 allowed = "1 value" if channels == 1 else f"1 or {channels} values"
                 raise ValueError(f"{key} must have {allowed} for color {self.color!r}")
         return self
+
+
+class AugmentTable(_Table):
+    """`[augment]`: random changes of training images, before `[preprocess]`.
+
+    Each transform names a class of `torchvision.transforms.v2` beside its arguments, as in
+    `{ name = "RandomResizedCrop", size = [224, 224], scale = [0.7, 1.0] }`.
+    """
+
+    transforms: list[dict[str, Any]] = Field(
+        [],
+        description='Transforms in order, such as { name = "RandomHorizontalFlip", p = 0.5 }. With '
+        "any, the dense model runs in each step, since its outputs cannot be kept.",
+    )
+
+    @field_validator("transforms")
+    @classmethod
+    def _named(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for number, entry in enumerate(value):
+            if not isinstance(entry.get("name"), str):
+                raise ValueError(f"transform {number} has no `name`")
+        return value
 
 
 class SparsityTable(_Table):
@@ -475,6 +498,7 @@ class Recipe(_Table):
     model: ModelTable = ModelTable()
     data: DataTable = DataTable()
     preprocess: Preprocess = Preprocess()
+    augment: AugmentTable = AugmentTable()
     sparsity: SparsityTable = SparsityTable()
     schedule: ScheduleTable = ScheduleTable()
     finetune: FinetuneTable = FinetuneTable()
@@ -572,23 +596,6 @@ _WHERE_AND_HOW_FAST = (
     *("device", "threads", "workers", "checkpoint_seconds", "track"),
     *("compile", "channels_last", "sharding"),
 )
-
-
-def merged(values: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """`values` with single keys of its tables replaced; a value of None replaces nothing."""
-    result = {table: dict(v) if isinstance(v, Mapping) else v for table, v in values.items()}
-    for table, replacements in overrides.items():
-        present = {key: value for key, value in replacements.items() if value is not None}
-        if present:
-            inner = result.setdefault(table, {})
-            if isinstance(inner, dict):
-                inner.update(present)
-    return result
-
-
-def toml_value(value: object) -> str:
-    """A string, number, boolean or list as TOML, of which JSON is the common ground."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _problems(error: ValidationError) -> list[str]:

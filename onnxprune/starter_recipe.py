@@ -8,8 +8,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from onnxprune.model import OnnxModel, ValueSpec
-from onnxprune.recipe import Recipe, toml_value
+from onnxprune.recipe import Recipe
 from onnxprune.tensors import GraphTensor, find_tensors
+from onnxprune.toml import toml_value
 
 _WIDTH = 96
 _EXAMPLES: dict[str, object] = {

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.errors import RecipeError, UsageError
-from onnxprune.recipe import Preprocess, Recipe, merged, pattern_sparsity, toml_value
+from onnxprune.recipe import Preprocess, Recipe, pattern_sparsity
+from onnxprune.toml import merged, toml_value
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 SIDE = st.integers(1, 16384)
@@ -37,6 +38,10 @@ RECIPES = some(
         classes=st.lists(TEXT, max_size=3),
         holdout=st.floats(0.01, 0.99),
         limit=st.integers(1, 2**40),
+        max_corrupt=UNIT,
+        padding=st.dictionaries(TEXT, FINITE, max_size=3),
+        masks=st.dictionaries(TEXT, TEXT, max_size=3),
+        lengths=st.dictionaries(TEXT, TEXT, max_size=3),
     ),
     preprocess=some(
         input=TEXT,
@@ -47,6 +52,12 @@ RECIPES = some(
         std=st.lists(POSITIVE, min_size=3, max_size=3),
         layout=st.sampled_from(["NCHW", "NHWC"]),
         color=st.sampled_from(["RGB", "BGR"]),
+    ),
+    augment=some(
+        transforms=st.lists(
+            st.fixed_dictionaries({"name": TEXT, "size": st.lists(SIDE, max_size=2), "p": FINITE}),
+            max_size=2,
+        )
     ),
     sparsity=some(
         target=st.floats(0.5, 0.99),
@@ -279,7 +290,10 @@ def test_portable_holds_no_path_and_no_machine() -> None:
     assert "/home" not in str(here.portable())
     assert here.portable() == there.portable()
     assert here.sha256() == there.sha256()
-    assert here.portable()["data"] == {"holdout": 0.1, "limit": 7}
+    assert here.portable()["data"] == {
+        **{"holdout": 0.1, "limit": 7, "max_corrupt": 0.01},
+        **{"padding": {}, "masks": {}, "lengths": {}},
+    }
     other = Recipe.from_dict({"data": {"limit": 8}, "finetune": {"lr": 0.5}})
     assert other.sha256() != here.sha256()
 

@@ -21,12 +21,8 @@ from onnxprune.validate.session import ModelSource, Session, open_session
 class SamplesLike(Protocol):
     """A set of samples, such as `onnxprune.calibration.Samples`.
 
-    Attributes:
-        padding: Which inputs are made from others, and how; None for none.
+    If it has an attribute `padding`, that says which inputs are made from others.
     """
-
-    @property
-    def padding(self) -> Padding | None: ...  # noqa: D102
 
     def __len__(self) -> int: ...
 
@@ -172,9 +168,10 @@ def _batches(
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray | None]]:
     """Batches of stacked inputs and labels; a new shape begins a new batch."""
     held: list[SampleLike] = []
+    padding: Padding | None = getattr(samples, "padding", None)
 
     def stacked() -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        batch = stack(held, samples.padding)
+        batch = stack(held, padding)
         classes = batch.labels is not None and batch.labels.ndim == 1
         return batch.inputs, batch.labels if classes else None
 

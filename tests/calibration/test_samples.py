@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxprune.calibration import Sample, shuffled_order, split_holdout, stack, subset
+from onnxprune.calibration import shuffled_order, split_holdout, subset
 from onnxprune.calibration.arrays import ArrayRows
 from onnxprune.errors import DataError
 from onnxprune.model import ValueSpec
@@ -72,19 +72,6 @@ def test_digest_follows_content_labels_and_order():
     }
     assert len(others | {digest}) == 5
     assert subset(rows(3, labels), [0, 1, 2]).digest() == digest
-
-
-def test_stack_makes_a_batch():
-    batch, labels = stack([rows(3, np.array([2, 1, 0]))[i] for i in (0, 2)])
-    np.testing.assert_array_equal(batch["x"], [[0, 1], [4, 5]])
-    np.testing.assert_array_equal(labels, [2, 0])
-    assert stack([rows(1)[0]])[1] is None
-
-
-def test_stack_refuses_different_shapes():
-    samples = [Sample({"x": np.zeros(size)}, None) for size in (2, 3)]
-    with pytest.raises(DataError, match=r"\(2,\), \(3,\)"):
-        stack(samples)
 
 
 class _Sharded(ArrayRows):

@@ -1,0 +1,283 @@
+"""The end of a run: export, comparison with ONNX Runtime, validation, results."""
+
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from onnxprune.calibration import Samples
+from onnxprune.dense_outputs import fixed_batch, padded
+from onnxprune.errors import (
+    ModelError,
+    UsageError,
+)
+from onnxprune.export import (
+    SPARSE_BREAK_EVEN,
+    SparsityMetadata,
+    describe_tensors,
+    overall_sparsity,
+    read_metadata,
+    tapped,
+    to_sparse,
+    write_back,
+    write_metadata,
+)
+from onnxprune.finetune import (
+    CrossEntropy,
+    Objective,
+    first_batch,
+    named_outputs,
+)
+from onnxprune.importer import ImportedModel
+from onnxprune.job import Job, has_classes
+from onnxprune.model import payload_sha256, read, write
+from onnxprune.outcome import tensor_table
+from onnxprune.run_directory import SCHEMA_VERSION
+from onnxprune.task_validation import evaluate_task
+from onnxprune.tensors import GraphTensor, find_tensors
+from onnxprune.validate import bench, describe_machine, evaluate, open_session
+from onnxprune.version import __version__
+
+MAX_RUNTIME_DIFFERENCE = 1e-2
+"""Largest difference between the trained module and the written file, relative to the outputs."""
+_HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Run(Protocol):
+    """The run that comes to its end.
+
+    Attributes:
+        notes: What the user was told.
+        seconds: Time of each stage.
+    """
+
+    notes: list[str]
+    seconds: dict[str, float]
+
+    def message(self, text: str) -> None:
+        """Tell the user, and keep it for the report."""
+        ...
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """A stretch of work that is shown and timed."""
+        ...
+
+    def work(self, done: int, total: int) -> None:
+        """Progress within a stage."""
+        ...
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What follows on training, for one process alone.
+
+    Attributes:
+        job: The job.
+        evaluation: The evaluation samples that can be read; None measures no accuracy.
+        objective: What was minimised.
+        run: Is told of it.
+    """
+
+    job: Job
+    evaluation: Samples | None
+    objective: Objective
+    run: Run
+
+    def reach(
+        self, module: ImportedModel, masks: Mapping[str, torch.Tensor], started: float
+    ) -> dict[str, Any]:
+        """Export, validate, and write the results.
+
+        Args:
+            module: The trained model, on the CPU and in evaluation mode; half-precision tensors
+                are rounded to what the file holds.
+            masks: Masks of the pruned tensors by ONNX name.
+            started: When the run began, on the monotonic clock.
+
+        Returns:
+            The results, as written to `results.json`.
+
+        Raises:
+            ModelError: The written graph does not compute what was trained.
+            OutputError: The output cannot be written.
+        """
+        with self.run.stage("export"):
+            proto = self._export(module, masks)
+            difference = self._compare_with_runtime(module, proto)
+            write(proto, self.job.output, external=self.job.source.has_external_data)
+        validation = self._validate()
+        latency = self._latency()
+        self.run.seconds["total"] = time.monotonic() - started
+        results = self._results(proto, validation, latency, difference)
+        self.job.run.write_json(self.job.run.results, results)
+        return results
+
+    def _export(self, module: ImportedModel, masks: Mapping[str, torch.Tensor]) -> Any:
+        tensors = {name: t.cpu().float().numpy() for name, t in module.export_tensors().items()}
+        for name, mask in masks.items():
+            tensors[name] = np.where(mask.cpu().numpy(), tensors[name], 0.0).astype(np.float32)
+        proto = write_back(self.job.source.proto, tensors)
+        stored = find_tensors(proto)
+        _round_to_stored(module, stored)
+        pattern = self.job.recipe.sparsity.pattern
+        described = describe_tensors(
+            (stored[name] for name in self.job.plan.tensors),
+            dict.fromkeys(self.job.plan.tensors, pattern),
+        )
+        metadata = SparsityMetadata(
+            tool_version=__version__,
+            method=self.job.recipe.sparsity.method,
+            target_sparsity=self.job.recipe.sparsity.resolved_target,
+            sparsity=overall_sparsity(described),
+            pattern=pattern,
+            source_sha256=self.job.source.sha256,
+            payload_sha256=payload_sha256(proto),
+            recipe=self.job.recipe.portable(),
+            data=self.job.data_facts,
+            tensors=described,
+        )
+        write_metadata(proto, metadata)
+        if self.job.recipe.export.storage == "sparse":
+            self._store_sparse(proto)
+        return proto
+
+    def _store_sparse(self, proto: Any) -> None:
+        converted = to_sparse(proto, set(self.job.plan.tensors))
+        self.run.message(
+            f"{len(converted)} of {len(self.job.plan.tensors)} tensors are stored sparsely; the "
+            f"others stay dense, since that is smaller below sparsity "
+            f"{SPARSE_BREAK_EVEN:.2f}, or they are no initializers"
+        )
+
+    def _compare_with_runtime(self, module: ImportedModel, proto: Any) -> float | None:
+        """Largest difference between the trained module and the written graph, on real samples."""
+        samples = self.evaluation if self.evaluation is not None else self.job.train
+        if samples is None:
+            return None
+        size = fixed_batch(self.job.source) or min(8, len(samples))
+        batch = first_batch(samples, size)
+        feeds = {name: tensor.numpy() for name, tensor in batch.inputs.items()}
+        feeds = padded(feeds, fixed_batch(self.job.source))
+        actual = open_session(proto, threads=self.job.recipe.validation.threads).run(feeds)
+        with torch.no_grad():
+            inputs = {name: torch.from_numpy(array) for name, array in feeds.items()}
+            expected = named_outputs(module(**inputs), module.output_names)
+        worst = 0.0
+        for name in actual:
+            tensor = expected[name]
+            wanted, found = tensor.numpy().astype(np.float64), actual[name].astype(np.float64)
+            difference = float(np.abs(wanted - found).max(initial=0.0))
+            scale = max(1.0, float(np.abs(wanted).max(initial=0.0)))
+            if not difference <= MAX_RUNTIME_DIFFERENCE * scale:
+                raise ModelError(
+                    "the written graph does not compute what was trained",
+                    where=f"output {name!r}",
+                    got=f"a difference of {difference:.3g} under ONNX Runtime",
+                    expected=f"at most {MAX_RUNTIME_DIFFERENCE * scale:.3g}",
+                    remedy="please report this with the model; nothing was written",
+                )
+            worst = max(worst, difference)
+        return worst
+
+    def _validate(self) -> dict[str, Any]:
+        samples, settings = self.evaluation, self.job.recipe.validation
+        if samples is None:
+            return {"dense": {}, "pruned": {}, "samples": 0}
+        by_class = self.objective.task is None or (
+            isinstance(self.objective.task, CrossEntropy) and has_classes(samples)
+        )
+        with self.run.stage("validate"):
+            if by_class and self.objective.output == self.job.source.outputs[0].name:
+                result = evaluate(
+                    [self.job.source, self.job.output],
+                    samples,
+                    batch_size=settings.batch_size,
+                    provider=settings.provider,
+                    threads=settings.threads,
+                    on_progress=self.run.work,
+                ).to_json()
+                metrics = [model["metrics"] for model in result["models"]]
+            else:
+                features = list(self.job.recipe.distill.features)
+                pruned = tapped(read(self.job.output), features, "[distill] features")
+                metrics = evaluate_task(
+                    [self.job.traced, pruned],
+                    samples,
+                    self.objective,
+                    batch_size=settings.batch_size,
+                    provider=settings.provider,
+                    threads=settings.threads,
+                    on_progress=self.run.work,
+                )
+        return {"dense": metrics[0], "pruned": metrics[1], "samples": len(samples)}
+
+    def _latency(self) -> dict[str, Any] | None:
+        settings = self.job.recipe.validation
+        if not settings.latency:
+            return None
+        with self.run.stage("latency"):
+            try:
+                return bench(
+                    [self.job.source, self.job.output],
+                    batch=settings.latency_batch,
+                    shapes=settings.shapes or None,
+                    threads=settings.threads,
+                    provider=settings.provider,
+                    max_seconds=settings.latency_seconds,
+                    seed=self.job.recipe.finetune.seed,
+                    on_progress=self.run.work,
+                ).to_json(with_samples=True)
+            except UsageError as error:
+                self.run.message(f"latency was not measured: {error.what}; {error.remedy}")
+                return None
+
+    def _results(
+        self,
+        proto: Any,
+        validation: dict[str, Any],
+        latency: dict[str, Any] | None,
+        difference: float | None,
+    ) -> dict[str, Any]:
+        metadata = read_metadata(proto) or {}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "tool_version": __version__,
+            "output": self.job.output.name,
+            "size_bytes": {
+                "dense": self.job.source.size_bytes,
+                "pruned": read(self.job.output).size_bytes,
+            },
+            **{
+                key: metadata[key]
+                for key in (
+                    "method",
+                    "pattern",
+                    "target_sparsity",
+                    "sparsity",
+                    "source_sha256",
+                    "payload_sha256",
+                )
+            },
+            "data": self.job.data_facts,
+            "validation": {**validation, "torch_vs_runtime_max_abs_error": difference},
+            "latency": latency,
+            "tensors": list(tensor_table(self.job.source, proto, set(self.job.plan.tensors))),
+            "recipe": self.job.recipe.to_dict(),
+            "environment": {**describe_machine(), "torch": torch.__version__},
+            "timing": {f"{name.replace(' ', '_')}_s": s for name, s in self.run.seconds.items()},
+            "seed": self.job.recipe.finetune.seed,
+            "notes": self.run.notes,
+        }
+
+
+def _round_to_stored(module: ImportedModel, stored: Mapping[str, GraphTensor]) -> None:
+    """Round the tensors of a half-precision file, which train in float32, to what it holds."""
+    state = module.state_dict()
+    for key, name in (module.tensor_names | module.buffer_names).items():
+        dtype = _HALF.get(stored[name].dtype.name) if name in stored else None
+        if dtype is not None:
+            state[key].copy_(state[key].to(dtype))
