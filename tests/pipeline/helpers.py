@@ -23,7 +23,7 @@ QUICK: dict[str, dict[str, Any]] = {
 
 
 def quick(
-    data: Path | None = None, evaluation: Path | None = None, **tables: dict[str, Any]
+    data: Path | None = None, evaluation: Path | None = None, /, **tables: dict[str, Any]
 ) -> Recipe:
     """A recipe for a run of a second at most, with tables laid over it."""
     names = dict.fromkeys([*QUICK, *tables])
