@@ -29,7 +29,11 @@ _DETECTION = {
     },
     "ssd": {"score_thresh": 0.001, "topk_candidates": 60, "detections_per_img": 20},
 }
-_SIZES = {"vit_": (224,), "maxvit_": (224,), "inception_v3": (299, 331), "swin": (224, 256)}
+_SIZES = {
+    **{"vit_": (224,), "maxvit_": (224,), "inception_v3": (299, 331), "mvit": (224,)},
+    **{"swin3d": (112, 128), "swin": (224, 256), "s3d": (224, 256)},
+}
+_GROUP_SIZES = {"video": (112, 128), "detection": (128, 160), "optical_flow": (128, 160)}
 LAST = ("vgg", "regnet_y_128gf", "vit_l", "vit_h_14")
 """Architectures that need gigabytes."""
 
@@ -211,9 +215,5 @@ def architectures() -> list[Architecture]:
 
 
 def _sizes(name: str, group: str) -> tuple[int, ...]:
-    if group == "video":
-        return (224,) if name.startswith("mvit") else (112, 128)
-    if group in ("detection", "optical_flow"):
-        return (128, 160)
     given = (sizes for start, sizes in _SIZES.items() if name.startswith(start))
-    return next(given, (96, 128))
+    return next(given, _GROUP_SIZES.get(group, (96, 128)))

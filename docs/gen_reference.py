@@ -130,7 +130,9 @@ def architecture_tables() -> Iterator[str]:
     entries = record["results"]
     verdicts = Counter(entry["verdict"] for entry in entries)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
-    yield from (f"{len(entries)} architectures on {record['date']}: {counts}.", "")
+    dates = sorted({entry["date"] for entry in entries if "date" in entry} or {record["date"]})
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    yield from (f"{len(entries)} architectures, measured {when}: {counts}.", "")
     for group, members in groupby(_by_group(entries), key=lambda entry: entry["group"]):
         yield from (f"## {group.replace('_', ' ').capitalize()}", "")
         yield from _table(
@@ -147,7 +149,7 @@ def _by_group(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _architecture_row(entry: dict[str, Any]) -> tuple[str, ...]:
     last = entry["exports"][-1] if entry["exports"] else {}
     keys = ("exporter", "dynamic", "difference", "native_difference")
-    texts = [str(last.get(key, "–")) for key in keys]
+    texts = [str(last[key]) if last.get(key) is not None else "–" for key in keys]
     reasons = [f"{e['exporter']}: {e['reason']}" for e in entry["exports"] if "reason" in e]
     remark = " ".join([*reasons, entry.get("reason", "")]).replace("<", "&lt;")
     return f"`{entry['name']}`", entry["verdict"], *texts, remark[:300]
