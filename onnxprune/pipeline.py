@@ -42,6 +42,7 @@ from onnxprune.finetune import (
     placed,
     rank_seed,
     shard_parameters,
+    worker_deaths,
 )
 from onnxprune.importer import ImportedModel, load
 from onnxprune.job import Job, prepare
@@ -219,7 +220,8 @@ class _Run:
             with warnings.catch_warnings():
                 # Imported graphs change nothing in place, so a view between stages is harmless.
                 warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
-                trainer.fit()
+                with worker_deaths():
+                    trainer.fit()
             trainer.finish()
         self._recalibrate(trainer, imported)
         masks = trainer.masks.masks

@@ -21,6 +21,7 @@ from onnxprune.finetune.optim import DEFAULT_LR, learning_rate, make_optimizer
 from onnxprune.finetune.plan import Course, Plan, courses_of
 from onnxprune.finetune.probe import observed_endings, probe_outputs, takes_batches
 from onnxprune.finetune.ranks import Ranks
+from onnxprune.finetune.reading import worker_deaths
 from onnxprune.finetune.sharding import full_tensors, shard_parameters
 from onnxprune.finetune.state import rank_seed
 from onnxprune.finetune.step import named_outputs
@@ -65,4 +66,5 @@ __all__ = [
     "rank_seed",
     "shard_parameters",
     "takes_batches",
+    "worker_deaths",
 ]

@@ -145,16 +145,21 @@ class BatchSource:
             generator=torch.Generator(),
         )
         batches = iter(loader)
-        while True:
-            with worker_deaths():
-                batch = next(batches, None)
-            if batch is None:
-                return
-            if isinstance(batch, OnnxpruneError):
-                raise batch
-            if self._corrupt is not None:
-                self._corrupt.add(batch.skipped)
-            yield batch
+        try:
+            while True:
+                with worker_deaths():
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                if isinstance(batch, OnnxpruneError):
+                    raise batch
+                if self._corrupt is not None:
+                    self._corrupt.add(batch.skipped)
+                yield batch
+        finally:
+            # PyTorch tells of a dead worker from a signal handler, anywhere and more than once,
+            # until its iterator is gone, which the traceback of the error would keep.
+            getattr(batches, "_shutdown_workers", lambda: None)()
 
 
 def first_batch(samples: SamplesLike, size: int) -> Batch:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.calibration import arrays, npz, open_data, shuffled_order
+from onnxprune.calibration import arrays, npz, open_data, shuffled_order, split_holdout
 from onnxprune.errors import DataError
 from onnxprune.model import ValueSpec
 
@@ -240,3 +240,49 @@ def test_an_input_called_label(tmp_path):
     samples = open_data(str(tmp_path / "d.npz"), inputs=[ValueSpec("label", FLOAT, ("N", 3))])
     assert not samples.labelled
     assert samples[0].inputs["label"].shape == (3,)
+
+
+def test_rows_are_cut_to_their_lengths(tmp_path):
+    ids = np.arange(12).reshape(3, 4)
+    np.savez(tmp_path / "a.npz", **{"ids": ids, "ids.lengths": [2, 4, 1]})
+    specs = [ValueSpec("ids", np.dtype(np.int64), ("N", "L"))]
+    samples = open_data(str(tmp_path / "a.npz"), inputs=specs)
+    assert [sample.inputs["ids"].tolist() for sample in samples] == [[0, 1], [4, 5, 6, 7], [8]]
+    np.savez(tmp_path / "b.npz", **{"ids": ids + (ids > 8) * 5, "ids.lengths": [2, 4, 1]})
+    filled = open_data(str(tmp_path / "b.npz"), inputs=specs)
+    assert filled.digest() == samples.digest(), "what only fills rows up is no content"
+
+
+@pytest.mark.parametrize("lengths", [[2, 5, 1], [0, 1, 1], [1, 1], [1.0, 1.0, 1.0]])
+def test_lengths_that_are_none(tmp_path, lengths):
+    np.savez(tmp_path / "a.npz", **{"ids": np.zeros((3, 4), np.int64), "ids.lengths": lengths})
+    with pytest.raises(DataError, match="no lengths"):
+        open_data(
+            str(tmp_path / "a.npz"), inputs=[ValueSpec("ids", np.dtype(np.int64), ("N", "L"))]
+        )
+
+
+def test_targets_of_any_shape(tmp_path):
+    x = np.zeros((4, 2), np.float32)
+    targets = np.arange(12.0).reshape(4, 3)
+    np.savez(tmp_path / "a.npz", x=x, label=targets)
+    specs = [ValueSpec("x", np.dtype(np.float32), ("N", 2))]
+    with pytest.raises(DataError, match="not integers"):
+        open_data(str(tmp_path / "a.npz"), inputs=specs)
+    samples = open_data(str(tmp_path / "a.npz"), inputs=specs, targets="array")
+    assert samples.labelled
+    np.testing.assert_array_equal(samples[2].label, [6, 7, 8])
+    np.savez(tmp_path / "b.npz", x=x, label=targets + 1)
+    other = open_data(str(tmp_path / "b.npz"), inputs=specs, targets="array")
+    assert other.digest() != samples.digest()
+    train, held_out = split_holdout(samples, 0.5, 0)
+    assert sorted([*train.indices, *held_out.indices]) == [0, 1, 2, 3]
+
+
+def test_either_takes_classes_and_positions(tmp_path):
+    specs = [ValueSpec("x", np.dtype(np.float32), ("N", 2))]
+    for name, label, expected in (("c", [1, 0], 1), ("p", [[1, 0, 2], [2, 2, -1]], [1, 0, 2])):
+        np.savez(tmp_path / f"{name}.npz", x=np.zeros((2, 2), np.float32), label=label)
+        samples = open_data(str(tmp_path / f"{name}.npz"), inputs=specs, targets="either")
+        np.testing.assert_array_equal(samples[0].label, expected)
+        assert isinstance(samples[0].label, int) == (name == "c")

@@ -1,3 +1,5 @@
+import os
+import signal
 from dataclasses import dataclass
 from itertools import islice
 
@@ -7,6 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxprune.corrupt import CorruptSamples
+from onnxprune.errors import DataError, UsageError
 from onnxprune.finetune import Batch, BatchSource, CachedTeacher
 
 
@@ -145,3 +149,55 @@ def test_processes_share_the_batches_of_one(world: int) -> None:
         sizes = [len(part[number]) for part in parts]
         assert max(sizes) - min(sizes) <= 1
         assert all(part[number].global_size == 5 for part in parts)
+
+
+class Damaged(Numbers):
+    """Some samples cannot be read; one of them kills the process that tries."""
+
+    def __init__(self, count: int, damaged: set[int], deadly: int = -1) -> None:
+        super().__init__(count)
+        self.damaged = damaged
+        self.deadly = deadly
+
+    def __getitem__(self, index: int) -> Item:
+        if index == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if index in self.damaged:
+            raise DataError("the image cannot be read", where=f"{index}.png", got="damage")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_readable_sample_takes_the_place_of_a_damaged_one(workers: int) -> None:
+    told: list[str] = []
+    tally = CorruptSamples(8, 0.5, "the data", told.append)
+    source = BatchSource(Damaged(8, {2, 3, 7}), 4, workers=workers, corrupt=tally)
+    for _ in range(2):
+        batches = list(source.in_order())
+        assert [batch.indices.tolist() for batch in batches] == [[0, 1, 4, 4], [4, 5, 6, 0]]
+        assert batches[0].inputs["x"][:, 0, 0].tolist() == [0, 1, 4, 4]
+    assert told == [
+        f"sample left out ({number} of at most 4): {name}.png: the image cannot be read (damage)"
+        for number, name in enumerate((2, 3, 7), start=1)
+    ]
+    assert tally.count == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_a_reading_process_arrives_whole(workers: int) -> None:
+    source = BatchSource(Damaged(4, {1}), 2, workers=workers)
+    with pytest.raises(DataError, match="the image cannot be read") as caught:
+        list(source.in_order())
+    assert (caught.value.where, caught.value.got, caught.value.exit_code) == ("1.png", "damage", 4)
+
+
+def test_a_reading_process_that_dies_is_an_error_of_ours() -> None:
+    source = BatchSource(Damaged(40, set(), deadly=9), 2, workers=2)
+    with pytest.raises(DataError, match="process that reads the data died") as caught:
+        list(source.in_order())
+    assert "--resume" in str(caught.value)
+
+
+def test_fewer_samples_than_processes() -> None:
+    with pytest.raises(UsageError, match="batch_size"):
+        BatchSource(Numbers(4), 2, world=3)
