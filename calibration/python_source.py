@@ -4,10 +4,7 @@ The function runs with the user's rights, so this reader is used only where that
 """
 
 import contextlib
-import importlib
 import itertools
-import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +24,7 @@ from onnxprune.calibration.samples import Sample, Samples, array_fingerprint
 from onnxprune.errors import DataError, OnnxpruneError
 from onnxprune.model import ValueSpec
 from onnxprune.stacking import Padding
+from onnxprune.user_code import import_function
 
 MAX_HELD_BYTES = 8 * 2**30
 """What an iterator yields is held in memory, up to this size."""
@@ -56,7 +54,7 @@ def open_python(
     """
     spec = f"python:{target}"
     with _user_code(spec):
-        result = _load(target)()
+        result = import_function(target)()
     if isinstance(result, tuple) and len(result) == 2 and _is_arrays(result[0]):
         labels = None if result[1] is None else _array(result[1], spec)
         return _rows(spec, result[0], labels, inputs, classes, num_classes, targets, padding)
@@ -73,16 +71,6 @@ def open_python(
         got=type(result).__name__,
         expected="a sequence or an iterable of (inputs, label), or arrays",
     )
-
-
-def _load(target: str) -> Any:
-    module_name, _, function = target.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        return getattr(importlib.import_module(module_name), function)
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(os.getcwd())
 
 
 @contextlib.contextmanager

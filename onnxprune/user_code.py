@@ -13,8 +13,23 @@ from typing import Any
 from onnxprune.errors import UsageError
 
 
+def import_function(target: str) -> Any:
+    """What `package.module:function` names; the current folder is importable meanwhile.
+
+    Raises:
+        Exception: Whatever importing the module raises, or AttributeError.
+    """
+    module_name, _, name = target.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(os.getcwd())
+
+
 def load_function(target: str, where: str) -> Callable[..., Any]:
-    """Import a function; the current folder is importable meanwhile.
+    """Import a function that a recipe names.
 
     Args:
         target: `package.module:function`.
@@ -23,10 +38,8 @@ def load_function(target: str, where: str) -> Callable[..., Any]:
     Raises:
         UsageError: Its module cannot be imported, or it is not in there.
     """
-    module_name, _, name = target.partition(":")
-    sys.path.insert(0, os.getcwd())
     try:
-        function = getattr(importlib.import_module(module_name), name)
+        function = import_function(target)
     except Exception as error:
         raise UsageError(
             "the function cannot be loaded",
@@ -34,9 +47,6 @@ def load_function(target: str, where: str) -> Callable[..., Any]:
             got=f"{type(error).__name__}: {error}",
             expected="python:package.module:function, importable from the current folder",
         ) from error
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(os.getcwd())
     if not callable(function):
         raise UsageError(
             "this is not a function",
