@@ -7,7 +7,9 @@ modules are in the mode of the export: `train()` for the training form, whose Ba
 statistics in the file itself, otherwise `eval()`. The `eval` forms have BatchNorm folded into the
 convolutions, so there is less to compute than in the native module.
 
-python benchmarks/import_speed.py [--quick] [--models NAME...]
+    python benchmarks/import_speed.py
+    python benchmarks/import_speed.py --models resnet50 vit_b_16 --works "training step"
+        --seconds 90 --name import_speed_steps
 """
 
 import argparse
@@ -37,6 +39,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """Batch and image size, so that a round of forward or training takes less than two seconds."""
 
+WORKS = ("forward", "training step")
 FORMS: dict[str, dict[str, Any]] = {
     "torchscript-training-17": {"opset_version": 17, "training": TrainingMode.TRAINING},
     "torchscript-unfolded-17": {"opset_version": 17, "training": TrainingMode.PRESERVE},
@@ -52,6 +55,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
+    parser.add_argument("--works", nargs="+", default=list(WORKS), choices=WORKS)
+    parser.add_argument("--name", default="import_speed", help="of the results file")
     parser.add_argument("--seconds", type=float, default=25.0, help="for one ratio")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cpu-time", action="store_true", help="on a busy machine")
@@ -70,11 +75,11 @@ def main() -> None:
                 path = Path(folder) / f"{model}.onnx"
                 native.train("training" in form)
                 _export(native, x, path, FORMS[form])
-                for work in ("forward", "training step"):
+                for work in arguments.works:
                     ratio = _compared(_calls(native, path, x, work), arguments)
                     results.append({"model": model, "form": form, "work": work} | ratio)
                     print(results[-1], flush=True)
-    write_results("import_speed", {**vars(arguments), "sizes": MODELS}, results)
+    write_results(arguments.name, {**vars(arguments), "sizes": MODELS}, results)
 
 
 def _forms(model: str, chosen: list[str]) -> list[str]:
