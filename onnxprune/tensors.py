@@ -46,7 +46,7 @@ _FLOAT_TYPES = frozenset(
 _INTEGERS = frozenset({TensorProto.INT32, TensorProto.INT64})
 _FOLDED_CONSTANT = re.compile(
     r"onnx::\w+|_?val_\d+|(.*/)?const(ant)?_?\d*(_\w*)?|ortshared_\w+"
-    r"|(c_)?_?(lifted_)?tensor(_constant)?_?\d+"
+    r"|(c_)?_?(lifted_)?tensor(_constant)?_?\d+|.*\.(lifted_tensor_|_tensor_constant)\d+"
     r"|(arange|clone|convert_element_type_default|scalar_tensor_default|_?to_copy)(_\d+)?"
     r"|(lift_fresh_copy|(full|ones|zeros)(_like)?|eye|linspace|cos|sin|tril|triu)(_\d+)?",
     re.I,

@@ -12,7 +12,7 @@ import onnx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from onnxprune.model import payload_sha256
-from onnxprune.recipe import PATTERN_TEXT
+from onnxprune.recipe_tables import PATTERN_TEXT
 from onnxprune.tensors import GraphTensor, find_tensors
 
 KEY = "onnxprune.sparsity"

@@ -246,7 +246,7 @@ class TestCtc:
             torch.arange(2),
             {"x": torch.zeros(2, 40, 30)},
             self.labels,
-            {"x": torch.tensor([30, 12])},
+            lengths={"x": torch.tensor([30, 12])},
         )
         expected = functional.ctc_loss(
             logits.log_softmax(2),

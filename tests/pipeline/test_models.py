@@ -426,7 +426,7 @@ def test_the_written_graph_must_compute_what_was_trained(
 
         return write_back(source, {name: array * 2 for name, array in tensors.items()})
 
-    monkeypatch.setattr("onnxprune.pipeline.write_back", wrong)
+    monkeypatch.setattr("onnxprune.conclusion.write_back", wrong)
     with pytest.raises(ModelError, match="does not compute what was trained"):
         prune(model, output, quick(samples, samples))
     assert not output.exists()
