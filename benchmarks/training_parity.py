@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=0.01)
+    parser.add_argument("--name", default="training_parity", help="of the results file")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -53,7 +54,7 @@ def main() -> None:
             except Exception as error:
                 entry = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
             results.append({"architecture": name, "exporter": exporter, **entry})
-        write_results("training_parity", settings, results)
+        write_results(arguments.name, settings, results)
 
 
 def compare(name: str, exporter: str, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def execute(
     ranks.run_on_main(lambda: _start(job))
     status = partial(_set_status, job, ranks)
     try:
-        with _deterministic(job.recipe, ranks.rank):
+        with _deterministic(job.recipe, ranks.rank, accelerator.device):
             results = _Run(job, accelerator, ranks, on_progress, stop).execute()
     except (Interrupted, KeyboardInterrupt):
         status("interrupted")
@@ -480,15 +480,18 @@ def _tracked(entry: Mapping[str, Any]) -> dict[str, float]:
 
 
 @contextmanager
-def _deterministic(recipe: Recipe, rank: int) -> Iterator[None]:
-    """Seeded, deterministic PyTorch; the process's own state is put back afterwards."""
+def _deterministic(recipe: Recipe, rank: int, device: torch.device) -> Iterator[None]:
+    """Seeded PyTorch, deterministic on the CPU; the process's own state is put back afterwards.
+
+    On a GPU no file is promised to be identical, and deterministic kernels can be much slower.
+    """
     threads = torch.get_num_threads()
     was_deterministic = torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng():
         torch.manual_seed(
             rank_seed(recipe.finetune.seed, 0, rank) if rank else recipe.finetune.seed
         )
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
         if recipe.finetune.threads is not None:
             torch.set_num_threads(recipe.finetune.threads)
         try:
