@@ -16,6 +16,7 @@ from onnxprune.finetune.reading import (
     Request,
     SamplesLike,
     as_it_is,
+    shut_down,
     worker_deaths,
 )
 from onnxprune.stacking import Padding
@@ -146,20 +147,22 @@ class BatchSource:
         )
         batches = iter(loader)
         try:
-            while True:
-                with worker_deaths():
-                    batch = next(batches, None)
-                if batch is None:
-                    return
-                if isinstance(batch, OnnxpruneError):
-                    raise batch
-                if self._corrupt is not None:
-                    self._corrupt.add(batch.skipped)
-                yield batch
+            with worker_deaths():  # a signal may tell of a death while its first error is told
+                yield from self._received(batches)
         finally:
-            # PyTorch tells of a dead worker from a signal handler, anywhere and more than once,
-            # until its iterator is gone, which the traceback of the error would keep.
-            getattr(batches, "_shutdown_workers", lambda: None)()
+            shut_down(batches)
+
+    def _received(self, batches: Iterator[Any]) -> Iterator[Batch]:
+        while True:
+            with worker_deaths():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            if isinstance(batch, OnnxpruneError):
+                raise batch
+            if self._corrupt is not None:
+                self._corrupt.add(batch.skipped)
+            yield batch
 
 
 def first_batch(samples: SamplesLike, size: int) -> Batch:

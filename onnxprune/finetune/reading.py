@@ -156,21 +156,34 @@ def worker_deaths() -> Iterator[None]:
     """Turn PyTorch's error about a reading process that died into one of ours.
 
     PyTorch raises it from a signal handler, so it can appear anywhere in the main thread while
-    workers are alive.
+    workers are alive. A worker that dies while it hands over a tensor breaks the connection.
 
     Raises:
         DataError: A worker died within the block.
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
         death = _DEATH.search(str(error))
-        if death is None:
+        if death is None and isinstance(error, RuntimeError):
             raise
         raise DataError(
             "a process that reads the data died",
-            got=death[0].strip(),
+            got=death[0].strip() if death else f"{type(error).__name__}: {error}",
             expected="[finetune] workers that live as long as the run",
             remedy="it may have run out of memory: lower [finetune] workers or batch_size; "
             "continue with --resume",
         ) from error
+
+
+def shut_down(batches: object) -> None:
+    """End the workers of a loader's iterator, now.
+
+    PyTorch tells of a dead worker from a signal handler, anywhere and more than once, until the
+    iterator is gone, which the traceback of an error would keep; also in here.
+    """
+    try:
+        getattr(batches, "_shutdown_workers", lambda: None)()
+    except RuntimeError as error:
+        if _DEATH.search(str(error)) is None:
+            raise
