@@ -1,6 +1,7 @@
 """Files that a reader never sees half written, and digests of files."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -167,5 +168,7 @@ def _unwritable(path: Path, error: OSError) -> OutputError:
         "the output cannot be written",
         where=path,
         got=error.strerror or error,
-        remedy="name a path in an existing folder that you may write to",
+        remedy="free some space"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        else "name a path in an existing folder that you may write to",
     )

@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,12 +102,23 @@ def execute(
     """
     accelerator = make_accelerator(job.recipe.finetune, job.run.path)
     ranks = Ranks(accelerator.device)
-    _check_batch(job, ranks)
-    ranks.run_on_main(lambda: _start(job))
+    with ExitStack() as held:
+        held.callback(accelerator.end_training)
+        _check_batch(job, ranks)
+        ranks.run_on_main(lambda: _start(job, held))
+        results = _with_status(job, ranks, _Run(job, accelerator, ranks, on_progress, stop))
+        if ranks.is_main:
+            job.run.set_status("finished")
+            write_report(job.run.path, job.run.report)
+    return results
+
+
+def _with_status(job: Job, ranks: Ranks, run: "_Run") -> dict[str, Any]:
+    """Run, and note in the run directory how it ended."""
     status = partial(_set_status, job, ranks)
     try:
-        with _deterministic(job.recipe, ranks.rank, accelerator.device):
-            results = _Run(job, accelerator, ranks, on_progress, stop).execute()
+        with _deterministic(job.recipe, ranks.rank, ranks.device):
+            return run.execute()
     except (Interrupted, KeyboardInterrupt):
         status("interrupted")
         raise
@@ -131,12 +142,6 @@ def execute(
     except Exception as error:
         status("failed", {"error": str(error)})
         raise
-    finally:
-        accelerator.end_training()
-    if ranks.is_main:
-        job.run.set_status("finished")
-        write_report(job.run.path, job.run.report)
-    return results
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
@@ -158,7 +163,9 @@ def _check_batch(job: Job, ranks: Ranks) -> None:
         )
 
 
-def _start(job: Job) -> None:
+def _start(job: Job, held: ExitStack) -> None:
+    """Take hold of the run directory, until `held` is closed, and begin."""
+    held.enter_context(job.run.locked())
     job.run.start(job.identity, job.recipe.to_toml(), resume=job.resume)
     job.run.write_json(job.run.plan, job.plan.to_json(job.total_steps))
 

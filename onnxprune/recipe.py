@@ -136,7 +136,7 @@ class Recipe(Table):
         that says where and how fast to compute, not what.
         """
         values = self.to_dict()
-        for key in ("train", "eval"):
+        for key in ("train", "eval", "max_corrupt"):
             values["data"].pop(key, None)
         for key in _WHERE_AND_HOW_FAST:
             values["finetune"].pop(key, None)

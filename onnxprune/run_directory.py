@@ -1,14 +1,20 @@
 """The run directory: all of its file names, its status, and its log."""
 
+import importlib
 import json
 import os
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 from onnxprune.errors import CheckpointError, OutputError, UsageError
 from onnxprune.model import atomic_write_text
 
+fcntl: Any = importlib.import_module("fcntl") if sys.platform != "win32" else None
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.toml"
@@ -16,6 +22,8 @@ PLAN_FILE = "plan.json"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
+TRACKER_FOLDERS = ["onnxprune", "mlruns"]
+"""Where TensorBoard and MLflow write in a run directory."""
 Status = Literal["running", "finished", "interrupted", "failed"]
 
 
@@ -31,6 +39,7 @@ class RunDirectory:
         results: `results.json`: the outcome.
         report: `report.html`: the page.
         checkpoints: Folder of checkpoints.
+        lock: Held by the process that works in the folder.
         teacher: `teacher.npz`: the dense model's outputs for the training samples.
     """
 
@@ -44,6 +53,7 @@ class RunDirectory:
         self.report = path / REPORT_FILE
         self.checkpoints = path / "checkpoints"
         self.teacher = path / "teacher.npz"
+        self.lock = path / ".lock"
 
     def check(self, *, resume: bool) -> None:
         """Refuse a folder whose contents a run would destroy or cannot continue.
@@ -65,10 +75,12 @@ class RunDirectory:
             )
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return
-        if "run_id" not in self.facts():
+        foreign, facts = self._foreign(), self.facts()
+        if "run_id" not in facts and (foreign or facts):
             raise UsageError(
                 "the run directory holds something that is not a run",
                 where=self.path,
+                got=", ".join(foreign[:5]) or f"another {RUN_FILE}",
                 expected="an empty folder, or the folder of an earlier run",
                 remedy="name another --run-dir",
             )
@@ -79,6 +91,51 @@ class RunDirectory:
                 remedy="continue it with --resume, name another --run-dir, or delete the folder",
             )
 
+    def _foreign(self) -> list[str]:
+        """What lies here and is no part of a run, nor of one that was killed while it began."""
+        names = [file.name for file in (*self._files, self.recipe, self.checkpoints, self.lock)]
+        names += TRACKER_FOLDERS
+        return [
+            entry.name
+            for entry in self.path.iterdir()
+            if entry.name not in names
+            and not any(fnmatchcase(entry.name, f".{name}.*.tmp") for name in names)
+        ]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder, which is made if need be.
+
+        The lock ends with the process, however that ends.
+
+        Raises:
+            UsageError: Another process is at work in it.
+            OutputError: The folder cannot be made.
+        """
+        self._make()
+        if fcntl is None:
+            yield
+            return
+        with self.lock.open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UsageError(
+                    "another process is at work in the run directory",
+                    where=self.path,
+                    got=error.strerror,
+                    remedy="wait for it to end, or name another --run-dir",
+                ) from None
+            yield
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                "the run directory cannot be made", where=self.path, got=error.strerror
+            ) from None
+
     def start(self, facts: dict[str, Any], recipe_toml: str, *, resume: bool) -> None:
         """Make the folder, clear what an earlier run left unless resuming, and write the basics.
 
@@ -86,19 +143,17 @@ class RunDirectory:
             CheckpointError: `resume`, and the folder belongs to a run with another identity.
             OutputError: It cannot be written.
         """
-        if resume and self.run.is_file() and self.facts().get("run_id") != facts["run_id"]:
+        known = self.facts().get("run_id")
+        if resume and known is not None and known != facts["run_id"]:
             raise CheckpointError(
                 "the run directory belongs to a run with another model, recipe or data",
                 where=self.path,
                 got=self._difference(facts),
                 remedy="name another --run-dir, or restore what the run was started with",
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                "the run directory cannot be made", where=self.path, got=error.strerror
-            ) from None
+        self._make()
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
         if not resume:
             self._clear()
         self.set_status("running", facts)
@@ -111,8 +166,12 @@ class RunDirectory:
 
     def _clear(self) -> None:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
-        for file in (self.run, self.plan, self.log, self.results, self.report, self.teacher):
+        for file in self._files:
             file.unlink(missing_ok=True)
+
+    @property
+    def _files(self) -> tuple[Path, ...]:
+        return (self.run, self.plan, self.log, self.results, self.report, self.teacher)
 
     def facts(self) -> dict[str, Any]:
         """What `run.json` holds; empty if it is missing or damaged."""

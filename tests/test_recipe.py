@@ -291,7 +291,7 @@ def test_portable_holds_no_path_and_no_machine() -> None:
     assert here.portable() == there.portable()
     assert here.sha256() == there.sha256()
     assert here.portable()["data"] == {
-        **{"holdout": 0.1, "limit": 7, "max_corrupt": 0.01},
+        **{"holdout": 0.1, "limit": 7},
         **{"padding": {}, "masks": {}, "lengths": {}},
     }
     other = Recipe.from_dict({"data": {"limit": 8}, "finetune": {"lr": 0.5}})

@@ -98,12 +98,43 @@ def test_another_run_is_not_resumed_and_the_difference_is_named(run: RunDirector
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", "[" * 100_000, "\xff"])
-def test_a_damaged_run_file_is_no_run(run: RunDirectory, content: str) -> None:
-    run.path.mkdir(parents=True)
+def test_a_damaged_run_file_does_not_lose_the_run(run: RunDirectory, content: str) -> None:
+    """Whatever a kill leaves of `run.json`, the checkpoints say themselves whose they are."""
+    started(run)
+    run.checkpoints.mkdir()
+    run.append({"kind": "train", "step": 1})
     run.run.write_text(content, encoding="latin-1")
     assert run.facts() == {}
-    with pytest.raises(UsageError, match="not a run"):
+    with pytest.raises(UsageError, match="unfinished run"):
+        run.check(resume=False)
+    run.check(resume=True)
+    started(run, resume=True)
+    assert run.facts()["run_id"] == FACTS["run_id"]
+    assert run.checkpoints.is_dir()
+    assert len(entries(run)) == 1
+
+
+def test_what_a_kill_at_the_very_beginning_leaves_is_no_obstacle(run: RunDirectory) -> None:
+    run.path.mkdir(parents=True)
+    leftover = run.path / ".run.json.0123abcd.tmp"
+    leftover.write_text("{")
+    run.log.write_text("")
+    run.check(resume=True)
+    run.check(resume=False)
+    started(run, resume=True)
+    assert not leftover.exists()
+    (run.path / "holiday.jpg").write_bytes(b"")
+    run.run.unlink()
+    with pytest.raises(UsageError, match="holiday"):
         run.check(resume=True)
+
+
+def test_one_process_at_a_time(run: RunDirectory) -> None:
+    other = RunDirectory(run.path)
+    with run.locked(), pytest.raises(UsageError, match="another process"), other.locked():
+        pass
+    with other.locked():
+        assert run.path.is_dir()
 
 
 def test_the_log_is_rewound_to_a_checkpoint(run: RunDirectory) -> None:

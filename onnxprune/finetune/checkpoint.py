@@ -59,19 +59,15 @@ class CheckpointStore:
         """
         if checkpoint.step == self._sound_step:
             return
-        target = self.folder / f"step-{checkpoint.step:08d}"
+        target = self.folder / _name(checkpoint.step)
         partial = self.folder / f".{target.name}.tmp"
         try:
             self._clear_partial()
             partial.mkdir(parents=True)
             _sync(self.folder.parent)
             save_file(_separate(checkpoint.tensors), partial / _TENSORS)
-            facts = {
-                "run_id": self.run_id,
-                "step": checkpoint.step,
-                "sha256": _sha256(partial / _TENSORS),
-                "facts": checkpoint.facts,
-            }
+            facts = {"run_id": self.run_id, "step": checkpoint.step, "facts": checkpoint.facts}
+            facts["sha256"] = _digest(facts, partial / _TENSORS)
             (partial / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
             for file in (_TENSORS, _FACTS):
                 _sync(partial / file)
@@ -98,6 +94,12 @@ class CheckpointStore:
         for partial in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(partial, ignore_errors=True)
 
+    def discard(self, step: int) -> None:
+        """Forget the checkpoint of a step, unless it is the only one."""
+        folders = self._folders()
+        if len(folders) > 1:
+            shutil.rmtree(self.folder / _name(step), ignore_errors=True)
+
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, and a line for each newer one that is not.
 
@@ -111,7 +113,14 @@ class CheckpointStore:
                 checkpoint = self._read(folder)
                 self._sound_step = checkpoint.step
                 return checkpoint, damaged
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            except (
+                OSError,
+                ValueError,
+                LookupError,
+                TypeError,
+                AttributeError,
+                SafetensorError,
+            ) as error:
                 self._damaged.append(folder)
                 damaged.append(f"checkpoint {folder.name} is damaged and skipped ({error})")
         if damaged:
@@ -125,14 +134,16 @@ class CheckpointStore:
 
     def _read(self, folder: Path) -> Checkpoint:
         stored = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        digest = stored.pop("sha256")
+        sound = digest == _digest(stored, folder / _TENSORS)
+        if not sound or folder.name != _name(stored["step"]):
+            raise ValueError("the checksum differs")
         if stored["run_id"] != self.run_id:
             raise CheckpointError(
                 "the run directory belongs to a run with another model, recipe or data",
                 where=folder.parent.parent,
                 remedy="name another --run-dir, or restore what the run was started with",
             )
-        if stored["sha256"] != _sha256(folder / _TENSORS):
-            raise ValueError("the checksum differs")
         return Checkpoint(int(stored["step"]), load_file(folder / _TENSORS), stored["facts"])
 
     def _folders(self) -> list[Path]:
@@ -151,9 +162,16 @@ def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _digest(facts: dict[str, Any], tensors: Path) -> str:
+    """Checksum of all that a checkpoint says, and of its tensors."""
+    with tensors.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

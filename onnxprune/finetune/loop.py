@@ -124,6 +124,7 @@ class Trainer:
         self.watch = LossWatch(self.settings.explosion, self.loss_scale)
         self.lr_scale = 1.0
         self.rollbacks = 0
+        self._went_back_to: int | None = None
         self._saved_at = time.monotonic()
         self._start_counting()
 
@@ -199,6 +200,7 @@ class Trainer:
         tensors = self.state.tensors()
         checkpoint = Checkpoint(self.step, tensors, self._facts())
         self.ranks.run_on_main(lambda: store.save(checkpoint))
+        self._went_back_to = None
         self._saved_at = time.monotonic()
 
     def finish(self) -> nn.Module:
@@ -378,9 +380,14 @@ class Trainer:
                 + (f", also after {self.rollbacks} rollbacks" if self.rollbacks else ""),
                 where=f"step {failed_at} of {self.plan.total_steps}",
                 got=reason,
-                remedy="lower [finetune] lr, raise warmup, or set clip_norm",
+                remedy="lower [finetune] lr, raise warmup, or set clip_norm, in another --run-dir",
             )
+        if self._went_back_to is not None:
+            # The state may have been about to diverge when it was saved.
+            store, step = self.checkpoints, self._went_back_to
+            self.ranks.run_on_main(lambda: store.discard(step))
         self._restore_latest()
+        self._went_back_to = self.step
         self.rollbacks = rollbacks
         self.lr_scale = lr_scale * self.settings.rollback_lr
         if self.ranks.is_main:

@@ -104,6 +104,22 @@ def test_tensors_that_changed_under_their_checksum_are_damage(store: CheckpointS
         store.latest()
 
 
+@pytest.mark.parametrize(
+    "change", [{"step": 7}, {"facts": {"lr_scale": 9}}, {"run_id": "another"}], ids=str
+)
+def test_facts_that_changed_under_the_checksum_are_damage(
+    store: CheckpointStore, change: dict[str, object]
+) -> None:
+    store.save(checkpoint(1))
+    store.save(checkpoint(2))
+    file = store.folder / "step-00000002" / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    found, damaged = store.latest()
+    assert found is not None
+    assert found.step == 1
+    assert "step-00000002" in damaged[0]
+
+
 def test_another_run(store: CheckpointStore) -> None:
     store.save(checkpoint(1))
     with pytest.raises(CheckpointError, match="another model, recipe or data"):
