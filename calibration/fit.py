@@ -39,8 +39,8 @@ def check_names(names: Sequence[str], inputs: Sequence[ValueSpec], where: object
             where=where,
             got=f"arrays {', '.join(map(repr, names)) or 'none'}{lacks}",
             expected=f"arrays {', '.join(map(repr, wanted))}, and `label` where there are labels",
-            remedy="name the arrays like the model's inputs and leave others out; masks and lengths "
-            "of padded inputs can be made, see [data] masks",
+            remedy="name the arrays like the model's inputs and leave others out; masks and "
+            "lengths of padded inputs can be made, see [data] masks",
         )
 
 
