@@ -70,7 +70,7 @@ class Architecture:
                 keywords.update(settings)
         net = models.get_model(self.name, **keywords)
         _randomise(net)
-        tamed = any(family in self.name for family in ("rcnn", "retinanet"))
+        tamed = "rcnn" in self.name or self.name == "retinanet_resnet50_fpn"
         if self.group == "detection" and not tamed:
             _spread_scores(net)
         batches = [self.inputs(4, size) for size in range(len(self.sizes))]

@@ -138,7 +138,11 @@ def test_elementwise_operands_need_a_name_and_more_than_one_element() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["to_copy_1", "_to_copy", "zeros_like", "lift_fresh_copy_2", "cos"]
+    "name",
+    [
+        *("to_copy_1", "_to_copy", "zeros_like", "lift_fresh_copy_2"),
+        *("lifted_tensor_0", "_tensor_constant1", "features.1.1.attn.lifted_tensor_0"),
+    ],
 )
 def test_what_an_exporter_computed_is_no_parameter(name: str) -> None:
     """Newer exporters name a constant after the call of PyTorch that it is the result of."""
