@@ -40,7 +40,7 @@ class Augmentation:
     ) -> None:
         self.samples = samples
         self.seed = seed
-        self.transforms = [_make(entry, number) for number, entry in enumerate(transforms)]
+        self.transforms = _make_all(transforms, _KEY)
         if samples.preprocess is None:
             raise UsageError(
                 "only images can be augmented",
@@ -62,29 +62,36 @@ class Augmentation:
         image = self.samples.raw_image(index)
         seed = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1, np.uint64)[0]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(seed >> np.uint64(1)))
+            # `torch.manual_seed` would seed those of GPUs too, which training draws from.
+            torch.default_generator.manual_seed(int(seed >> np.uint64(1)))
             for transform in self.transforms:
                 image = _applied(transform, image)
         assert image is not None
         return self.samples.image_sample(index, image)
 
 
-def _make(entry: Mapping[str, Any], number: int) -> Any:
+def _make_all(entries: Sequence[Mapping[str, Any]], where: str) -> list[Any]:
+    return [_make(entry, f"{where}[{number}]") for number, entry in enumerate(entries)]
+
+
+def _make(entry: Mapping[str, Any], where: str) -> Any:
+    """A transform; under `transforms` it may hold others, as `RandomApply` does."""
     try:
         from torchvision.transforms import v2
     except ImportError as error:
         raise MissingDependencyError("torchvision", "train", _KEY) from error
-    where = f"{_KEY}[{number}]"
-    name = entry["name"]
+    name = entry.get("name") if isinstance(entry, Mapping) else None
     kind = getattr(v2, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, v2.Transform)) or name in _REFUSED:
         raise UsageError(
             "there is no such transform",
             where=where,
-            got=repr(name),
+            got=repr(entry if name is None else name),
             expected="a class of torchvision.transforms.v2, such as RandomHorizontalFlip",
         )
     arguments = {key: value for key, value in entry.items() if key != "name"}
+    if isinstance(inner := arguments.get("transforms"), list):
+        arguments["transforms"] = _make_all(inner, f"{where}.transforms")
     try:
         return kind(**arguments)
     except Exception as error:  # torchvision checks arguments in many ways

@@ -1,5 +1,6 @@
 """Samples that cannot be read: counted, named and left out, up to a limit."""
 
+import math
 from collections.abc import Callable, Iterable
 
 from onnxprune.errors import DataError
@@ -28,7 +29,7 @@ class CorruptSamples:
         where: str,
         on_new: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.limit = int(max_share * total)
+        self.limit = math.floor(round(max_share * total, 6))  # 0.29 of 100 are 29, not 28
         self.total = total
         self.where = where
         self.names: list[str] = []

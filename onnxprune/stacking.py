@@ -100,16 +100,30 @@ def make_padding(data: DataTable, inputs: Sequence[ValueSpec]) -> Padding:
                     remedy=f"add {target!r} to [data] padding",
                 )
             _check_rank(key, specs[name], 2 if key == "masks" else 1)
-    for name in data.padding:
-        if not open_axes(specs[name]):
-            raise UsageError(
-                "[data] padding names an input of fixed size",
-                got=f"{name!r} {specs[name].describe()}",
-                expected="an input with an open axis behind the batch",
-                remedy="give all samples this size",
-            )
+    for name, fill in data.padding.items():
+        _check_padded(specs[name], fill)
     used = {name for names in keys.values() for name in names}
     return Padding(data.padding, data.masks, data.lengths, {name: specs[name] for name in used})
+
+
+def _check_padded(spec: ValueSpec, fill: float) -> None:
+    """Refuse an input that has no length, or that cannot hold what would fill it up."""
+    if not open_axes(spec):
+        raise UsageError(
+            "[data] padding names an input of fixed size",
+            got=f"{spec.name!r} {spec.describe()}",
+            expected="an input with an open axis behind the batch",
+            remedy="give all samples this size",
+        )
+    if spec.dtype is None or spec.dtype.kind not in "iu":
+        return
+    limits = np.iinfo(spec.dtype)
+    if not fill.is_integer() or not limits.min <= int(fill) <= limits.max:
+        raise UsageError(
+            "a value of [data] padding does not fit its input",
+            got=f"{spec.name!r} = {fill:g}",
+            expected=f"a whole number from {limits.min} to {limits.max}, for {spec.describe()}",
+        )
 
 
 def _check_rank(key: str, spec: ValueSpec, rank: int) -> None:

@@ -101,3 +101,15 @@ def test_names_and_shapes_are_checked(values: dict[str, object], message: str) -
     specs = [*TOKENS, ValueSpec("fixed", np.dtype(np.float32), ("N", 3))]
     with pytest.raises(UsageError, match=message):
         make_padding(table(**values), specs)
+
+
+@pytest.mark.parametrize("fill", [0.5, -(2.0**64), 2.0**63])
+def test_a_fill_that_an_integer_input_cannot_hold_is_refused(fill: float) -> None:
+    with pytest.raises(UsageError, match="padding") as caught:
+        make_padding(DataTable(padding={"ids": fill}), TOKENS)
+    assert "int64" in str(caught.value)
+
+
+def test_a_fill_is_held_exactly() -> None:
+    padding = make_padding(DataTable(padding={"ids": -100.0}), TOKENS)
+    assert stack(tokens(1, 3), padding).inputs["ids"].tolist() == [[1, -100, -100], [1, 2, 3]]

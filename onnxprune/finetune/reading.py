@@ -56,7 +56,8 @@ class Reader:
         samples: The samples.
         padding: How samples of different lengths are stacked.
         augment: Gives augmented samples, for requests with an epoch.
-        patience: Unreadable samples in a batch that are replaced; one more is an error.
+        patience: Different samples of a batch that may be unreadable and are replaced; one more is
+            an error, and so are data without any readable sample.
         cache_bytes: Samples are kept until they take this many bytes.
     """
 
@@ -72,7 +73,7 @@ class Reader:
         self.samples = samples
         self.padding = padding
         self.augment = augment
-        self.patience = patience
+        self.patience = min(patience, len(samples) - 1)
         self.room = cache_bytes
         self.cache: dict[int, SampleLike] = {}
 
@@ -89,7 +90,7 @@ class Reader:
             return failure
 
     def _read(self, request: Request) -> Batch:
-        skipped: list[tuple[int, str]] = []
+        skipped: dict[int, str] = {}
         found = [self._readable(index, request.epoch, skipped) for index in request.indices]
         stacked = stack([sample for _, sample in found], self.padding)
         return Batch(
@@ -98,30 +99,38 @@ class Reader:
             None if stacked.labels is None else torch.from_numpy(stacked.labels),
             request.global_size,
             {name: torch.from_numpy(array) for name, array in stacked.lengths.items()},
-            tuple(skipped),
+            tuple(skipped.items()),
         )
 
     def _readable(
-        self, index: int, epoch: int | None, skipped: list[tuple[int, str]]
+        self, index: int, epoch: int | None, skipped: dict[int, str]
     ) -> tuple[int, SampleLike]:
-        """The sample, or the next one in index order that can be read, and its index."""
-        while True:
-            try:
-                return index, self._sample(index, epoch)
-            except DataError as error:
-                self._check_present()
-                if len(skipped) >= self.patience:
-                    raise self._last(error, skipped) from error
-                skipped.append((index, corrupt_name(error)))
-                index = (index + 1) % len(self.samples)
+        """The sample, or the next one in index order that can be read, and its index.
 
-    def _last(self, error: DataError, skipped: list[tuple[int, str]]) -> DataError:
+        Args:
+            index: The sample that is asked for.
+            epoch: As in `Request`.
+            skipped: Samples of this batch that were found unreadable, by index; grows. Neighbours
+                that are damaged would be met once for each of them, and count once.
+        """
+        while True:
+            if index not in skipped:
+                try:
+                    return index, self._sample(index, epoch)
+                except DataError as error:
+                    self._check_present()
+                    if len(skipped) >= self.patience:
+                        raise self._last(error, list(skipped.values())) from error
+                    skipped[index] = corrupt_name(error)
+            index = (index + 1) % len(self.samples)
+
+    def _last(self, error: DataError, skipped: list[str]) -> DataError:
         """The error of the sample that is one too many, which names those before it."""
         if not skipped:
             return error
         return DataError(
             "too many samples of one batch cannot be read",
-            got="; ".join([name for _, name in skipped[:5]] + [corrupt_name(error)]),
+            got="; ".join([*skipped[:5], corrupt_name(error)]),
             expected=f"at most {self.patience} in all data",
             remedy="repair or remove them, or raise [data] max_corrupt; then continue with "
             "--resume",

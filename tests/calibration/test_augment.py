@@ -1,10 +1,12 @@
 """Random changes of training images."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from onnxprune.calibration import Augmentation, Samples, open_data, subset
@@ -112,3 +114,38 @@ def test_transforms_survive_toml(tmp_path: Path) -> None:
     again = Recipe.from_toml(path)
     assert again == recipe
     assert again.sha256() == recipe.sha256() != Recipe().sha256()
+
+
+def test_transforms_within_transforms(images: Samples) -> None:
+    flip = {"name": "RandomHorizontalFlip", "p": 1.0}
+    nested = {"name": "RandomApply", "p": 1.0, "transforms": [flip]}
+    changed = Augmentation(images, [nested], 0)(3, 0)
+    np.testing.assert_array_equal(changed.inputs["x"], images[3].inputs["x"][:, :, ::-1])
+    recipe = Recipe.from_dict({"augment": {"transforms": [nested]}})
+    assert Recipe.from_dict(tomllib.loads(recipe.to_toml())) == recipe
+
+
+@pytest.mark.parametrize(
+    "inner", [{"name": "Lambda"}, {"name": "RandomHorizontalFlip", "prob": 1}, {"p": 1}, 3]
+)
+def test_wrong_transforms_within_transforms_are_refused_before_any_image(
+    images: Samples, inner: object
+) -> None:
+    nested = {"name": "RandomApply", "p": 0.0, "transforms": [FLIP, inner]}
+    with pytest.raises(UsageError) as caught:
+        Augmentation(images, [nested], 0)
+    assert "transforms[0].transforms[1]" in str(caught.value)
+
+
+def test_draws_leave_the_generators_of_training_alone(
+    images: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout on a GPU draws from the device's generator, which must not be seeded by a sample."""
+
+    def refuse(seed: int) -> None:
+        raise AssertionError("a device's generator was seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    before = torch.get_rng_state()
+    Augmentation(images, [FLIP], 0)(0, 0)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,7 +1,11 @@
 import contextlib
 import io
+import os
 import pickle
 import zipfile
+from functools import partial
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from hypothesis import strategies as st
 
 from onnxprune.calibration import arrays, npz, open_data, shuffled_order, split_holdout
 from onnxprune.errors import DataError
+from onnxprune.finetune import BatchSource
 from onnxprune.model import ValueSpec
 
 FLOAT = np.dtype(np.float32)
@@ -286,3 +291,56 @@ def test_either_takes_classes_and_positions(tmp_path):
         samples = open_data(str(tmp_path / f"{name}.npz"), inputs=specs, targets="either")
         np.testing.assert_array_equal(samples[0].label, expected)
         assert isinstance(samples[0].label, int) == (name == "c")
+
+
+class Weighed:
+    """Samples that note, in a file, the memory of the process that reads them."""
+
+    def __init__(self, samples, notes):
+        self.samples = samples
+        self.notes = notes
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        self.note()
+        sample = self.samples[index]
+        self.note()
+        return sample
+
+    def note(self):
+        """Memory of its own, without pages of mapped files and shared batches."""
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        (anonymous,) = (line.split()[1] for line in lines if line.startswith("Anonymous:"))
+        with self.notes.open("a") as stream:
+            stream.write(f"{os.getpid()} {anonymous}\n")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_shards_larger_than_the_cache_in_several_processes(tmp_path, monkeypatch, save, workers):
+    """64 MiB of data and a cache of 10 MiB: no process holds much more, and all is read once."""
+    (tmp_path / "data").mkdir()
+    for shard in range(8):
+        rows = np.random.default_rng(shard).integers(0, 9, (32, 2**16)).astype(np.float32)
+        rows[:, 0] = shard * 32 + np.arange(32)
+        save(tmp_path / "data" / f"{shard}.npz", a=rows)
+    monkeypatch.setattr(arrays, "CACHE_BYTES", 10 * 2**20)
+    samples = open_data(str(tmp_path / "data"), inputs=[ValueSpec("a", FLOAT, ("N", 2**16))])
+    weighed = Weighed(samples, tmp_path / "notes")
+    order = partial(shuffled_order, samples)
+    source = BatchSource(weighed, 16, seed=1, workers=workers, order=order)
+    batches = list(islice(source.shuffled(0), source.steps_per_epoch))
+    indices = [index for batch in batches for index in batch.indices.tolist()]
+    assert sorted(indices) == list(range(256))
+    assert [int(row) for batch in batches for row in batch.inputs["a"][:, 0]] == indices
+    held: dict[str, list[int]] = {}
+    for line in (tmp_path / "notes").read_text().splitlines():
+        process, kib = line.split()
+        held.setdefault(process, []).append(int(kib))
+    assert len(held) == max(workers, 1)
+    if workers:
+        growth = max((max(notes) - notes[0]) / 1024 for notes in held.values())
+        assert growth < 24, "a cache of 10 MiB, a batch of 4 MiB, and one shard being unpacked"

@@ -201,3 +201,27 @@ def test_a_reading_process_that_dies_is_an_error_of_ours() -> None:
 def test_fewer_samples_than_processes() -> None:
     with pytest.raises(UsageError, match="batch_size"):
         BatchSource(Numbers(4), 2, world=3)
+
+
+def test_neighbours_that_are_damaged_count_once_each() -> None:
+    """A copy that broke off leaves a run of damaged files, each of which the next would replace."""
+    tally = CorruptSamples(100, 0.06, "the data")
+    batches = list(BatchSource(Damaged(100, set(range(10, 16))), 20, corrupt=tally).in_order())
+    assert batches[0].indices.tolist() == [*range(10), *[16] * 6, 16, 17, 18, 19]
+    assert [index for index, _ in batches[0].skipped] == list(range(10, 16))
+    assert tally.count == tally.limit == 6
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_data_without_a_single_readable_sample_are_an_error(count: int) -> None:
+    tally = CorruptSamples(count, 1.0, "the data")
+    source = BatchSource(Damaged(count, set(range(count))), 2, corrupt=tally)
+    with pytest.raises(DataError, match="cannot be read"):
+        list(source.in_order())
+
+
+@pytest.mark.parametrize(
+    ("share", "limit"), [(0.0, 0), (0.29, 29), (0.57, 57), (0.999, 99), (1.0, 100)]
+)
+def test_a_share_of_samples_is_that_many(share: float, limit: int) -> None:
+    assert CorruptSamples(100, share, "the data").limit == limit
