@@ -47,15 +47,12 @@ def prepare_probe(
         UsageError: There is nothing to train, or the weights to prune are none.
         OnnxpruneError: Whatever `prepare` raises.
     """
-    folder = Path(run_dir)
     whole = {"target": recipe.cascade.prune, "method": "one-shot", "pattern": "unstructured"}
     tables = recipe.model_dump(by_alias=True, exclude_unset=True)
     sparsity = {**tables.get("sparsity", {}), **whole}
     schedule = {**tables.get("schedule", {}), "begin": 0.0}
     first = Recipe.from_dict({**tables, "sparsity": sparsity, "schedule": schedule})
-    job = prepare(
-        model, folder / "unwritten.onnx", first, run_dir=folder, allow_python=allow_python
-    )
+    job = prepare(model, None, first, run_dir=run_dir, resume=True, allow_python=allow_python)
     if not job.total_steps:
         raise UsageError(
             "a probe has to train",
