@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--run-dir",
     metavar="DIR",
-    help="Keeps finished arms, results and plots; the same call goes on there.",
+    help="Keeps finished arms and results; the same call goes on there.",
 )
 @click.option("--dry-run", is_flag=True, help="Show arms, time and decay horizon, and do nothing.")
 @click.option("--device", help="auto, cpu or cuda.  [default: auto]")

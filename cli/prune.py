@@ -183,10 +183,25 @@ def _print_results(results: dict[str, Any], output: str, job: "Job") -> None:
     console.print(table)
     if results["latency"] is not None:
         console.print(results["latency"]["verdict"])
+    console.print(_budget_text(results["budget"]))
     if validation["samples"]:
         console.print(f"measured on {validation['samples']} samples")
     console.print(f"model:  {output}")
     console.print(f"report: {job.run.report}")
+
+
+def _budget_text(budget: dict[str, Any]) -> str:
+    """What training cost, in one line."""
+    text = (
+        f"budget: {budget['epochs']:.4g} epochs, {budget['steps']:,} steps, "
+        f"mean density {common.percent(budget['mean_density'])}"
+    )
+    if budget["training_flops"] is None:
+        return text
+    return (
+        f"{text}, {budget['training_flops_dense']:.3g} training FLOPs if dense, "
+        f"{budget['training_flops']:.3g} at actual density (theory on dense hardware)"
+    )
 
 
 def _number(value: float | None) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from onnxprune.calibration import Samples
-from onnxprune.cascade import Budget, training_budget
+from onnxprune.cascade import Budget, kept_overlap, training_budget
 from onnxprune.dense_outputs import fixed_batch, padded
 from onnxprune.errors import (
     ModelError,
@@ -38,6 +38,7 @@ from onnxprune.job import Job, has_classes
 from onnxprune.model import payload_sha256, read, write
 from onnxprune.outcome import tensor_table
 from onnxprune.run_directory import SCHEMA_VERSION
+from onnxprune.sparsity import Magnitude, select_masks
 from onnxprune.task_validation import evaluate_task
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate import bench, count_flops, describe_machine, evaluate, open_session
@@ -113,7 +114,7 @@ class Conclusion:
         validation = self._validate()
         latency = self._latency()
         self.run.seconds["total"] = time.monotonic() - started
-        results = self._results(proto, validation, latency, difference)
+        results = self._results(proto, masks, validation, latency, difference)
         self.job.run.write_json(self.job.run.results, results)
         return results
 
@@ -239,6 +240,7 @@ class Conclusion:
     def _results(
         self,
         proto: Any,
+        masks: Mapping[str, torch.Tensor],
         validation: dict[str, Any],
         latency: dict[str, Any] | None,
         difference: float | None,
@@ -265,6 +267,7 @@ class Conclusion:
             },
             "data": self.job.data_facts,
             "budget": asdict(job_budget(self.job)),
+            "overlap_with_one_shot": _overlap_with_one_shot(self.job, masks),
             "validation": {**validation, "torch_vs_runtime_max_abs_error": difference},
             "latency": latency,
             "tensors": list(tensor_table(self.job.source, proto, set(self.job.plan.tensors))),
@@ -293,6 +296,22 @@ def job_budget(job: Job) -> Budget:
         flops.by_tensor,
         flops.total,
     )
+
+
+def _overlap_with_one_shot(job: Job, masks: Mapping[str, torch.Tensor]) -> dict[str, float] | None:
+    """What the kept weights have in common with those that pruning the dense model once keeps.
+
+    None for patterns other than unstructured, whose groups decide with the magnitudes.
+    """
+    if job.recipe.sparsity.pattern != "unstructured" or not masks:
+        return None
+    kept = {name: mask.cpu() for name, mask in masks.items()}
+    dense = {
+        name: torch.from_numpy(job.plan.tensors[name].array().astype(np.float32)) for name in kept
+    }
+    zeros = sum(int((~mask).sum()) for mask in kept.values())
+    overlap = kept_overlap(select_masks(dense, zeros, Magnitude(), floors=job.plan.floors), kept)
+    return {"jaccard": overlap.jaccard, "expected": overlap.expected}
 
 
 def _round_to_stored(module: ImportedModel, stored: Mapping[str, GraphTensor]) -> None:

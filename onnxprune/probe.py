@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -44,7 +45,8 @@ def prepare_probe(
     """Check everything that a probe needs; see `job.prepare` for arguments and errors.
 
     Raises:
-        UsageError: There is nothing to train, or the weights to prune are none.
+        UsageError: There is nothing to train, or so many weights are zero already that the treated
+            arms would lose no other.
         OnnxpruneError: Whatever `prepare` raises.
     """
     whole = {"target": recipe.cascade.prune, "method": "one-shot", "pattern": "unstructured"}
@@ -59,6 +61,17 @@ def prepare_probe(
             where="[finetune] epochs",
             got=recipe.finetune.epochs,
             expected="above 0, with --data",
+        )
+    zeros = sum(
+        tensor.size - int(np.count_nonzero(tensor.array())) for tensor in job.plan.tensors.values()
+    )
+    if zeros >= job.plan.zeros:
+        # Magnitude would take zeros only, and a gain for each weight pruned would be 0 / 0.
+        raise UsageError(
+            "the treated arms would lose only weights that are zero already",
+            where="[cascade] prune",
+            got=f"{recipe.cascade.prune} of {job.plan.size} weights, {zeros} of which are zero",
+            expected=f"more than {zeros / job.plan.size:.4g}",
         )
     return job
 
