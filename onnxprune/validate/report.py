@@ -23,6 +23,7 @@ from onnxprune.model import atomic_write_text
 from onnxprune.validate import report_format as fmt
 from onnxprune.validate.report_plots import Plot, Table
 from onnxprune.validate.report_plots_latency import latency_plot, ratio_plot
+from onnxprune.validate.report_plots_shedding import budget_words, shed_plot
 from onnxprune.validate.report_plots_tensors import histogram_plot, tensor_plot
 from onnxprune.validate.report_plots_training import loss_plot, quality_plot
 from onnxprune.validate.report_summary import main_metric, summarize
@@ -107,8 +108,10 @@ def _groups(run: RunRecord) -> list[_Group]:
     training = _Group("training", "Training", _present([quality_plot(run, metric), loss_plot(run)]))
     if not training.plots:
         training = _Group("training", "Training", [], texts=["No training step was recorded."])
+    shedding = _Group("shedding", "Shedding", _present([shed_plot(run)]))
     if results is None:
-        return [training]
+        return [training, shedding]
+    shedding.texts.extend(budget_words(results))
     latency_tables = []
     texts = []
     if results.latency is not None:
@@ -119,6 +122,7 @@ def _groups(run: RunRecord) -> list[_Group]:
             texts.append(fmt.shorten(results.latency.verdict, 1000))
     return [
         training,
+        shedding,
         _Group("sparsity", "Sparsity per tensor", _present([tensor_plot(results)])),
         _Group("weights", "Weight distributions", _present([histogram_plot(results)])),
         _Group(

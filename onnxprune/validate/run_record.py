@@ -63,6 +63,15 @@ class EventPoint(_Lenient):
     pruned: int | None = None
 
 
+class ShedPoint(_Lenient):
+    """One count of shed weights of `metrics.jsonl`."""
+
+    step: int = Field(ge=0)
+    kept: int = Field(ge=0)
+    shed: int = Field(ge=0)
+    shed_relative: int = Field(ge=0)
+
+
 class EvalPoint(_Lenient):
     """One evaluation of `metrics.jsonl`."""
 
@@ -147,6 +156,23 @@ class Latency(_Lenient):
     models: list[ModelLatency] = Field(min_length=1)
 
 
+class BudgetResult(_Lenient):
+    """What training cost; FLOPs are null where the graph's are not known."""
+
+    epochs: float
+    steps: int
+    mean_density: float
+    training_flops_dense: int | None = None
+    training_flops: int | None = None
+
+
+class OverlapResult(_Lenient):
+    """Jaccard index of two sets of kept weights, and that of random sets."""
+
+    jaccard: float
+    expected: float
+
+
 class Results(_Lenient):
     """`results.json`: what came out of a finished run."""
 
@@ -166,6 +192,8 @@ class Results(_Lenient):
     timing: dict[str, Any] = {}
     seed: int | None = None
     notes: list[str] = []
+    budget: BudgetResult | None = None
+    overlap_with_one_shot: OverlapResult | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +208,7 @@ class RunRecord:
     train: list[TrainPoint]
     events: list[EventPoint]
     evals: list[EvalPoint]
+    shed: list[ShedPoint]
     results: Results | None
 
     @property
@@ -219,7 +248,7 @@ def read_run(run_dir: Path) -> RunRecord:
     if info.status == "finished" or results_path.exists():
         results = _validated(Results, _read_json(results_path), results_path)
         _check_results(results, results_path)
-    train, events, evals = _read_metrics(run_dir / METRICS_FILE)
+    train, events, evals, shed = _read_metrics(run_dir / METRICS_FILE)
     return RunRecord(
         path=run_dir,
         info=info,
@@ -229,6 +258,7 @@ def read_run(run_dir: Path) -> RunRecord:
         train=train,
         events=events,
         evals=evals,
+        shed=shed,
         results=results,
     )
 
@@ -313,17 +343,20 @@ def _check_results(results: Results, path: Path) -> None:
             )
 
 
-def _read_metrics(path: Path) -> tuple[list[TrainPoint], list[EventPoint], list[EvalPoint]]:
+def _read_metrics(
+    path: Path,
+) -> tuple[list[TrainPoint], list[EventPoint], list[EvalPoint], list[ShedPoint]]:
     """The points of each kind, in step order; a repeated step keeps its last line.
 
     A step appears twice when a run was resumed from a checkpoint before it. The last line may be
     cut short, because a run can be killed (or still be running) while it writes.
     """
     if not path.exists():
-        return [], [], []
+        return [], [], [], []
     train: dict[int, TrainPoint] = {}
     events: dict[int, EventPoint] = {}
     evals: dict[int, EvalPoint] = {}
+    sheds: dict[int, ShedPoint] = {}
     lines = _read_text(path).split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -344,10 +377,14 @@ def _read_metrics(path: Path) -> tuple[list[TrainPoint], list[EventPoint], list[
         elif kind == "eval":
             evaluation = _validated(EvalPoint, value, path, number)
             evals[evaluation.step] = evaluation
+        elif kind == "shed":
+            shed = _validated(ShedPoint, value, path, number)
+            sheds[shed.step] = shed
         elif not isinstance(kind, str):
             raise _damaged(path, f"line {number} has no `kind`")
     return (
         [train[step] for step in sorted(train)],
         [events[step] for step in sorted(events)],
         [evals[step] for step in sorted(evals)],
+        [sheds[step] for step in sorted(sheds)],
     )

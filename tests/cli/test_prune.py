@@ -40,6 +40,9 @@ def test_json_stands_alone(command: Command, base: list[object], output: Path) -
     assert results["run_dir"] == str(output.with_suffix(".run"))
     assert results["method"] == "gmp"
     assert results["sparsity"] == 199 / 248
+    assert results["overlap_with_one_shot"]["expected"] < 1
+    assert 0 < results["overlap_with_one_shot"]["jaccard"] <= 1
+    assert results["budget"]["epochs"] == 1
     assert results["validation"]["dense"].keys() <= results["validation"]["pruned"].keys()
     assert "top1" in results["validation"]["pruned"]
     assert "held out" in outcome.err
@@ -51,7 +54,16 @@ def test_json_stands_alone(command: Command, base: list[object], output: Path) -
 def test_text(command: Command, base: list[object], output: Path) -> None:
     settings = ["--set", "validate.latency=true", "--set", "validate.latency_seconds=0.3"]
     outcome = command(*base, *settings).expect(0)
-    for word in ("top1", "agreement", "sparsity", "80.2419 %", "file size", "latency", "report:"):
+    for word in (
+        "top1",
+        "agreement",
+        "sparsity",
+        "80.2419 %",
+        "file size",
+        "latency",
+        "budget: 1 epochs",
+        "report:",
+    ):
         assert word in outcome.out, word
     assert "16 samples" in outcome.out
     assert "held out" in outcome.err + outcome.out

@@ -17,6 +17,7 @@ from PIL import Image
 from onnxprune.errors import OutputError, UsageError
 from onnxprune.validate.report import build_report, write_report
 from onnxprune.validate.report_format import duration, flatten, percent, points, shorten, size
+from onnxprune.validate.report_plots_shedding import shed_plot
 from onnxprune.validate.report_plots_tensors import histogram_plot
 from onnxprune.validate.report_plots_training import quality_plot, thin
 from onnxprune.validate.report_summary import (
@@ -291,6 +292,24 @@ def test_plots_hold_the_numbers_of_the_run(run_dir: Path) -> None:
     assert sum(plots["latency"]["figure"]["data"][0]["y"]) >= 48
     rounds = plots["ratio"]["figure"]["data"][0]["y"]
     assert 45 <= sum(rounds) <= 50
+
+
+def test_shed_weights_and_budget_are_shown(tmp_path: Path) -> None:
+    cost = {"epochs": 2, "steps": 40, "mean_density": 0.5}
+    flops = {"training_flops_dense": 8_000_000, "training_flops": 4_000_000}
+    overlap = {"jaccard": 0.75, "expected": 0.25}
+    outcome = results(budget=cost | flops, overlap_with_one_shot=overlap)
+    folder = write_run(tmp_path / "run", outcome)
+    with (folder / "metrics.jsonl").open("a") as log:
+        for step, shed in ((10, 3), (20, 1234)):
+            point = {"step": step, "kept": 9000, "shed": shed, "shed_relative": 77}
+            log.write(json.dumps({"kind": "shed", **point}) + "\n")
+    page = build_report(folder)
+    for words in ("Shedding", "8e+06 FLOPs", "4e+06, in theory", "mean density 50", "by 75"):
+        assert words in page, words
+    plot = shed_plot(read_run(folder))
+    assert plot is not None
+    assert [trace["y"] for trace in plot.figure["data"]] == [[3, 1234], [77, 77]]
 
 
 def test_every_figure_is_valid_for_plotly(run_dir: Path) -> None:
