@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.onnx import TrainingMode
 
 import onnxprune
+from onnxprune.cascade import ShedMonitor
 from onnxprune.errors import Interrupted
 from onnxprune.finetune import (
     Batch,
@@ -29,6 +30,7 @@ from onnxprune.finetune import (
     Distillation,
     Objective,
     Plan,
+    Pruner,
     Ranks,
     Trainer,
     make_accelerator,
@@ -180,7 +182,7 @@ def run_trainer(
             output_names=imported.output_names,
             parameters={name: parameters[key] for key, name in imported.tensor_names.items()},
             masks=masks,
-            choose=lambda _: chosen,
+            pruner=Pruner(masks, {0: zeros}, lambda _, first: chosen, ShedMonitor(0.01)),
             batches=_OneBatch(batch, turn),  # type: ignore[arg-type]
             objective=Objective(
                 imported.output_names[0],

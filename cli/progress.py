@@ -85,6 +85,9 @@ class ProgressView:
     def _on_event(self, entry: dict[str, Any]) -> None:
         return
 
+    def _on_shed(self, entry: dict[str, Any]) -> None:
+        return
+
     def _on_rollback(self, entry: dict[str, Any]) -> None:
         """A message tells of it."""
         self._metrics = ""

@@ -1,15 +1,11 @@
 """`onnxprune prune`: the main job."""
 
-import importlib
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from onnxprune.cli import common
+from onnxprune.cli.training import need_training_packages, stop_on_signal
 
 if TYPE_CHECKING:
     from onnxprune.job import Job
@@ -22,7 +18,7 @@ if TYPE_CHECKING:
 @common.data_option(required=False)
 @click.option("--eval-data", metavar="SPEC", help="Samples to measure accuracy on.")
 @click.option("--sparsity", type=float, help="Zeros / prunable weights, in [0, 1). Default 0.8.")
-@click.option("--method", help="gmp, random, one-shot or iterative.  [default: gmp]")
+@click.option("--method", help="cascade-gmp, gmp, random, one-shot or iterative.  [default: gmp]")
 @click.option("--pattern", help="unstructured or N:M.  [default: unstructured]")
 @click.option("--epochs", type=float, help="Passes over the data; 0 prunes without training.")
 @click.option("--seed", type=int, help="Seed of everything random.  [default: 0]")
@@ -81,7 +77,7 @@ def command(
             "validate": {"provider": provider, "threads": threads},
         },
     )
-    _need_training_packages()
+    need_training_packages()
     from onnxprune.job import prepare
 
     job = prepare(
@@ -93,7 +89,7 @@ def command(
     from onnxprune.cli.progress import ProgressView
     from onnxprune.pipeline import execute
 
-    with _stop_on_signal() as stop, ProgressView(common.message_console()) as view:
+    with stop_on_signal() as stop, ProgressView(common.message_console()) as view:
         results = execute(job, on_progress=view, stop=stop.is_set)
     if not common.is_main_process():
         return
@@ -101,42 +97,6 @@ def command(
         common.print_json({**results, "output": output, "run_dir": str(job.run.path)})
     else:
         _print_results(results, output, job)
-
-
-def _need_training_packages() -> None:
-    from importlib.util import find_spec
-
-    from onnxprune.errors import MissingDependencyError
-
-    for package in ("torch", "accelerate", "safetensors"):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise MissingDependencyError(package, "train", "pruning") from error
-    if find_spec("onnxruntime") is None:
-        raise MissingDependencyError("onnxruntime", "cpu", "validation")
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; the second interrupts at once."""
-    event = threading.Event()
-
-    def handle(number: int, frame: object) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-        click.echo("stopping after this step; once more stops at once", err=True)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _dry_run(job: "Job", as_json: bool) -> None:

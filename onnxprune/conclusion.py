@@ -3,13 +3,14 @@
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from onnxprune.calibration import Samples
+from onnxprune.cascade import Budget, training_budget
 from onnxprune.dense_outputs import fixed_batch, padded
 from onnxprune.errors import (
     ModelError,
@@ -39,7 +40,7 @@ from onnxprune.outcome import tensor_table
 from onnxprune.run_directory import SCHEMA_VERSION
 from onnxprune.task_validation import evaluate_task
 from onnxprune.tensors import GraphTensor, find_tensors
-from onnxprune.validate import bench, describe_machine, evaluate, open_session
+from onnxprune.validate import bench, count_flops, describe_machine, evaluate, open_session
 from onnxprune.version import __version__
 
 MAX_RUNTIME_DIFFERENCE = 1e-2
@@ -263,6 +264,7 @@ class Conclusion:
                 )
             },
             "data": self.job.data_facts,
+            "budget": asdict(job_budget(self.job)),
             "validation": {**validation, "torch_vs_runtime_max_abs_error": difference},
             "latency": latency,
             "tensors": list(tensor_table(self.job.source, proto, set(self.job.plan.tensors))),
@@ -272,6 +274,25 @@ class Conclusion:
             "seed": self.job.recipe.finetune.seed,
             "notes": self.run.notes,
         }
+
+
+def job_budget(job: Job) -> Budget:
+    """What a run has cost by its log, for one sample size: that of the shapes in the graph."""
+    source = job.source
+    flops = count_flops(source.proto, find_tensors(source.proto))
+    events = [
+        (entry["step"], entry["kept"]) for entry in job.run.entries() if entry["kind"] == "event"
+    ]
+    batch = job.recipe.finetune.batch_size
+    return training_budget(
+        events,
+        {name: tensor.size for name, tensor in job.plan.tensors.items()},
+        job.total_steps,
+        batch if job.train is None else min(batch, len(job.train)),
+        job.steps_per_epoch,
+        flops.by_tensor,
+        flops.total,
+    )
 
 
 def _round_to_stored(module: ImportedModel, stored: Mapping[str, GraphTensor]) -> None:

@@ -121,7 +121,7 @@ class Job:
 
 def prepare(
     model: str | Path,
-    output: str | Path,
+    output: str | Path | None,
     recipe: Recipe,
     *,
     run_dir: str | Path | None = None,
@@ -132,7 +132,8 @@ def prepare(
 
     Args:
         model: The dense `.onnx` file.
-        output: The file to write. It must not be the model itself.
+        output: The file to write. It must not be the model itself. None for a job that only
+            trains, which needs a `run_dir`.
         recipe: What to do.
         run_dir: Folder for checkpoints, log and report; by default `OUTPUT` with `.run` for its
             extension.
@@ -145,9 +146,14 @@ def prepare(
         DataError: The data are missing or do not fit.
     """
     source = read(model)
-    output = Path(output)
-    run = RunDirectory(Path(run_dir) if run_dir is not None else output.with_suffix(".run"))
-    _check_output(output, source, run)
+    if output is None:
+        assert run_dir is not None
+        run = RunDirectory(Path(run_dir))
+        output = run.path / "pruned.onnx"
+    else:
+        output = Path(output)
+        run = RunDirectory(Path(run_dir) if run_dir is not None else output.with_suffix(".run"))
+        _check_output(output, source, run)
     run.check(resume=resume)
     notes: list[str] = []
     source = _in_inference(source, recipe, notes)

@@ -6,8 +6,11 @@ so that no file and no other process can make one, and the state of the file, so
 was changed since is noticed.
 """
 
+import contextlib
+import mmap
 import os
 import secrets
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +21,12 @@ from onnxprune.errors import ModelFileError
 from onnxprune.files import check_state, file_state
 
 _MARK = "onnxprune.mapped"
+_POPULATE_READ = 22
+"""`MADV_POPULATE_READ` of Linux 5.14, for which Python has no name."""
+
+_READ_AHEAD_BYTES = 1 << 20
+"""Tensors of at least this size are read at once: taken page by page, it takes twice as long."""
+
 _SECRET = secrets.token_hex(16)
 
 
@@ -63,7 +72,9 @@ def mapped_data(tensor: TensorProto) -> np.ndarray:
     entries = _entries(tensor)
     offset, length = int(entries["offset"]), int(entries["length"])
     state = entries[_MARK].removeprefix(f"{_SECRET}:")
-    return _mapping(entries["location"], state)[offset : offset + length]
+    mapping = _mapping(entries["location"], state)
+    _read_ahead(mapping, offset, length)
+    return np.frombuffer(mapping, np.uint8, length, offset)
 
 
 def _entries(tensor: TensorProto) -> dict[str, str]:
@@ -71,12 +82,22 @@ def _entries(tensor: TensorProto) -> dict[str, str]:
 
 
 @lru_cache(maxsize=64)
-def _mapping(path: str, state: str) -> np.ndarray:
+def _mapping(path: str, state: str) -> mmap.mmap:
     """A file mapped into memory; kept open, so that a file that replaces it does no harm."""
     try:
         check_state(path, state)
-        return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+        with open(path, "rb") as stream:
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise ModelFileError(
             "an external data file cannot be read any more", where=path, got=error
         ) from None
+
+
+def _read_ahead(mapping: mmap.mmap, offset: int, length: int) -> None:
+    """Bring a part of a file into memory, where the system can do that in one go."""
+    if sys.platform != "linux" or length < _READ_AHEAD_BYTES:
+        return
+    start = offset - offset % mmap.PAGESIZE
+    with contextlib.suppress(OSError):  # an older kernel
+        mapping.madvise(_POPULATE_READ, start, offset + length - start)

@@ -4,7 +4,6 @@ This module composes the others and owns the order of things: everything that ca
 model, recipe, output and data is found before anything long begins.
 """
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -16,10 +15,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from onnxprune.calibration import Augmentation, Samples, recalibrate, shuffled_order, subset
+from onnxprune.assembly import Assembly, deterministic, is_sharded
+from onnxprune.calibration import Samples, recalibrate, subset
 from onnxprune.conclusion import Conclusion
 from onnxprune.corrupt import CorruptSamples, corrupt_name
-from onnxprune.dense_outputs import DenseModel, only_batch
 from onnxprune.errors import (
     DataError,
     Interrupted,
@@ -28,35 +27,16 @@ from onnxprune.errors import (
     UsageError,
 )
 from onnxprune.finetune import (
-    BatchSource,
-    CheckpointStore,
-    CrossEntropy,
-    Objective,
-    Plan,
     Ranks,
-    Teacher,
     Trainer,
-    courses_of,
     full_tensors,
     make_accelerator,
-    placed,
-    rank_seed,
-    shard_parameters,
     worker_deaths,
 )
 from onnxprune.importer import ImportedModel, load
 from onnxprune.job import Job, prepare
-from onnxprune.learning import make_objective
 from onnxprune.recipe import Recipe
 from onnxprune.run_directory import Status
-from onnxprune.sparsity import (
-    Magnitude,
-    MaskSet,
-    RandomScore,
-    local_part,
-    select_masks,
-    select_replicated_masks,
-)
 from onnxprune.validate import write_report
 
 ProgressCallback = Callable[[dict[str, Any]], None]
@@ -117,7 +97,7 @@ def _with_status(job: Job, ranks: Ranks, run: "_Run") -> dict[str, Any]:
     """Run, and note in the run directory how it ended."""
     status = partial(_set_status, job, ranks)
     try:
-        with _deterministic(job.recipe, ranks.rank, ranks.device):
+        with deterministic(job.recipe, ranks.rank, ranks.device):
             return run.execute()
     except (Interrupted, KeyboardInterrupt):
         status("interrupted")
@@ -200,7 +180,7 @@ class _Run:
         self.accelerator = accelerator
         self.ranks = ranks
         self.alone = ranks.world == 1
-        self.sharded = ranks.world > 1 and self.recipe.finetune.sharding == "fsdp"
+        self.sharded = is_sharded(job, ranks)
         self.on_progress = on_progress if ranks.is_main else lambda entry: None
         self.stop = stop
         self.notes: list[str] = []
@@ -219,7 +199,8 @@ class _Run:
         self._leave_out_corrupt()
         with self.stage("import"):
             imported = load(self.job.traced)
-        trainer = self._trainer(imported)
+        assembly = Assembly(self.job, self.evaluation, self.accelerator, self.ranks, self)
+        trainer = assembly.trainer(imported, self.corrupt, self.stop)
         with self.stage("train"):
             if self.job.resume:
                 self._resume(trainer)
@@ -328,142 +309,6 @@ class _Run:
         self.on_progress({"kind": "work", "done": done, "total": total})
         self._stop_if_asked()
 
-    def _trainer(self, imported: ImportedModel) -> Trainer:
-        job, settings = self.job, self.recipe.finetune
-        parameters = dict(imported.named_parameters())
-        by_name = {onnx: parameters[key] for key, onnx in imported.tensor_names.items()}
-        only = self._only_batch(imported)
-        objective = make_objective(job, imported, only)
-        dense = DenseModel(job, imported, only, self.work, self.ranks, self.corrupt)
-        teacher = self._teacher(dense, objective)
-        evaluation = self._progress_evaluation(dense, objective)
-        if self.sharded:
-            placed(imported, settings, self.accelerator.device)
-            parts = shard_parameters(imported, self.ranks)
-            by_name = {onnx: parts[key] for key, onnx in imported.tensor_names.items()}
-        pruned = {name: by_name[name] for name in job.plan.tensors}
-        masks = MaskSet(pruned, self.ranks if self.sharded else None)
-        return Trainer(
-            module=imported,
-            output_names=imported.output_names,
-            parameters=by_name,
-            masks=masks,
-            choose=lambda zeros: self._choose(masks, zeros),
-            batches=self._batches(job.train, job.augmentation)
-            if job.train is not None
-            else _no_batches(),
-            objective=objective,
-            teacher=teacher,
-            settings=settings,
-            plan=self._plan(),
-            observer=self,
-            accelerator=self.accelerator,
-            ranks=self.ranks,
-            **evaluation,
-            checkpoints=self._checkpoints(),
-            stop=self.stop,
-            graph_batch=only,
-            sharded=self.sharded,
-            loss_scale=max(1.0, math.log(job.source.class_count or 1)),
-        )
-
-    def _checkpoints(self) -> CheckpointStore:
-        """Only the first process reads and writes them, so only it needs to know the data."""
-        run_id = self.job.identity["run_id"] if self.ranks.is_main else ""
-        return CheckpointStore(self.job.run.checkpoints, run_id)
-
-    def _choose(self, masks: MaskSet, zeros: int) -> dict[str, torch.Tensor]:
-        settings, plan = self.recipe.sparsity, self.job.plan
-        random = settings.method == "random"
-        select = partial(
-            select_masks if self.sharded else select_replicated_masks,
-            {name: local_part(p.detach()) for name, p in masks.parameters.items()},
-            zeros,
-            RandomScore(self.recipe.finetune.seed) if random else Magnitude(),
-            masks=masks.masks,
-            floors=plan.floors,
-            scope=settings.scope,
-            pattern=plan.pattern,
-            axes=plan.axes,
-        )
-        chosen: dict[str, torch.Tensor] = (
-            select(shards=self.ranks) if self.sharded else select(ranks=self.ranks)
-        )
-        return chosen
-
-    def _plan(self) -> Plan:
-        total = self.job.total_steps
-        count = self.recipe.finetune.evaluations
-        evaluations = {round(total * number / count) for number in range(1, count + 1)}
-        rounds, rewind = self.job.plan.rounds, self.recipe.schedule.rewind
-        restarted = rounds is not None and rewind != "none"
-        steps = rounds.rewind_steps(total) if rounds is not None else 0
-        return Plan(
-            total,
-            self.job.steps_per_epoch,
-            self.job.plan.events(total),
-            frozenset(evaluations - {0}),
-            courses_of(rounds.starts(total), total, steps) if rounds and restarted else (),
-            steps if rounds and rewind == "weights" else None,
-        )
-
-    def _batches(self, samples: Samples, augment: Augmentation | None = None) -> BatchSource:
-        settings = self.recipe.finetune
-        return BatchSource(
-            samples,
-            settings.batch_size,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
-            seed=settings.seed,
-            workers=settings.workers,
-            cache_bytes=settings.cache_mb * 2**20,
-            order=partial(shuffled_order, samples),
-            augment=augment,
-            corrupt=self.corrupt,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
-
-    def _teacher(self, dense: DenseModel, objective: Objective) -> Teacher | None:
-        """The dense model on the training samples."""
-        train, names = self.job.train, objective.distillation.names
-        if train is None or self.job.total_steps == 0 or objective.distill_weight == 0:
-            return None
-        with self.stage("dense outputs"):
-            kind, reason = dense.kind(names)
-            if kind == "cached":
-                return dense.cached(train, names)
-            if reason is not None:
-                self.message(f"{reason}: the dense model runs in each step")
-            return dense.running(kind, names)
-
-    def _progress_evaluation(self, dense: DenseModel, objective: Objective) -> dict[str, Any]:
-        samples = self.evaluation
-        settings = self.recipe.finetune
-        if samples is None or settings.evaluations == 0 or self.job.total_steps == 0:
-            return {}
-        count = min(settings.progress_samples, len(samples))
-        part = subset(samples, [index * len(samples) // count for index in range(count)])
-        source = self._batches(part)
-        names = set(objective.distillation.names) if objective.distill_weight else set()
-        if objective.task is None or isinstance(objective.task, CrossEntropy):
-            names.add(objective.output)
-        if not names:
-            return {"evaluation": source.in_order}
-        with self.stage("dense outputs"):
-            teacher = dense.on_evaluation(part, names)
-        return {"evaluation": source.in_order, "evaluation_teacher": teacher}
-
-    def _only_batch(self, imported: ImportedModel) -> int | None:
-        """The only batch size that the graph takes; None for any."""
-        samples = self.job.train if self.job.train is not None else self.job.eval
-        size = only_batch(imported, self.job.source, samples)
-        if size is not None and self.job.total_steps:
-            self.message(
-                f"the graph computes {size} sample{'s' if size > 1 else ''} at a time: gradients "
-                "are accumulated, and BatchNorm keeps its statistics while training"
-            )
-        return size
-
     def _recalibrate(self, trainer: Trainer, module: ImportedModel) -> None:
         count = self.recipe.finetune.recalibrate_batches
         single = trainer.graph_batch is not None or trainer.batches.batch_size == 1
@@ -484,29 +329,3 @@ def _tracked(entry: Mapping[str, Any]) -> dict[str, float]:
         for key, value in values.items()
         if isinstance(value, int | float) and key != "step"
     }
-
-
-@contextmanager
-def _deterministic(recipe: Recipe, rank: int, device: torch.device) -> Iterator[None]:
-    """Seeded PyTorch, deterministic on the CPU; the process's own state is put back afterwards.
-
-    On a GPU no file is promised to be identical, and deterministic kernels can be much slower.
-    """
-    threads = torch.get_num_threads()
-    was_deterministic = torch.are_deterministic_algorithms_enabled()
-    with torch.random.fork_rng():
-        torch.manual_seed(
-            rank_seed(recipe.finetune.seed, 0, rank) if rank else recipe.finetune.seed
-        )
-        torch.use_deterministic_algorithms(device.type == "cpu", warn_only=True)
-        if recipe.finetune.threads is not None:
-            torch.set_num_threads(recipe.finetune.threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(was_deterministic)
-
-
-def _no_batches() -> BatchSource:
-    return BatchSource([None], 1)  # type: ignore[list-item]

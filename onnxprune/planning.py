@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from onnxprune.cascade import Rounds
 from onnxprune.errors import TargetError
 from onnxprune.recipe import Recipe, SparsityTable
 from onnxprune.sparsity import (
     NM,
     Pattern,
-    Rounds,
     Schedule,
     min_kept,
     parse_pattern,

@@ -19,6 +19,7 @@ from pydantic import (
 from onnxprune.errors import RecipeError, UsageError
 from onnxprune.recipe_tables import (
     AugmentTable,
+    CascadeTable,
     DataTable,
     DistillTable,
     ExportTable,
@@ -35,6 +36,7 @@ from onnxprune.toml import merged, toml_value
 
 __all__ = [
     "AugmentTable",
+    "CascadeTable",
     "DataTable",
     "DistillTable",
     "ExportTable",
@@ -58,6 +60,7 @@ class Recipe(Table):
     augment: AugmentTable = AugmentTable()
     sparsity: SparsityTable = SparsityTable()
     schedule: ScheduleTable = ScheduleTable()
+    cascade: CascadeTable = CascadeTable()
     finetune: FinetuneTable = FinetuneTable()
     distill: DistillTable = DistillTable()
     export: ExportTable = ExportTable()

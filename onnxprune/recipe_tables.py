@@ -157,11 +157,12 @@ class SparsityTable(Table):
         description="Zeros / prunable weights at the end, in [0, 1); by default 0.8, or what an "
         "N:M pattern means.",
     )
-    method: Literal["gmp", "random", "one-shot", "iterative"] = Field(
+    method: Literal["cascade-gmp", "gmp", "random", "one-shot", "iterative"] = Field(
         "gmp",
-        description="gmp: gradual magnitude pruning; random: gradual, random scores (a baseline); "
-        "one-shot: magnitude, all at once before fine-tuning; iterative: magnitude, in rounds that "
-        "each end in a full course of training, see `[schedule] rewind`.",
+        description="gmp: gradual magnitude pruning; cascade-gmp: the same with structural closure "
+        "and harvest of shed weights, see `[cascade]`; random: gradual, random scores (a "
+        "baseline); one-shot: magnitude, all at once before fine-tuning; iterative: magnitude, in "
+        "rounds that each end in a full course of training, see `[schedule] rewind`.",
     )
     scope: Literal["global", "layerwise"] = Field(
         "global", description="Rank all weights together, or each tensor on its own."
@@ -253,6 +254,59 @@ class ScheduleTable(Table):
         if self.begin >= self.end:
             raise ValueError(f"begin ({self.begin}) must be below end ({self.end})")
         return self
+
+
+class CascadeTable(Table):
+    """`[cascade]`: shed weights, and what method `cascade-gmp` does about them."""
+
+    tau: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="A kept weight is shed when its magnitude has fallen to this share of the "
+        "root mean square that its tensor's kept weights had at the last pruning event.",
+    )
+    closure: bool = Field(
+        True,
+        description="Remove weights on no path from an input to an output first (cascade-gmp).",
+    )
+    harvest: bool = Field(
+        True, description="Remove shed weights before other small ones (cascade-gmp)."
+    )
+    harvest_cost: float = Field(
+        0.01,
+        ge=0,
+        description="A harvest that would raise the loss by more than this share is left out, and "
+        "what `pressure` adds is halved.",
+    )
+    wait: int = Field(
+        1,
+        ge=0,
+        description="Pruning events, one after another, in which magnitude pruning may be put off "
+        "while the shed rate rises (cascade-gmp).",
+    )
+    pressure: float = Field(
+        1.0,
+        ge=0,
+        description="Factor on weight decay until the target is reached (cascade-gmp).",
+    )
+    hold_lr: bool = Field(
+        True,
+        description="Keep the learning rate at its peak until the target is reached; the rest of "
+        "its course takes what is left of the run (cascade-gmp).",
+    )
+    prune: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="Share of the prunable weights that the treated arms of `onnxprune cascade` "
+        "lose.",
+    )
+    scores: list[Literal["magnitude", "random"]] = Field(
+        ["magnitude", "random"],
+        min_length=1,
+        description="What ranks them, an arm each; the verdict is that of the first.",
+    )
 
 
 class FinetuneTable(Table):

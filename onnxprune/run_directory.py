@@ -22,6 +22,7 @@ PLAN_FILE = "plan.json"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
+PROBE_FILE = "probe.json"
 TRACKER_FOLDERS = ["onnxprune", "mlruns"]
 """Where TensorBoard and MLflow write in a run directory."""
 Status = Literal["running", "finished", "interrupted", "failed"]
@@ -41,6 +42,8 @@ class RunDirectory:
         checkpoints: Folder of checkpoints.
         lock: Held by the process that works in the folder.
         teacher: `teacher.npz`: the dense model's outputs for the training samples.
+        probe: `probe.json`: what `onnxprune cascade` found.
+        arms: Folder of its finished arms.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,6 +57,8 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.teacher = path / "teacher.npz"
         self.lock = path / ".lock"
+        self.probe = path / PROBE_FILE
+        self.arms = path / "arms"
 
     def check(self, *, resume: bool) -> None:
         """Refuse a folder whose contents a run would destroy or cannot continue.
@@ -94,6 +99,7 @@ class RunDirectory:
     def _foreign(self) -> list[str]:
         """What lies here and is no part of a run, nor of one that was killed while it began."""
         names = [file.name for file in (*self._files, self.recipe, self.checkpoints, self.lock)]
+        names += [self.arms.name, self.probe.name]
         names += TRACKER_FOLDERS
         return [
             entry.name
@@ -211,6 +217,21 @@ class RunDirectory:
                 remedy="free some space, then continue with --resume",
             ) from None
 
+    def entries(self) -> list[dict[str, Any]]:
+        """The log's entries in order; a line that a crash cut off is left out."""
+        if not self.log.is_file():
+            return []
+        return [entry for _, entry in self._lines()]
+
+    def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict) and "kind" in entry:
+                yield line, entry
+
     def rewind_log(self, step: int, sparsity: float, rollbacks: int) -> None:
         """Drop log entries that a run writes again that goes on from an earlier step.
 
@@ -223,16 +244,15 @@ class RunDirectory:
         if not self.log.is_file():
             return
         kept = []
-        for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line, entry in self._lines():
             try:
-                entry = json.loads(line)
                 if entry["kind"] == "rollback":
                     done, rollbacks = rollbacks > 0, rollbacks - 1
                 elif entry["kind"] == "event":
                     done = entry["sparsity"] <= sparsity
                 else:
                     done = entry["step"] <= step
-            except (ValueError, KeyError, TypeError):
+            except (KeyError, TypeError):
                 continue
             if done:
                 kept.append(line)

@@ -1,5 +1,6 @@
 """Fine-tuning of a pruned model: loop, losses, distillation, checkpoints."""
 
+from onnxprune.finetune.ablation import Ablation, Change
 from onnxprune.finetune.batch import Batch
 from onnxprune.finetune.batches import BatchSource, first_batch
 from onnxprune.finetune.checkpoint import Checkpoint, CheckpointStore
@@ -18,8 +19,9 @@ from onnxprune.finetune.losses import (
     class_axis,
 )
 from onnxprune.finetune.optim import DEFAULT_LR, learning_rate, make_optimizer
-from onnxprune.finetune.plan import Course, Plan, courses_of
+from onnxprune.finetune.plan import Plan
 from onnxprune.finetune.probe import observed_endings, probe_outputs, takes_batches
+from onnxprune.finetune.pruner import Pruner
 from onnxprune.finetune.ranks import Ranks
 from onnxprune.finetune.reading import worker_deaths
 from onnxprune.finetune.sharding import full_tensors, shard_parameters
@@ -29,14 +31,15 @@ from onnxprune.finetune.teachers import ArrayTeacher, CachedTeacher, ModuleTeach
 
 __all__ = [
     "DEFAULT_LR",
+    "Ablation",
     "ArrayTeacher",
     "Batch",
     "BatchSource",
     "BinaryCrossEntropy",
     "CachedTeacher",
+    "Change",
     "Checkpoint",
     "CheckpointStore",
-    "Course",
     "CrossEntropy",
     "Ctc",
     "Distillation",
@@ -45,6 +48,7 @@ __all__ = [
     "Objective",
     "Observer",
     "Plan",
+    "Pruner",
     "PythonLoss",
     "Ranks",
     "SquaredError",
@@ -53,7 +57,6 @@ __all__ = [
     "Trainer",
     "check_device",
     "class_axis",
-    "courses_of",
     "first_batch",
     "full_tensors",
     "learning_rate",

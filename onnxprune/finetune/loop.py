@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from onnxprune.errors import Interrupted, OnnxpruneError, OutputError, TrainingError
+from onnxprune.finetune.ablation import Ablation
 from onnxprune.finetune.batch import Batch
 from onnxprune.finetune.batches import BatchSource
 from onnxprune.finetune.checkpoint import Checkpoint, CheckpointStore
@@ -17,6 +18,7 @@ from onnxprune.finetune.divergence import LossWatch
 from onnxprune.finetune.losses import Objective, accuracy_metrics
 from onnxprune.finetune.optim import learning_rate
 from onnxprune.finetune.plan import Plan
+from onnxprune.finetune.pruner import Pruner
 from onnxprune.finetune.ranks import Ranks
 from onnxprune.finetune.state import TrainingState
 from onnxprune.finetune.step import Stepper
@@ -27,12 +29,15 @@ from onnxprune.sparsity import MaskSet
 LOGGED_STEPS = 500
 """A run logs at most about twice this many training entries; a GPU is waited for at each."""
 
+OBSERVATIONS = 100
+"""Shed weights are counted about this often, and right before each pruning event."""
+
 
 class Observer(Protocol):
     """Is told what happens in a run; with several processes, only the first one's is."""
 
     def record(self, entry: dict[str, Any]) -> None:
-        """One line of the run's log; `entry["kind"]` is `train`, `event`, `eval` or `rollback`."""
+        """One line of the run's log, of kind `train`, `event`, `shed`, `eval` or `rollback`."""
         ...
 
     def rewound(self, step: int, sparsity: float, rollbacks: int) -> None:
@@ -53,7 +58,7 @@ class Trainer:
         output_names: Names of what it returns, in order.
         parameters: Trainable parameters by ONNX name.
         masks: Masks of those that are pruned.
-        choose: Number of zeros -> masks of all pruned tensors, from their current values.
+        pruner: When weights go, and which.
         batches: Training data.
         objective: The loss.
         teacher: The dense model's outputs; None without distillation.
@@ -76,7 +81,7 @@ class Trainer:
     output_names: list[str]
     parameters: dict[str, nn.Parameter]
     masks: MaskSet
-    choose: Callable[[int], dict[str, Tensor]]
+    pruner: Pruner
     batches: BatchSource
     objective: Objective
     teacher: Teacher | None
@@ -116,11 +121,13 @@ class Trainer:
             self.parameters,
             self.stepper.optimizer,
             self.masks,
+            self.pruner.monitor,
             self.stepper.average,
             self.ranks,
             self.settings.seed,
             self.sharded,
         )
+        self.ablation = Ablation(self.stepper, self.batches, self.ranks)
         self.watch = LossWatch(self.settings.explosion, self.loss_scale)
         self.lr_scale = 1.0
         self.rollbacks = 0
@@ -178,9 +185,10 @@ class Trainer:
             self._prune_if_due()
             self._restart_if_due()
             batch = self._next(batches)
-            loss = self.stepper.step(batch, self._learning_rate())
+            loss = self.stepper.step(batch, self._learning_rate(), self._decay_factor())
             self.step += 1
             self._count(batch, loss)
+            self._observe_if_due()
             if self.step % self._log_every == 0 or self.step == self.plan.total_steps:
                 self._log()
             if self.step in self.plan.evaluations:
@@ -235,8 +243,17 @@ class Trainer:
         return max(1, self.plan.total_steps // LOGGED_STEPS)
 
     def _learning_rate(self) -> float:
-        progress = self.plan.course(self.step).progress(self.step + 0.5)
+        controller = self.pruner.controller
+        if controller is None:
+            progress = self.plan.course(self.step).progress(self.step + 0.5)
+        else:
+            warmup, total = self.settings.warmup, self.plan.total_steps
+            progress = controller.progress(self.step + 0.5, total, warmup)
         return learning_rate(self.settings, progress) * self.lr_scale
+
+    def _decay_factor(self) -> float:
+        controller = self.pruner.controller
+        return 1.0 if controller is None else controller.decay_factor()
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         """The next batch; where reading fails, what was trained is saved first."""
@@ -258,22 +275,48 @@ class Trainer:
             self._message(f"step {self.step} is saved; continue with --resume")
 
     def _prune_if_due(self) -> None:
-        zeros = self.plan.events.get(self.step)
-        if zeros is None or zeros <= self.masks.zeros:
+        if self.pruner.monitor.since is None:
+            self.pruner.started(self.step)
+        event = self.pruner.event(self.step, self.ablation.loss_change)
+        if event is None:
             return
         before = self.masks.zeros
-        self.masks.update(self.choose(zeros), self.stepper.optimizer)
+        self.masks.update(event.masks, self.stepper.optimizer)
         self._check_masks()
         self._mask_average()
         self.watch.pruned(self.step)
+        self.pruner.started(self.step)
         self._record(
             {
                 "kind": "event",
                 "step": self.step,
                 "progress": self._progress,
-                "target_sparsity": zeros / self.masks.total,
+                "target_sparsity": self.plan.events[self.step] / self.masks.total,
                 "sparsity": self.masks.sparsity,
                 "pruned": self.masks.zeros - before,
+                "closed": event.closed,
+                "harvested": event.harvested,
+                "waited": event.waited,
+                "kept": self.masks.kept,
+            }
+        )
+
+    def _observe_if_due(self) -> None:
+        """Count shed weights; also right before a pruning event, so before the step is saved."""
+        every = max(1, self.plan.total_steps // OBSERVATIONS)
+        if self.step % every and self.step not in self.plan.events:
+            return
+        count = self.pruner.observe(self.step)
+        self._record(
+            {
+                "kind": "shed",
+                "step": self.step,
+                "progress": self._progress,
+                "since": count.since,
+                "kept": count.kept,
+                "shed": count.total,
+                "shed_relative": count.total_relative,
+                "tensors": {name: number for name, number in count.shed.items() if number},
             }
         )
 
@@ -430,6 +473,7 @@ class Trainer:
         self.lr_scale = float(facts["lr_scale"])
         self.rollbacks = int(facts["rollbacks"])
         self.watch.restore(facts["watch"])
+        self.pruner.restore(facts["pruner"])
         if facts["scaler"] and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         return facts
@@ -441,6 +485,7 @@ class Trainer:
             "rollbacks": self.rollbacks,
             "micro_batch": self.micro_batch,
             "watch": self.watch.state(),
+            "pruner": self.pruner.facts(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 

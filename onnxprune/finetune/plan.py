@@ -1,27 +1,8 @@
 """When things happen in a run, in optimizer steps."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
-
-@dataclass(frozen=True)
-class Course:
-    """A stretch of training with a course of the learning rate of its own.
-
-    Attributes:
-        start: Its first step.
-        steps: Its length, at least 1.
-        skipped: Steps at the beginning of the course that are left out, as rewinding to a later
-            point than its beginning does.
-    """
-
-    start: int
-    steps: int
-    skipped: int = 0
-
-    def progress(self, step: float) -> float:
-        """Progress through the course at a step of the run, in [0, 1]."""
-        return (self.skipped + step - self.start) / (self.skipped + self.steps)
+from onnxprune.cascade import Course
 
 
 @dataclass(frozen=True)
@@ -57,19 +38,3 @@ class Plan:
     def rewinds(self, step: int) -> bool:
         """Whether the weights go back to the rewinding point before a step."""
         return self.rewind_point is not None and step > self.rewind_point and self.restarts(step)
-
-
-def courses_of(starts: list[int], total_steps: int, rewind_steps: int) -> tuple[Course, ...]:
-    """A course of the learning rate for every round, and one for what comes before the first.
-
-    Args:
-        starts: First step of every round, rising.
-        total_steps: Steps of the run.
-        rewind_steps: Steps from the beginning of a course to the point that rounds go back to.
-    """
-    edges = [*([0] if starts[0] else []), *starts, total_steps]
-    return tuple(
-        Course(start, end - start, 0 if start == 0 else rewind_steps)
-        for start, end in pairwise(edges)
-        if end > start
-    )

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from onnxprune.cascade import ShedMonitor
 from onnxprune.finetune.ranks import Ranks
 from onnxprune.finetune.sharding import full_tensors, load_full_tensors
 from onnxprune.sparsity import MaskSet, local_part
@@ -24,6 +25,7 @@ class TrainingState:
         parameters: Its parameters by ONNX name.
         optimizer: The bare optimizer.
         masks: Masks of the pruned parameters.
+        monitor: What was above the threshold of shedding at the last event.
         average: Moving average of the module; None without one.
         ranks: The processes.
         seed: Of random states that no checkpoint holds.
@@ -35,6 +37,7 @@ class TrainingState:
     parameters: Mapping[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     masks: MaskSet
+    monitor: ShedMonitor
     average: nn.Module | None
     ranks: Ranks
     seed: int
@@ -48,6 +51,7 @@ class TrainingState:
         parts: dict[str, Tensor] = {f"model.{name}": p for name, p in self.parameters.items()}
         parts.update({name: tensor for name, tensor in state.items() if tensor.ndim})
         parts.update({f"mask.{name}": mask for name, mask in self.masks.masks.items()})
+        parts.update({f"above.{name}": above for name, above in self.monitor.above.items()})
         tensors = full_tensors(parts, self.ranks) if self.sharded else parts
         tensors.update({name: tensor for name, tensor in state.items() if not tensor.ndim})
         tensors.update({f"buffer.{name}": t for name, t in self.module.named_buffers()})
@@ -86,6 +90,7 @@ class TrainingState:
                 tensor.copy_(tensors[f"average.{name}"])
         restore_scalars(self.optimizer, self.parameters, tensors)
         self.masks.update(_with_prefix(places, "mask."))
+        self.monitor.above = _with_prefix(places, "above.")
         self.rewind = _with_prefix(tensors, "rewind.")
         self._restore_random(tensors, step)
 
@@ -101,6 +106,8 @@ class TrainingState:
                 places[full_name] = state
         for name, mask in self.masks.masks.items():
             places[f"mask.{name}"] = torch.empty_like(mask)
+            if f"above.{name}" in layout:
+                places[f"above.{name}"] = torch.empty_like(mask)
         return places
 
     def _from_main(

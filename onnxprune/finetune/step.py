@@ -86,6 +86,7 @@ class Stepper:
         self.micro_batch = graph_batch or settings.micro_batch
         self._message = message
         self.optimizer = make_optimizer(parameters, settings)
+        self._decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         self._prepared = accelerator.prepare_optimizer(self.optimizer)
         self._sam = sharpness_aware(self.optimizer, settings.sam_rho) if settings.sam_rho else None
         self.average = self._averaged() if settings.ema else None
@@ -113,8 +114,13 @@ class Stepper:
         average = get_ema_multi_avg_fn(self.settings.ema)
         return AveragedModel(self.module, multi_avg_fn=average)
 
-    def step(self, batch: Batch, lr: float) -> Tensor:
+    def step(self, batch: Batch, lr: float, decay_factor: float = 1.0) -> Tensor:
         """One update on this process's part of a batch.
+
+        Args:
+            batch: The batch, or this process's part of it.
+            lr: Learning rate.
+            decay_factor: Factor on the weight decay of every tensor.
 
         Returns:
             This process's share of the batch's mean loss, a scalar on the device; the shares of all
@@ -123,8 +129,8 @@ class Stepper:
         Raises:
             TrainingError: The device is out of memory even for single samples.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for group, decay in zip(self.optimizer.param_groups, self._decays, strict=True):
+            group["lr"], group["weight_decay"] = lr, decay * decay_factor
         loss = self._gradients(batch)
         self._finish_gradients()
         if self._sam is None:

@@ -7,7 +7,7 @@ weight is kept. Tensors may be whole, or the parts that a rank holds.
 from onnxprune.sparsity.masks import MaskSet
 from onnxprune.sparsity.patterns import NM, Pattern, parse_pattern
 from onnxprune.sparsity.replicas import Replicas, partition, select_replicated_masks
-from onnxprune.sparsity.schedules import Rounds, Schedule
+from onnxprune.sparsity.schedules import Schedule
 from onnxprune.sparsity.scores import Magnitude, RandomScore, Score
 from onnxprune.sparsity.select import (
     allocate_layerwise,
@@ -25,7 +25,6 @@ __all__ = [
     "Pattern",
     "RandomScore",
     "Replicas",
-    "Rounds",
     "Schedule",
     "Score",
     "Shards",

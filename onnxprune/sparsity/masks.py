@@ -28,6 +28,7 @@ class MaskSet:
         masks: A mask of the shape of each parameter, or of this rank's part of it.
         total: Number of weights under masks on all ranks, kept or not.
         zeros: Number of weights that the masks of all ranks remove.
+        kept: Number of weights that they keep, by name.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], shards: Shards | None = None) -> None:
@@ -39,7 +40,8 @@ class MaskSet:
         self._factors: dict[str, Tensor] = {}
         self._shards = shards or Whole()
         sizes = {name: mask.numel() for name, mask in self.masks.items()}
-        self.total = sum(sum_counts(self._shards, sizes).values())
+        self.kept = sum_counts(self._shards, sizes)
+        self.total = sum(self.kept.values())
         self.zeros = 0
 
     @property
@@ -67,8 +69,8 @@ class MaskSet:
                 self._factors[name] = factor.copy_(mask)
                 for tensor in (parameter, *_weight_states(optimizer, parameter)):
                     local_part(tensor).masked_fill_(~mask, 0.0)
-        kept = sum_counts(self._shards, true_counts(self.masks))
-        self.zeros = self.total - sum(kept.values())
+        self.kept = sum_counts(self._shards, true_counts(self.masks))
+        self.zeros = self.total - sum(self.kept.values())
 
     def digest(self) -> str:
         """SHA-256 (hex) of all masks, by which copies of them can be compared."""

@@ -5,6 +5,7 @@
 
 from onnxprune.validate.accuracy import EvaluationResult, ModelAccuracy, evaluate
 from onnxprune.validate.environment import describe_machine
+from onnxprune.validate.flops import Flops, count_flops
 from onnxprune.validate.inspection import Inspection, inspect_model
 from onnxprune.validate.latency import BenchResult, ModelLatency, Speedup, bench
 from onnxprune.validate.report import build_report, write_report
@@ -13,6 +14,7 @@ from onnxprune.validate.session import ModelSource, Session, available_providers
 __all__ = [
     "BenchResult",
     "EvaluationResult",
+    "Flops",
     "Inspection",
     "ModelAccuracy",
     "ModelLatency",
@@ -22,6 +24,7 @@ __all__ = [
     "available_providers",
     "bench",
     "build_report",
+    "count_flops",
     "describe_machine",
     "evaluate",
     "inspect_model",

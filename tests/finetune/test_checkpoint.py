@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
+from onnxprune.cascade import ShedMonitor
 from onnxprune.errors import CheckpointError, OutputError
 from onnxprune.finetune import Checkpoint, CheckpointStore
 from onnxprune.finetune.ranks import Ranks
@@ -158,7 +159,9 @@ def test_the_state_of_a_run_comes_back(optimizer_class: type[torch.optim.Optimiz
         optimizer = optimizer_class(named.values(), lr=0.1, **options)
         ranks = Ranks(torch.device("cpu"))
         masks = MaskSet({"a.w": module.w})
-        states.append(TrainingState(module, named, optimizer, masks, None, ranks, 0))
+        states.append(
+            TrainingState(module, named, optimizer, masks, ShedMonitor(0.01), None, ranks, 0)
+        )
 
     def step(state: TrainingState) -> None:
         state.module().backward()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from onnxprune.cascade import ShedMonitor, courses_of
 from onnxprune.errors import DataError, Interrupted, TrainingError, UsageError
 from onnxprune.finetune import (
     Batch,
@@ -21,9 +22,9 @@ from onnxprune.finetune import (
     Distillation,
     Objective,
     Plan,
+    Pruner,
     Ranks,
     Trainer,
-    courses_of,
     make_accelerator,
     named_outputs,
 )
@@ -92,8 +93,13 @@ def trainer(observer: Recorder, plan: Plan, **changes: Any) -> Trainer:
         output_names=["y"],
         parameters=parameters,
         masks=masks,
-        choose=lambda zeros: select_masks(
-            {"fc.weight": module.fc.weight.detach()}, zeros, Magnitude(), masks=masks.masks
+        pruner=Pruner(
+            masks,
+            plan.events,
+            lambda zeros, first: select_masks(
+                {"fc.weight": module.fc.weight.detach()}, zeros, Magnitude(), masks=masks.masks
+            ),
+            ShedMonitor(0.01),
         ),
         batches=BatchSource(samples(), settings.batch_size),
         objective=Objective("y", CrossEntropy("y"), Distillation(DistillTable(weight=0.0), ())),
@@ -415,7 +421,7 @@ def test_rounds_restart_the_learning_rate_and_may_rewind_weights(rewind: int | N
     before: dict[int, dict[str, Tensor]] = {}
     original = run.stepper.step
 
-    def step(batch: Batch, lr: float) -> Tensor:
+    def step(batch: Batch, lr: float, decay_factor: float) -> Tensor:
         before[run.step] = copy.deepcopy(module.state_dict())
         assert bool(run.stepper.optimizer.state) == (run.step not in (0, *starts))
         return original(batch, lr)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxprune.finetune import Course, Plan, courses_of
-from onnxprune.sparsity import Rounds
+from onnxprune.cascade import Course, Rounds, courses_of
+from onnxprune.finetune import Plan
 
 
 def test_one_course_by_default() -> None:

@@ -1,0 +1,112 @@
+"""Method cascade-gmp through the main job, and what every run logs of shed weights."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxprune.pipeline import prune
+
+from .helpers import assert_pruned, dropout_classifier, log, mlp, quick, save, weights
+from .test_resume import interrupt
+
+pytestmark = pytest.mark.usefixtures("no_report")
+
+STRONG = {
+    "lr": 0.5,
+    "weight_decay": 0.05,
+    "momentum": 0.0,
+    "clip_norm": 0.0,
+    "lr_schedule": "constant",
+}
+"""Decay by about a fifth of a weight in each epoch of the tests, so that unused ones are shed."""
+
+
+def run(folder: Path, **tables: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Results and log of a run on the perceptron, with 40 steps."""
+    folder.mkdir(exist_ok=True)
+    model, samples, output = save(folder, *mlp())
+    finetune = {"epochs": 8, "batch_size": 8, "warmup": 0.0} | tables.pop("finetune", {})
+    results = prune(model, output, quick(samples, samples, finetune=finetune, **tables))
+    assert_pruned(model, output, 0.8)
+    return results, log(output.with_suffix(".run"))
+
+
+def test_every_method_ends_with_the_same_zeros_and_states_its_budget(tmp_path: Path) -> None:
+    for method in ("cascade-gmp", "gmp", "random", "one-shot", "iterative"):
+        results, entries = run(tmp_path / method, sparsity={"method": method})
+        assert results["method"] == method
+        budget = results["budget"]
+        assert (budget["epochs"], budget["steps"], budget["samples"]) == (8.0, 40, 320)
+        # 176 weights of two Gemms, a multiply-add each; three passes for each sample.
+        assert budget["training_flops_dense"] == 3 * 320 * 2 * 176
+        kept = [(e["step"], sum(e["kept"].values())) for e in entries if e["kind"] == "event"]
+        density = np.full(40, 176.0)
+        for step, count in kept:
+            density[step:] = count
+        assert budget["mean_density"] == pytest.approx(density.mean() / 176)
+
+
+def test_shed_weights_are_logged_with_their_tensors(tmp_path: Path) -> None:
+    _, entries = run(tmp_path, sparsity={"method": "one-shot"}, finetune=STRONG)
+    shed = [entry for entry in entries if entry["kind"] == "shed"]
+    assert [entry["step"] for entry in shed] == list(range(1, 41))
+    assert all(entry["since"] == 0 for entry in shed)
+    assert all(sum(entry["tensors"].values()) == entry["shed"] for entry in shed)
+    assert all(entry["shed"] <= entry["kept"] <= 35 for entry in shed)
+
+
+def test_harvested_weights_advance_the_schedule(tmp_path: Path) -> None:
+    """Under strong decay unused weights fall to nothing, and are then taken first."""
+    tau = {"tau": 0.3, "harvest_cost": 10.0, "wait": 0, "closure": False}
+    schedule = {"begin": 0.0, "end": 0.9, "events": 6}
+    _, entries = run(
+        tmp_path,
+        sparsity={"method": "cascade-gmp"},
+        cascade=tau,
+        schedule=schedule,
+        finetune=STRONG,
+    )
+    events = [entry for entry in entries if entry["kind"] == "event"]
+    assert sum(event["harvested"] for event in events) > 0
+    for event in events:
+        assert event["pruned"] >= event["harvested"] + event["closed"]
+        assert event["sparsity"] >= event["target_sparsity"]
+
+
+def test_the_learning_rate_is_held_while_pruning_and_decays_in_recovery(tmp_path: Path) -> None:
+    _, entries = run(
+        tmp_path,
+        sparsity={"method": "cascade-gmp"},
+        schedule={"begin": 0.0, "end": 0.5, "events": 4},
+        finetune={"lr": 0.1, "lr_schedule": "cosine"},
+    )
+    rates = {entry["step"]: entry["lr"] for entry in entries if entry["kind"] == "train"}
+    assert {rates[step] for step in range(1, 21)} == {0.1}
+    assert rates[31] == pytest.approx(0.05, rel=0.1)
+    assert rates[40] < 0.001
+
+
+@pytest.mark.parametrize("step", [3, 9])
+def test_an_interrupted_run_ends_with_the_same_file(tmp_path: Path, step: int) -> None:
+    """Monitor, controller and learning rate go on as if nothing had happened."""
+    model, samples, whole = save(tmp_path, *dropout_classifier())
+    finetune = {"epochs": 3, "batch_size": 8, "evaluations": 4} | STRONG | {"lr": 0.1}
+    recipe = quick(
+        samples,
+        samples,
+        finetune=finetune,
+        sparsity={"method": "cascade-gmp"},
+        cascade={"tau": 0.3, "harvest_cost": 10.0, "pressure": 3.0},
+        schedule={"end": 0.8, "events": 8},
+    )
+    prune(model, whole, recipe)
+    parts = tmp_path / "parts.onnx"
+    interrupt(model, parts, recipe, step)
+    prune(model, parts, recipe, resume=True)
+    assert parts.read_bytes() == whole.read_bytes()
+    assert log(parts.with_suffix(".run")) != []
+    kinds = [(e["kind"], e["step"]) for e in log(parts.with_suffix(".run"))]
+    assert kinds == [(e["kind"], e["step"]) for e in log(whole.with_suffix(".run"))]
+    assert weights(parts).keys() == {"w", "head"}
