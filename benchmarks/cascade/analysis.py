@@ -5,13 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-# 0.975 quantiles of Student's t for 1 to 30 degrees of freedom, and of the normal distribution.
-_T = (
-    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
-    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
-    *(2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423),
-)
-_NORMAL = 1.9600
+from scipy.special import stdtrit
+from scipy.stats import spearmanr
 
 Item = TypeVar("Item")
 
@@ -51,8 +46,7 @@ def interval(values: Iterable[float]) -> Interval:
     if count == 1:
         return Interval(mean, mean, mean, 1)
     variance = math.fsum((value - mean) ** 2 for value in numbers) / (count - 1)
-    quantile = _T[count - 2] if count - 1 <= len(_T) else _NORMAL
-    half = quantile * math.sqrt(variance / count)
+    half = float(stdtrit(count - 1, 0.975)) * math.sqrt(variance / count)
     return Interval(mean, mean - half, mean + half, count)
 
 
@@ -85,21 +79,4 @@ def rank_correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
     """Spearman's rho; None where one of the two does not vary."""
     if len(set(xs)) < 2 or len(set(ys)) < 2:
         return None
-    a, b = _ranks(xs), _ranks(ys)
-    middle = (len(a) - 1) / 2
-    top = math.fsum((x - middle) * (y - middle) for x, y in zip(a, b, strict=True))
-    below = (
-        math.fsum((x - middle) ** 2 for x in a) * math.fsum((y - middle) ** 2 for y in b)
-    ) ** 0.5
-    return top / below
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Ranks from 0; equal values share the mean of theirs."""
-    groups = by(sorted(range(len(values)), key=values.__getitem__), values.__getitem__)
-    ranks, first = [0.0] * len(values), 0
-    for group in groups.values():
-        for index in group:
-            ranks[index] = first + (len(group) - 1) / 2
-        first += len(group)
-    return ranks
+    return float(spearmanr(xs, ys).statistic)

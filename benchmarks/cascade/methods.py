@@ -1,4 +1,4 @@
-"""Which pruning method is best: accuracy at equal sparsity, and accuracy for what training costs.
+r"""Which pruning method is best: accuracy at equal sparsity, and accuracy for what training costs.
 
     python benchmarks/cascade/methods.py
 
@@ -10,10 +10,15 @@ Three stages, each of which only does what the journal lacks:
    gmp's values.
 2. Comparison, on the test part: all methods at all sparsities, with the same epochs, data and dense
    models.
-3. Cost, on the test part: gmp and cascade-gmp with pruning phases and runs of several lengths, each
+3. Cost, on the test part: the tuned methods with pruning phases and runs of several lengths, each
    with the best learning rate and weight decay that tuning found for that length of pruning.
 
-A method that this version does not know is left out, and the results say so.
+A method that this version does not know is left out, and the results say so. What of cascade-gmp
+matters shows beside two more arms:
+
+    python benchmarks/cascade/methods.py --name methods_ablation \
+        --methods cascade-gmp "cascade-gmp pressure" "gmp, held learning rate" gmp \
+        --tune cascade-gmp "cascade-gmp pressure" "gmp, held learning rate" gmp
 """
 
 import itertools
@@ -29,14 +34,22 @@ from analysis import by, front, interval, paired
 from lab import Entry, Lab
 from plots import Band, Panel, draw
 from record import write_results
-from runs import Run, supported
+from runs import DENSE_WEIGHT_DECAY, Run, supported
 from scales import options_of, parser_of
 
+TUNED = ("cascade-gmp", "gmp")
 METHODS = (
-    *("cascade-gmp", "gmp", "layerwise-gmp", "random", "one-shot"),
+    *(*TUNED, "layerwise-gmp", "random", "one-shot"),
     *("iterative learning-rate", "iterative weights"),
 )
-GRADUAL = ("cascade-gmp", "gmp", "layerwise-gmp", "random")
+ABLATION = ("cascade-gmp pressure", "gmp, held learning rate")
+"""For `--methods` and `--tune`; see `runs.METHODS`. `cascade-gmp pressure` tries the weight decays
+of the others while weights go, so its grid is as large as theirs."""
+
+COSTED = (*TUNED, *ABLATION)
+"""Methods whose accuracy is measured at several costs."""
+
+GRADUAL = (*TUNED, *ABLATION, "layerwise-gmp", "random")
 REFERENCE = "gmp"
 """What other methods are compared with, seed by seed."""
 
@@ -76,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--stage", choices=("tune", "compare", "all"), default="all")
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--tune", nargs="+", default=("cascade-gmp", "gmp"))
+    parser.add_argument("--tune", nargs="+", default=TUNED)
     given = parser.parse_args(arguments)
     options = options_of(given, "methods")
     plan = QUICK if given.quick else Plan()
@@ -123,17 +136,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def tuning_runs(network: str, data: str, method: str, plan: Plan, lab: Lab) -> list[Run]:
     """The grid of a method, at the sparsities at which it is tuned."""
     ends = plan.ends if method in GRADUAL else plan.ends[-1:]
-    return [
-        Run(
-            *(network, data, method, sparsity, lab.scale.epochs, TUNING_SEED),
-            lr=lr,
-            weight_decay=decay,
-            pruning_end=end,
-            judged_on="valid",
-        )
-        for sparsity in dict.fromkeys(plan.tuned_at)
-        for lr, decay, end in itertools.product(plan.lrs, plan.decays, ends)
-    ]
+    runs = []
+    for sparsity in dict.fromkeys(plan.tuned_at):
+        for lr, decay, end in itertools.product(plan.lrs, plan.decays, ends):
+            run = Run(
+                *(network, data, method, sparsity, lab.scale.epochs, TUNING_SEED),
+                lr=lr,
+                weight_decay=decay,
+                pruning_end=end,
+                judged_on="valid",
+            )
+            runs.append(_under_pressure(run) if method.endswith(" pressure") else run)
+    return runs
+
+
+def _under_pressure(run: Run) -> Run:
+    """The same weight decay while weights go, and the dense model's afterwards."""
+    pressure = run.weight_decay / DENSE_WEIGHT_DECAY
+    return replace(run, weight_decay=DENSE_WEIGHT_DECAY, tables={"cascade": {"pressure": pressure}})
 
 
 class Tuning:
@@ -175,6 +195,7 @@ class Tuning:
                 "lr": run.lr,
                 "weight_decay": run.weight_decay,
                 "pruning_end": run.pruning_end,
+                **_pressure(run),
                 "accuracy": round(score, 4),
             }
             for group in by(self.scored, lambda p: (p[0].method, p[0].sparsity)).values()
@@ -197,7 +218,7 @@ def cost_runs(
     network: str, data: str, methods: Sequence[str], plan: Plan, tuning: Tuning, lab: Lab
 ) -> Iterable[Run]:
     """Gradual pruning of several lengths, at the sparsities of tuning, over the seeds."""
-    chosen = [method for method in ("cascade-gmp", "gmp") if method in methods]
+    chosen = [method for method in COSTED if method in methods]
     sparsities = dict.fromkeys(plan.tuned_at)
     for method, sparsity, end in itertools.product(chosen, sparsities, plan.ends):
         best = tuning.best(method, sparsity, end)
@@ -210,7 +231,10 @@ def cost_runs(
 
 def rows(runs: Iterable[Run], entries: Iterable[Entry | None]) -> list[dict[str, Any]]:
     """A line for each run."""
-    wanted = ("accuracy", "accuracy_before", "overlap_with_start", "rollbacks", "seconds", "failed")
+    wanted = (
+        *("accuracy", "accuracy_before", "overlap_with_start", "closed", "harvested"),
+        *("rollbacks", "seconds", "failed"),
+    )
     return [
         {
             "method": run.method,
@@ -219,6 +243,7 @@ def rows(runs: Iterable[Run], entries: Iterable[Entry | None]) -> list[dict[str,
             "lr": run.lr,
             "weight_decay": run.weight_decay,
             "pruning_end": run.pruning_end,
+            **_pressure(run),
             "epochs": run.epochs,
             **{key: entry[key] for key in wanted if key in entry},
             **{key: value for key, value in entry.get("budget", {}).items() if "flops" in key},
@@ -230,9 +255,14 @@ def rows(runs: Iterable[Run], entries: Iterable[Entry | None]) -> list[dict[str,
     ]
 
 
+def _pressure(run: Run) -> dict[str, float]:
+    pressure = run.tables.get("cascade", {}).get("pressure")
+    return {} if pressure is None else {"pressure": pressure}
+
+
 def shed_share(entry: Entry) -> float | None:
-    """The largest share of kept weights that was shed at any moment; None if not measured."""
-    shares = [line["shed_share"] for line in entry.get("shed", []) if "shed_share" in line]
+    """The largest share of the kept weights that was shed at any moment of a run."""
+    shares = [line["shed"] / line["kept"] for line in entry.get("shed", []) if line["kept"]]
     return max(shares) if shares else None
 
 

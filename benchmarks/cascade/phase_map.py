@@ -2,12 +2,11 @@
 
     python benchmarks/cascade/phase_map.py
 
-Each point of the grid is one pruning event on a trained network, by magnitude or at random, and
-the training that follows, beside control arms in which nothing is pruned. The probe gives the shed
-curves, the cascade gain with its interval, and the verdict; then the same events and training are
-done by `prune`, for the accuracy that random pruning loses against magnitude pruning, and both
-against the control. Last, the two are held against each other: if a cascade helps random pruning,
-its loss is smaller where the gain is larger.
+Each point of the grid is one pruning event on a trained network and the training that follows: an
+arm that loses weights at random, one that loses the smallest, and a control arm that loses none.
+From the product's probe come the shed curves, the cascade gain with its interval, and the verdict;
+beside them stands the test accuracy that each arm ends with. If a cascade helps random pruning,
+then random pruning loses less against the control where its gain is larger.
 
 At `--scale cpu` learning rate and weight decay are varied at one sparsity, and sparsity at one
 learning rate and weight decay, on one data set; at `--scale gpu` everything is combined.
@@ -15,8 +14,7 @@ learning rate and weight decay, on one data set; at `--scale gpu` everything is 
 
 import itertools
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,192 +23,158 @@ sys.path.append(str(Path(__file__).parents[1]))
 from analysis import by, interval, paired, rank_correlation
 from lab import Entry, Lab
 from plots import Band, Grid, Panel, draw, draw_grids
-from probes import Point, can_probe, probe_all
+from probes import CONTROL, CRITERIA, Point, describe, gain_json, gain_of, mean_curve, probe_all
 from record import write_results
-from runs import Run
 from scales import options_of, parser_of
 
 LRS = (0.05, 0.1, 0.2)
 DECAYS = (5e-4, 2e-3, 5e-3)
 SPARSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.6)
 CENTRE_LR, CENTRE_DECAY, CENTRE_SPARSITY = 0.1, 5e-3, 0.3
-CRITERIA = ("random", "magnitude")
 EPOCHS = {"cpu": 10.0, "gpu": 30.0, "quick": 1.0}
 """Scale -> training after an event. With 8 000 samples and batches of 64, ten epochs are enough for
 the decay horizon of the centre; a run that does not reach it cannot show a whole cascade."""
 
+Probed = Mapping[Point, Mapping[int, Entry]]
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Probes, accuracies, and how they go together."""
-    parser = parser_of(__doc__)
-    parser.add_argument("--only", choices=("probes", "accuracy"), help="one of the two parts")
-    given = parser.parse_args(arguments)
+    """All points and seeds."""
+    given = parser_of(__doc__).parse_args(arguments)
     options = options_of(given, "phase_map")
     lab = Lab(options)
     epochs = given.epochs or EPOCHS[options.scale_name]
     all_data = given.data or options.scale_name == "gpu"
     data_sets = options.scale.data if all_data else options.scale.data[:1]
     points = [
-        Point(network, data, *cell, epochs, options.scale.seeds)
+        Point(network, data, *cell, epochs)
         for network, data in itertools.product(options.scale.networks, data_sets)
         for cell in cells_of(options.scale_name)
     ]
-    probing = given.only != "accuracy" and can_probe()
-    if given.only == "probes" and not probing:
-        raise SystemExit("this version of onnxprune has no probe: nothing is measured")
-    probed: list[Entry | None] = probe_all(points, lab) if probing else [None] * len(points)
-    outcomes = [] if given.only == "probes" else accuracies(points, lab)
+    probed = probe_all(points, lab)
     results = {
-        "probes": [
-            describe(point) | entry
-            for point, entry in zip(points, probed, strict=True)
-            if entry is not None
+        "points": [
+            describe(point) | outcome(entries, criterion)
+            for point, entries in probed.items()
+            for criterion in CRITERIA
         ],
-        "accuracy": [outcome.to_json() for outcome in outcomes],
-        "together": together(points, probed, outcomes),
+        "together": together(probed),
     }
     settings = {
         "scale": options.scale_name,
         "seeds": list(options.scale.seeds),
         "epochs": epochs,
-        "left_out": [] if probing or given.only else ["probes: this version has none"],
     }
     write_results(options.name, settings, results, options.results)
-    plot(points, probed, options.results, options.name)
+    plot(probed, options.results, options.name)
 
 
-def cells_of(scale: str) -> list[tuple[str, float, float, float]]:
-    """Criterion, sparsity, learning rate and weight decay of every point."""
+def cells_of(scale: str) -> list[tuple[float, float, float]]:
+    """Sparsity, learning rate and weight decay of every point."""
     if scale == "gpu":
-        return list(itertools.product(CRITERIA, SPARSITIES, LRS, DECAYS))
+        return list(itertools.product(SPARSITIES, LRS, DECAYS))
     if scale == "quick":
-        return [(criterion, CENTRE_SPARSITY, CENTRE_LR, CENTRE_DECAY) for criterion in CRITERIA]
-    map_ = itertools.product(CRITERIA, (CENTRE_SPARSITY,), LRS, DECAYS)
-    sweep = itertools.product(CRITERIA, SPARSITIES, (CENTRE_LR,), (CENTRE_DECAY,))
+        return [(CENTRE_SPARSITY, CENTRE_LR, CENTRE_DECAY)]
+    map_ = itertools.product((CENTRE_SPARSITY,), LRS, DECAYS)
+    sweep = itertools.product(SPARSITIES, (CENTRE_LR,), (CENTRE_DECAY,))
     return list(dict.fromkeys((*map_, *sweep)))
 
 
-def describe(point: Point) -> dict[str, Any]:
-    """The settings of a point as JSON values."""
+def outcome(entries: Mapping[int, Entry], criterion: str) -> dict[str, Any]:
+    """What a criterion led to at a point, over the seeds."""
+    first = next(iter(entries.values()))
+    treated, control = accuracy(entries, criterion), accuracy(entries, CONTROL)
+    difference = paired(treated, control)
     return {
-        "network": point.network,
-        "data": point.data,
-        "criterion": point.criterion,
-        "sparsity": point.sparsity,
-        "lr": point.lr,
-        "weight_decay": point.weight_decay,
+        "criterion": criterion,
+        "gain": gain_json(gain_of(entries, criterion)),
+        "gain_relative": gain_json(gain_of(entries, criterion, "gain_relative")),
+        "decay_horizon_steps": first["decay_horizon_steps"],
+        "decay_horizon_reached": round(first["decay_horizon_reached"], 3),
+        "accuracy": interval(treated.values()).to_json(),
+        "against_control": difference.to_json() if difference else None,
+        "loss_change_without_shed": max(e["without_shed"]["loss_change"] for e in entries.values()),
+        "curve": mean_curve(entries.values(), criterion),
     }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Accuracy after an event at random, after one by magnitude, and after none.
+def accuracy(entries: Mapping[int, Entry], arm: str) -> dict[int, float]:
+    """Seed -> test accuracy of an arm."""
+    return {seed: entry["accuracy"][arm] for seed, entry in entries.items()}
 
-    Attributes:
-        point: The event at random.
-        random: Seed -> accuracy.
-        magnitude: Seed -> accuracy.
-        control: Seed -> accuracy.
+
+def together(probed: Probed) -> list[dict[str, Any]]:
+    """How a cascade goes together with what random pruning loses.
+
+    For each network and data set: the accuracy of random pruning against the control, by verdict;
+    and Spearman's rank correlation of it with the gain, over the points of one sparsity.
     """
-
-    point: Point
-    random: dict[int, float]
-    magnitude: dict[int, float]
-    control: dict[int, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """Means with intervals, and differences seed by seed."""
-        row: dict[str, Any] = {
-            key: value for key, value in describe(self.point).items() if key != "criterion"
-        }
-        for name in ("random", "magnitude", "control"):
-            values = getattr(self, name)
-            row[name] = interval(values.values()).to_json() if values else None
-        for name, one, other in (
-            ("random_against_magnitude", self.random, self.magnitude),
-            ("random_against_control", self.random, self.control),
-            ("magnitude_against_control", self.magnitude, self.control),
-        ):
-            difference = paired(one, other)
-            row[name] = difference.to_json() if difference else None
-        return row
-
-
-def accuracies(points: Sequence[Point], lab: Lab) -> list[Outcome]:
-    """The accuracy of every event by `prune`, as pairs of the two criteria with their control."""
-    chosen = [point for point in points if point.criterion == "random"]
-    runs: list[Run] = []
-    for point in chosen:
-        other = replace(point, criterion="magnitude")
-        for seed in point.seeds:
-            runs += [point.run(seed), other.run(seed), point.control(seed)]
-    entries = iter(lab.runs(runs))
-    outcomes = []
-    for point in chosen:
-        found: tuple[dict[int, float], ...] = ({}, {}, {})
-        for seed, values in itertools.product(point.seeds, found):
-            entry = next(entries)
-            if entry is not None and "accuracy" in entry:
-                values[seed] = entry["accuracy"]
-        outcomes.append(Outcome(point, *found))
-    return outcomes
-
-
-def together(
-    points: Sequence[Point], probed: Sequence[Entry | None], outcomes: Iterable[Outcome]
-) -> list[dict[str, Any]]:
-    """Per network and data set: random pruning's loss by verdict, and against the gain by rank."""
-    gains = {p: e for p, e in zip(points, probed, strict=True) if e is not None}
-    pairs = []
-    for outcome in outcomes:
-        difference = paired(outcome.random, outcome.control)
-        entry = gains.get(outcome.point)
-        if entry is not None and difference is not None:
-            pairs.append((outcome.point, entry, difference.mean))
+    rows = []
+    for point, entries in probed.items():
+        loss = paired(accuracy(entries, "random"), accuracy(entries, CONTROL))
+        if loss is not None:
+            rows.append((point, gain_of(entries, "random"), loss.mean))
     found = []
-    for (network, data), same in by(pairs, lambda p: (p[0].network, p[0].data)).items():
-        by_verdict = by(same, lambda pair: pair[1]["verdict"])
+    for (network, data), group in by(rows, lambda row: (row[0].network, row[0].data)).items():
+        at_centre = [row for row in group if row[0].sparsity == CENTRE_SPARSITY]
         found.append(
             {
                 "network": network,
                 "data": data,
                 "random_against_control": {
-                    verdict: interval(loss for _, _, loss in group).to_json()
-                    for verdict, group in by_verdict.items()
+                    verdict: interval(loss for *_, loss in same).to_json()
+                    for verdict, same in by(group, lambda row: row[1].verdict).items()
                 },
                 "rank_correlation_with_gain": rank_correlation(
-                    [entry["gain"]["mean"] for _, entry, _ in same], [loss for *_, loss in same]
+                    [gain.mean for _, gain, _ in at_centre], [loss for *_, loss in at_centre]
                 ),
             }
         )
     return found
 
 
-def plot(points: Sequence[Point], probed: Sequence[Entry | None], folder: Path, name: str) -> None:
-    """Phase maps of the gain, and the gain against sparsity."""
-    done = [(p, e) for p, e in zip(points, probed, strict=True) if e is not None]
-    for (network, data), same in by(done, lambda pair: (pair[0].network, pair[0].data)).items():
-        groups = by(same, lambda pair: pair[0].criterion)
-        grids = [_grid(criterion, group) for criterion, group in groups.items()]
-        draw_grids(folder / f"{name}-{network}-{data}.svg", grids)
-        bands = []
-        for criterion, group in groups.items():
-            swept = [
-                (point.sparsity, entry["gain"])
-                for point, entry in group
-                if (point.lr, point.weight_decay) == (CENTRE_LR, CENTRE_DECAY)
+def plot(probed: Probed, folder: Path, name: str) -> None:
+    """Phase maps of the gain, gain and accuracy against sparsity, and shed curves."""
+    for (network, data), group in by(probed, lambda p: (p.network, p.data)).items():
+        stem, title = f"{name}-{network}-{data}", f"{network}, {data}"
+        draw_grids(folder / f"{stem}.svg", [_grid(probed, group, c) for c in CRITERIA])
+        swept = [p for p in group if (p.lr, p.weight_decay) == (CENTRE_LR, CENTRE_DECAY)]
+        xs = [point.sparsity for point in swept]
+        gains = [Band(c, xs, [gain_json(gain_of(probed[p], c)) for p in swept]) for c in CRITERIA]
+        accuracies = [
+            Band(arm, xs, [interval(accuracy(probed[p], arm).values()).to_json() for p in swept])
+            for arm in (*CRITERIA, CONTROL)
+        ]
+        pruned = "share of the weights that the event takes"
+        centre = f"lr {CENTRE_LR:g}, weight decay {CENTRE_DECAY:g}"
+        panels = [
+            Panel(f"{title}, {centre}", pruned, "cascade gain", gains),
+            Panel(f"{title}, {centre}", pruned, "test accuracy", accuracies),
+        ]
+        draw(folder / f"{stem}-sparsity.svg", panels)
+        middle = [point for point in swept if point.sparsity == CENTRE_SPARSITY]
+        draw(folder / f"{stem}-curves.svg", [_curves(probed[point], title) for point in middle])
+
+
+def _curves(entries: Mapping[int, Entry], title: str) -> Panel:
+    """Shed curves of both criteria and of the control on the positions that each keeps."""
+    bands = []
+    for criterion in CRITERIA:
+        curves = [entry["criteria"][criterion]["curve"] for entry in entries.values()]
+        for column, label in ((1, criterion), (2, f"control, where {criterion} keeps")):
+            points = [
+                interval(row[column] for row in rows).to_json()
+                for rows in zip(*curves, strict=True)
             ]
-            bands.append(Band(criterion, [s for s, _ in swept], [gain for _, gain in swept]))
-        title = f"{network}, {data}, lr {CENTRE_LR:g}, weight decay {CENTRE_DECAY:g}"
-        panel = Panel(title, "weights pruned in the event", "cascade gain", bands)
-        draw(folder / f"{name}-{network}-{data}-sparsity.svg", [panel])
+            bands.append(Band(label, [row[0] for row in curves[0]], points))
+    return Panel(f"{title}, {CENTRE_SPARSITY:.0%} pruned", "step", "shed / kept weights", bands)
 
 
-def _grid(criterion: str, group: Iterable[tuple[Point, Entry]]) -> Grid:
+def _grid(probed: Probed, group: Sequence[Point], criterion: str) -> Grid:
     """The gain over learning rate and weight decay at the sparsity of the centre."""
     cells = {
-        (point.lr, point.weight_decay): entry
-        for point, entry in group
+        (point.lr, point.weight_decay): gain_json(gain_of(probed[point], criterion))
+        for point in group
         if point.sparsity == CENTRE_SPARSITY
     }
     return Grid(
@@ -224,13 +188,11 @@ def _grid(criterion: str, group: Iterable[tuple[Point, Entry]]) -> Grid:
     )
 
 
-def _cell(entry: Entry | None) -> tuple[float, str] | None:
-    if entry is None:
+def _cell(gain: dict[str, Any] | None) -> tuple[float, str] | None:
+    if gain is None:
         return None
-    gain = entry["gain"]
-    return gain["mean"], f"{gain['mean']:+.2f}\n[{gain['low']:+.2f}, {gain['high']:+.2f}]\n" + (
-        entry["verdict"]
-    )
+    text = f"{gain['mean']:+.2f}\n[{gain['low']:+.2f}, {gain['high']:+.2f}]\n{gain['verdict']}"
+    return gain["mean"], text
 
 
 if __name__ == "__main__":

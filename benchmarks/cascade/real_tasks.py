@@ -4,7 +4,6 @@ Models come out of packages on PyPI. Pages and lines of text are rendered, so th
 exact; the pictures for EfficientNet-lite0 have none, and the dense model's outputs are learnt.
 """
 
-import string
 import subprocess
 import sys
 import tempfile
@@ -27,8 +26,10 @@ from onnxprune.validate import open_session
 
 RECOGNISER = "ch_PP-OCRv4_rec_infer.onnx"
 _RECOGNISER_PACKAGE = "rapidocr-onnxruntime==1.4.4"
-_LINE_HEIGHT, _LINE_WIDTH = 48, 192
-_TEXT = string.ascii_letters + string.digits
+_LINE_HEIGHT, _LINE_WIDTH = 48, 224
+_TEXT = "abcdefghjkmnpqrtuvwxyABDEFGHJKLMNPQRTY23456789"
+"""Letters and digits that look like no other in another case or font."""
+
 _FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf")
 
 
@@ -104,7 +105,7 @@ def prepare_task(name: str, size: Size, work: Path, clipart: Path) -> Task:
 
 
 def _recogniser(folder: Path, size: Size) -> Task:
-    """The recogniser with lines of random letters and digits, which it never saw as words."""
+    """The recogniser with lines of random letters and digits: no word helps."""
     model = folder / RECOGNISER
     if not model.is_file():
         _fetch(_RECOGNISER_PACKAGE, RECOGNISER, model)
@@ -113,7 +114,7 @@ def _recogniser(folder: Path, size: Size) -> Task:
     for stream, (path, count) in enumerate(((train, size.train), (evaluation, size.evaluation))):
         if not path.is_file():
             rng = np.random.default_rng([77, stream])
-            texts = ["".join(rng.choice(list(_TEXT), rng.integers(5, 10))) for _ in range(count)]
+            texts = ["".join(rng.choice(list(_TEXT), rng.integers(4, 8))) for _ in range(count)]
             images = np.stack([_line(text, rng) for text in texts])
             partial = path.with_name(f".{path.name}")
             (name,) = (spec.name for spec in read(model).inputs)
@@ -170,7 +171,7 @@ def _line(text: str, rng: np.random.Generator) -> np.ndarray:
     fonts = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf"
     font = ImageFont.truetype(
         fonts / str(rng.choice(_FONTS)),
-        int(rng.integers(18, 26)),
+        int(rng.integers(28, 37)),
         layout_engine=ImageFont.Layout.BASIC,
     )
     image = Image.new("L", (_LINE_WIDTH, _LINE_HEIGHT), int(rng.integers(150, 256)))
@@ -178,7 +179,9 @@ def _line(text: str, rng: np.random.Generator) -> np.ndarray:
     ImageDraw.Draw(image).text(place, text, int(rng.integers(0, 100)), font, anchor="lm")
     pixels = np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1)
     pixels = pixels + rng.normal(0, 8, pixels.shape)
-    return ((pixels / 255 - 0.5) / 0.5).astype(np.float32)
+    line = (pixels / 255 - 0.5) / 0.5
+    line[:, :, place[0] + int(font.getlength(text)) + place[0] :] = 0  # as the package fills it up
+    return line.astype(np.float32)
 
 
 def character_accuracy(model: Path, samples: Path, threads: int = 1) -> float:

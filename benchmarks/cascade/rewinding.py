@@ -36,7 +36,7 @@ FINE_TUNING, LEARNING_RATE, WEIGHTS = ARMS = (
     "weight rewinding",
 )
 REWIND_EPOCH = 1.0
-SPARSITIES = (0.8, 0.9, 0.95, 0.98)
+SPARSITIES = (0.9, 0.98)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -134,7 +134,11 @@ def summary(cells: Iterable[Cell], entries: Iterable[Entry | None]) -> list[dict
 
 def shed_curve(entry: Entry) -> list[tuple[int, float]]:
     """Step, and the share of the kept weights that was shed since the last pruning event."""
-    return [(line["step"], line["shed_share"]) for line in entry.get("shed", [])]
+    return [
+        (line["step"], round(line["shed"] / line["kept"], 5))
+        for line in entry.get("shed", [])
+        if line["kept"]
+    ]
 
 
 def plot(results: Sequence[dict[str, Any]], path: Path) -> None:

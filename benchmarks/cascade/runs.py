@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -25,13 +25,18 @@ from onnxprune.errors import CheckpointError, RecipeError, TrainingError
 from onnxprune.model import read
 from onnxprune.tensors import find_tensors
 from onnxprune.toml import merged
-from onnxprune.validate.flops import count_flops
+from onnxprune.validate import available_providers
 from onnxprune.version import __version__
 
 Tables = Mapping[str, Mapping[str, Any]]
 """Recipe: table -> key -> value."""
 
 METHODS: dict[str, Tables] = {
+    "cascade-gmp pressure": {"sparsity": {"method": "cascade-gmp"}},
+    "gmp, held learning rate": {
+        "sparsity": {"method": "cascade-gmp"},
+        "cascade": {"closure": False, "harvest": False, "wait": 0},
+    },
     "layerwise-gmp": {"sparsity": {"method": "gmp", "scope": "layerwise"}},
     "one-shot random": {"sparsity": {"method": "random"}, "schedule": {"kind": "one-shot"}},
     "iterative": {"sparsity": {"method": "iterative"}, "schedule": {"rewind": "none"}},
@@ -41,13 +46,17 @@ METHODS: dict[str, Tables] = {
     },
     "iterative weights": {"sparsity": {"method": "iterative"}, "schedule": {"rewind": "weights"}},
 }
-"""What the experiments call by a name of their own; any other name is the recipe's."""
+"""What the experiments call by a name of their own; any other name is the recipe's.
+
+- `cascade-gmp pressure` has more weight decay while weights go than afterwards.
+- `gmp, held learning rate` has the learning rate's course of cascade-gmp and nothing else of it.
+"""
 
 DENSE_LR, DENSE_WEIGHT_DECAY = 0.1, 5e-4
 """How dense models are trained: SGD with momentum 0.9, cosine, 5 % warm-up."""
 
-PASSES = 3
-"""A training step costs the forward pass, and twice as much for the backward pass."""
+_SHED = ("step", "since", "kept", "shed", "shed_relative")
+"""What is kept of the log's entries on shed weights."""
 
 
 @dataclass(frozen=True)
@@ -180,9 +189,15 @@ def recipe_of(run: Run, place: Workplace) -> onnxprune.Recipe:
             "evaluations": 0,
         },
         "distill": {"weight": 0.0},
-        "validate": {"latency": False, "threads": 1, "batch_size": 500},
+        "validate": {**validation_of(scale.device), "batch_size": 500},
     }
     return onnxprune.Recipe.from_dict(_merged(base, METHODS.get(run.method, {}), run.tables))
+
+
+def validation_of(device: str) -> dict[str, Any]:
+    """The recipe's `[validate]`: accuracy on the device where ONNX Runtime can, and no latency."""
+    cuda = device == "cuda" and "CUDAExecutionProvider" in available_providers()
+    return {"latency": False, "threads": 1, "provider": "cuda" if cuda else "cpu"}
 
 
 def execute(run: Run, place: Workplace, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
@@ -206,7 +221,6 @@ def execute(run: Run, place: Workplace, stop: Callable[[], bool] = lambda: False
         shutil.rmtree(run_dir, ignore_errors=True)
         return {"failed": str(error)}
     log = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    steps = json.loads((run_dir / "plan.json").read_text())["steps"]
     kept = kept_sets(output, run.sparsity)
     _save_masks(kept, place.masks(run))
     validation = results["validation"]
@@ -215,8 +229,10 @@ def execute(run: Run, place: Workplace, stop: Callable[[], bool] = lambda: False
         "accuracy_before": validation["dense"]["top1"],
         "samples": validation["samples"],
         "sparsity": results["sparsity"],
-        "budget": results.get("budget") or budget(source, log, steps, place.scale.batch, run),
-        "shed": [line for line in log if line.get("kind") == "shed"],
+        "budget": results["budget"],
+        "shed": [{key: line[key] for key in _SHED} for line in log if line["kind"] == "shed"],
+        "closed": sum(line["closed"] for line in log if line["kind"] == "event"),
+        "harvested": sum(line["harvested"] for line in log if line["kind"] == "event"),
         "rollbacks": sum(line["kind"] == "rollback" for line in log),
         "overlap_with_start": overlap(kept, magnitude_sets(source, kept)),
         "seconds": round(time.perf_counter() - started, 1),
@@ -243,34 +259,6 @@ def _prune(
         except CheckpointError:
             shutil.rmtree(run_dir)
             return onnxprune.prune(source, output, recipe, run_dir=run_dir, resume=True, stop=stop)
-
-
-def budget(
-    source: Path, log: Iterable[Mapping[str, Any]], steps: int, batch: int, run: Run
-) -> dict[str, Any]:
-    """What a run cost, from its log: mean density is over steps and prunable weights."""
-    model = read(source)
-    flops = count_flops(model.proto, find_tensors(model.proto)).total
-    assert flops is not None, f"the cost of {run.network} is not known"
-    events = sorted(
-        (line["step"], 1 - line["sparsity"]) for line in log if line.get("kind") == "event"
-    )
-    edges = [*(step for step, _ in events), steps]
-    densities = [density for _, density in events]
-    dense_steps = edges[0]
-    mean_density = dense_steps + sum(
-        density * (end - start)
-        for density, start, end in zip(densities, edges, edges[1:], strict=False)
-    )
-    mean_density = mean_density / steps if steps else 1.0
-    dense_flops = PASSES * flops * steps * batch
-    return {
-        "epochs": run.epochs,
-        "steps": steps,
-        "training_flops_dense": dense_flops,
-        "training_flops": dense_flops * mean_density,
-        "mean_density": mean_density,
-    }
 
 
 def kept_sets(model: Path, sparsity: float) -> dict[str, np.ndarray]:

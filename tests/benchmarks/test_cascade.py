@@ -21,7 +21,7 @@ from lab import Job, Journal, Lab, Unfinished  # noqa: E402
 from networks import NETWORKS, write_untrained  # noqa: E402
 from probes import Point  # noqa: E402
 from real_tasks import collapsed, edit_distance, targets_of  # noqa: E402
-from runs import Run, magnitude_sets, overlap, supported  # noqa: E402
+from runs import Run, load_masks, magnitude_sets, overlap, supported  # noqa: E402
 from scales import SCALES, Options  # noqa: E402
 
 from onnxprune.importer import load  # noqa: E402
@@ -195,7 +195,7 @@ def test_a_run_prunes_exactly_and_is_not_done_twice(tmp_path: Path) -> None:
     assert entry == again
     assert len(lines) == 2  # the dense model, and the run
     assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 2
-    kept = np.load(lab.place.masks(run))
+    kept = load_masks(lab.place.masks(run))
     weights = sum(mask.size for mask in kept.values())
     zeros = sum(int((~mask).sum()) for mask in kept.values())
     assert zeros == math.ceil(0.9 * weights)
@@ -290,29 +290,50 @@ def test_the_comparison_is_written_with_plots(
 
 
 def test_a_smaller_loss_at_a_larger_gain_correlates() -> None:
-    point = Point("resnet8", "glyphs", "random", 0.3, 0.1, 2e-3, 1.0, (0, 1))
-    points = [replace(point, lr=lr) for lr in (0.05, 0.1, 0.2)]
-    probed = [
-        {"verdict": verdict, "gain": {"mean": gain, "low": gain, "high": gain}}
-        for verdict, gain in (("absent", 0.0), ("weak", 0.5), ("present", 1.5))
-    ]
-    outcomes = [
-        phase_map.Outcome(p, {0: acc, 1: acc}, {0: 0.9, 1: 0.9}, {0: 0.9, 1: 0.9})
-        for p, acc in zip(points, (0.7, 0.8, 0.85), strict=True)
-    ]
+    def entry(gain: float, accuracy: float) -> dict[str, Any]:
+        return {
+            "criteria": {"random": {"gain": gain}},
+            "accuracy": {"random": accuracy, "control": 0.9},
+        }
 
-    (found,) = phase_map.together(points, probed, outcomes)
+    point = Point("resnet8", "glyphs", phase_map.CENTRE_SPARSITY, 0.1, 2e-3, 1.0)
+    probed = {
+        replace(point, lr=lr): {seed: entry(gain, accuracy) for seed in (0, 1)}
+        for lr, gain, accuracy in ((0.05, 0.0, 0.7), (0.1, 0.5, 0.8), (0.2, 1.5, 0.85))
+    }
+
+    (found,) = phase_map.together(probed)
 
     assert found["rank_correlation_with_gain"] == pytest.approx(1.0)
-    assert found["random_against_control"]["present"]["mean"] == pytest.approx(-0.05)
-    assert found["random_against_control"]["absent"]["mean"] == pytest.approx(-0.2)
+    losses = found["random_against_control"]
+    assert losses["present"]["mean"] == pytest.approx(-0.05)
+    assert losses["weak"]["mean"] == pytest.approx(-0.1)
+    assert losses["absent"]["mean"] == pytest.approx(-0.2)
 
 
 def test_the_small_grid_varies_one_thing_at_a_time() -> None:
     cells = phase_map.cells_of("cpu")
 
-    assert len(cells) == len(set(cells)) == 2 * (9 + 6 - 1)
-    assert len(phase_map.cells_of("gpu")) == 2 * 6 * 9
+    assert len(cells) == len(set(cells)) == 9 + 6 - 1
+    assert len(phase_map.cells_of("gpu")) == 6 * 9
+
+
+def test_arms_are_probed_on_the_dense_model_of_each_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SCALES, "quick", TINY)
+
+    phase_map.main(["--quick", "--work", str(tmp_path)])
+
+    record = json.loads((tmp_path / "results" / "phase_map_quick.json").read_text())
+    random, magnitude = record["results"]["points"]
+    assert (random["criterion"], magnitude["criterion"]) == ("random", "magnitude")
+    assert random["gain"]["verdict"] == "inconclusive"  # one seed
+    assert len(random["gain"]["values"]) == 1
+    assert [step for step, *_ in random["curve"]] == [1, 2]
+    assert random["against_control"]["count"] == 1
+    assert 0 < random["decay_horizon_reached"] < 1
+    assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".json", ".svg"}
 
 
 def test_patterns_are_compared_with_choosing_before() -> None:
