@@ -186,6 +186,15 @@ class Tuning:
         ]
         return max(fitting, key=lambda pair: pair[1])[0] if fitting else None
 
+    def at_edge(self, run: Run) -> list[str]:
+        """Settings of the best run of a grid at which a wider grid might do better still."""
+        found = []
+        for key in ("lr", "weight_decay", "pruning_end"):
+            tried = {getattr(r, key) for r, _ in self.scored if r.method == run.method}
+            if len(tried) > 1 and getattr(run, key) in (min(tried), max(tried)):
+                found.append(key)
+        return found
+
     def to_json(self) -> list[dict[str, Any]]:
         """Every point of the grids, the best of each method and sparsity first."""
         return [
@@ -197,9 +206,10 @@ class Tuning:
                 "pruning_end": run.pruning_end,
                 **_pressure(run),
                 "accuracy": round(score, 4),
+                **({"best": True, "at_edge": self.at_edge(run)} if number == 0 else {}),
             }
             for group in by(self.scored, lambda p: (p[0].method, p[0].sparsity)).values()
-            for run, score in sorted(group, key=lambda pair: -pair[1])
+            for number, (run, score) in enumerate(sorted(group, key=lambda pair: -pair[1]))
         ]
 
 

@@ -18,7 +18,9 @@ import phase_map  # noqa: E402
 from analysis import front, interval, paired, rank_correlation  # noqa: E402
 from data import CHARACTERS, Sizes, prepare  # noqa: E402
 from lab import Job, Journal, Lab, Unfinished  # noqa: E402
+from matplotlib import pyplot  # noqa: E402
 from networks import NETWORKS, write_untrained  # noqa: E402
+from plots import Band, Panel, draw  # noqa: E402
 from probes import Point  # noqa: E402
 from real_tasks import collapsed, edit_distance, targets_of  # noqa: E402
 from runs import Run, load_masks, magnitude_sets, overlap, supported  # noqa: E402
@@ -255,6 +257,8 @@ def test_tuning_takes_the_best_and_lends_it_to_those_without(tmp_path: Path) -> 
     assert tuning.best("gmp", 0.9, end=0.3) == grid[2]
     assert tuning.best("gmp", 0.9, end=0.65) == grid[1]
     assert tuning.best("gmp", 0.5) is None
+    assert tuning.at_edge(grid[2]) == ["lr", "pruning_end"]
+    assert [point["accuracy"] for point in tuning.to_json()] == [0.2, 0.1, 0.0, 0.0]
     runs = list(
         methods.comparison_runs("resnet8", "glyphs", ["random"], methods.QUICK, tuning, lab)
     )
@@ -287,6 +291,20 @@ def test_the_comparison_is_written_with_plots(
         "methods_quick-resnet8-glyphs-sparsity.svg",
         "methods_quick-resnet8-glyphs-cost.svg",
     }
+
+
+def test_a_plot_of_the_same_figures_is_the_same_file(tmp_path: Path) -> None:
+    ys = [{"mean": 0.8, "low": 0.7, "high": 0.9}, {"mean": 0.6, "low": 0.6, "high": 0.6}]
+    for name in ("a", "b"):
+        panel = Panel("a network", "density", "accuracy", [Band("gmp", [0.1, 0.2], ys)], True, True)
+        draw(tmp_path / f"{name}.svg", [panel])
+        pyplot.figure()  # leaves a trace in matplotlib's counters
+
+    first, second = ((tmp_path / f"{name}.svg").read_text() for name in ("a", "b"))
+    pyplot.close("all")
+    assert first == second
+    assert "<svg" in first
+    assert "<dc:date>" not in first
 
 
 def test_a_smaller_loss_at_a_larger_gain_correlates() -> None:
