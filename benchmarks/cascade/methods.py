@@ -73,7 +73,7 @@ class Plan:
     tuned_at: tuple[float, ...] = (0.9, 0.9, 0.98, 0.98)
     lrs: tuple[float, ...] = (0.05, 0.1, 0.2)
     decays: tuple[float, ...] = (5e-4, 2e-3, 5e-3)
-    ends: tuple[float, ...] = (0.3, 0.65)
+    ends: tuple[float, ...] = (0.15, 0.3, 0.65)
     shares: tuple[float, ...] = (0.5, 1.0)
 
     def tuning_of(self, sparsity: float) -> float:
