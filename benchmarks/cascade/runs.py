@@ -1,7 +1,7 @@
 """One run of an experiment: a dense model, a recipe made of a few settings, and what came out.
 
 Everything goes through `onnxprune.prune`, as a user's run does. It trains the dense models, too,
-with a target of 0, and kept.
+with a target of 0; these are kept.
 """
 
 import hashlib
