@@ -14,13 +14,15 @@ RESULTS = Path(__file__).parent / "results"
 _PACKAGES = ("onnxprune", "numpy", "onnx", "torch", "accelerate", "onnxruntime-gpu", "onnxruntime")
 
 
-def write_results(name: str, settings: dict[str, Any], results: Any) -> Path:
-    """Write `results/NAME.json` with settings, versions, machine, command line and date."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write_results(
+    name: str, settings: dict[str, Any], results: Any, folder: Path = RESULTS
+) -> Path:
+    """Write `FOLDER/NAME.json` with settings, versions, machine, command line and date."""
+    path = folder / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
     record = {
         "benchmark": name,
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", _script(), *sys.argv[1:]]),
         "date": datetime.date.today().isoformat(),
         "machine": describe_machine(),
         "versions": {"python": platform.python_version(), **_versions()},
@@ -30,6 +32,13 @@ def write_results(name: str, settings: dict[str, Any], results: Any) -> Path:
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
     return path
+
+
+def _script() -> str:
+    """The script that runs, as its path in the repository."""
+    script, here = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parent
+    inside = script.relative_to(here) if script.is_relative_to(here) else Path(script.name)
+    return f"benchmarks/{inside.as_posix()}"
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,192 @@
+"""Does shedding change which weights are kept, and what does that mean for N:M and blocks?
+
+    python benchmarks/cascade/kept_sets.py
+
+Overlap: the Jaccard index of the sets that methods keep of one dense model at equal sparsity, with
+each other, and with one-shot magnitude pruning of that model. Two random sets of density d overlap
+by d / (2 - d); gmp is run a second time with the data in another order, and its overlap with
+itself says how much is left to chance.
+
+Patterns: accuracy of N:M and block masks chosen before, during and after the unstructured phase
+(`[sparsity] pattern_choice`), at equal epochs. Left out, and named as such, where the product does
+not know a pattern or the key.
+"""
+
+import itertools
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from analysis import by, interval, paired
+from lab import Entry, Lab
+from plots import Band, Panel, draw
+from record import write_results
+from runs import Run, Workplace, load_masks, overlap, supported
+from scales import options_of, parser_of
+
+METHODS = ("one-shot", "gmp", "cascade-gmp", "iterative learning-rate", "random")
+SPARSITIES = (0.5, 0.8, 0.9, 0.95)
+OTHER_ORDER = 500
+"""Added to the seed of a run, but not to that of its dense model."""
+
+LARGEST = "the dense model's largest"
+CHOICES = ("before", "during", "after")
+PATTERNS = {"2:4": 0.5, "1:4": 0.75, "2:8": 0.75, "block:4x1": 0.8, "block:4x4": 0.8}
+"""Pattern -> sparsity at which it is judged."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Overlaps, then patterns."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--weight-decay", type=float, default=2e-3)
+    given = parser.parse_args(arguments)
+    options = options_of(given, "kept_sets")
+    lab = Lab(options)
+    methods = [method for method in METHODS if supported(method)]
+    sparsities = SPARSITIES[1:2] if given.quick else SPARSITIES
+    shapes = dict(itertools.islice(PATTERNS.items(), 1)) if given.quick else PATTERNS
+    known = [
+        (pattern, choice)
+        for pattern, choice in itertools.product(shapes, CHOICES)
+        if supported("gmp", pattern_tables(pattern, choice))
+    ]
+    networks = options.scale.networks if given.networks else options.scale.networks[:1]
+    data = options.scale.data if given.data else options.scale.data[:1]
+    overlapping, patterned = [], []
+    for network, name, seed in itertools.product(networks, data, options.scale.seeds):
+        base = Run(
+            *(network, name, "gmp", 0.5, options.scale.epochs, seed),
+            lr=given.lr,
+            weight_decay=given.weight_decay,
+        )
+        overlapping += [
+            replace(base, method=method, sparsity=sparsity)
+            for method, sparsity in itertools.product(methods, sparsities)
+        ]
+        reordered = {"finetune": {"seed": seed + OTHER_ORDER}}
+        overlapping += [replace(base, sparsity=s, tables=reordered) for s in sparsities]
+        patterned += [
+            replace(base, sparsity=shapes[pattern], tables=pattern_tables(pattern, choice))
+            for pattern, choice in known
+        ]
+    entries = lab.runs([*overlapping, *patterned])
+    results = {
+        "overlap": overlaps(overlapping, entries[: len(overlapping)], lab.place),
+        "patterns": patterns(patterned, entries[len(overlapping) :]),
+    }
+    missing = [pair for pair in itertools.product(shapes, CHOICES) if pair not in known]
+    settings = {
+        "scale": options.scale_name,
+        "seeds": list(options.scale.seeds),
+        "epochs": options.scale.epochs,
+        "lr": given.lr,
+        "weight_decay": given.weight_decay,
+        "left_out": {
+            "methods": [method for method in METHODS if method not in methods],
+            "patterns": [f"{pattern} {choice}" for pattern, choice in missing],
+        },
+    }
+    write_results(options.name, settings, results, options.results)
+    plot(results["overlap"], options.results / f"{options.name}.svg")
+
+
+def pattern_tables(pattern: str, choice: str) -> dict[str, dict[str, Any]]:
+    """What the recipe says for a pattern that is chosen at some time."""
+    return {"sparsity": {"pattern": pattern, "pattern_choice": choice}}
+
+
+def overlaps(
+    runs: Iterable[Run], entries: Iterable[Entry | None], place: Workplace
+) -> list[dict[str, Any]]:
+    """Overlap of methods with each other, and with one-shot pruning of the dense model."""
+    done = [
+        (run, entry)
+        for run, entry in zip(runs, entries, strict=True)
+        if entry is not None and "accuracy" in entry and place.masks(run).is_file()
+    ]
+    found = []
+    groups = by(done, lambda pair: (pair[0].network, pair[0].data, pair[0].sparsity))
+    for (network, data, sparsity), pairs in groups.items():
+        chance = (1 - sparsity) / (1 + sparsity)
+        values: dict[tuple[str, str], list[float]] = {}
+        for same in by(pairs, lambda pair: pair[0].seed).values():
+            kept = {name_of(run): load_masks(place.masks(run)) for run, _ in same}
+            for run, entry in same:
+                values.setdefault((name_of(run), LARGEST), []).append(entry["overlap_with_start"])
+            for one, other in itertools.combinations(kept, 2):
+                index = overlap(kept[one], kept[other])
+                assert index is not None
+                values.setdefault((one, other), []).append(index)
+        found += [
+            {
+                "network": network,
+                "data": data,
+                "sparsity": sparsity,
+                "sets": [one, other],
+                "jaccard": interval(numbers).to_json(),
+                "by_chance": round(chance, 4),
+            }
+            for (one, other), numbers in values.items()
+        ]
+    return found
+
+
+def name_of(run: Run) -> str:
+    """The method, and whether the data came in another order."""
+    return f"{run.method}, another order" if run.tables else run.method
+
+
+def patterns(runs: Iterable[Run], entries: Iterable[Entry | None]) -> list[dict[str, Any]]:
+    """Accuracy of patterns by the time of choice, and the difference to choosing before."""
+    values: dict[tuple[str, str, str, str], dict[int, float]] = {}
+    for run, entry in zip(runs, entries, strict=True):
+        if entry is not None and "accuracy" in entry:
+            keys = run.tables["sparsity"]
+            group = (run.network, run.data, keys["pattern"], keys["pattern_choice"])
+            values.setdefault(group, {})[run.seed] = entry["accuracy"]
+    found = []
+    for (network, data, pattern, choice), accuracy in values.items():
+        against = paired(accuracy, values.get((network, data, pattern, "before"), {}))
+        found.append(
+            {
+                "network": network,
+                "data": data,
+                "pattern": pattern,
+                "choice": choice,
+                "accuracy": interval(accuracy.values()).to_json(),
+                "against_before": against.to_json() if against and choice != "before" else None,
+            }
+        )
+    return found
+
+
+def plot(cells: Sequence[dict[str, Any]], path: Path) -> None:
+    """Overlap with the dense model's largest weights against density, and chance beside it."""
+    panels = []
+    for (network, data), same in by(cells, lambda cell: (cell["network"], cell["data"])).items():
+        with_dense = [cell for cell in same if cell["sets"][1] == LARGEST]
+        bands = [
+            Band(
+                method,
+                [1 - cell["sparsity"] for cell in group],
+                [cell["jaccard"] for cell in group],
+            )
+            for method, group in by(with_dense, lambda cell: cell["sets"][0]).items()
+        ]
+        chance = {1 - cell["sparsity"]: cell["by_chance"] for cell in with_dense}
+        flat = [{"mean": value, "low": value, "high": value} for value in chance.values()]
+        bands.append(Band("by chance", list(chance), flat))
+        panels.append(
+            Panel(f"{network}, {data}", "density", "Jaccard index", bands, falling_x=True)
+        )
+    if panels:
+        draw(path, panels)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,368 @@
+r"""Which pruning method is best: accuracy at equal sparsity, and accuracy for what training costs.
+
+    python benchmarks/cascade/methods.py
+
+Three stages, each of which only does what the journal lacks:
+
+1. Tuning, on the validation part and with a dense model that no other stage uses. Every method of
+   `--tune` gets the same effort: the whole grid of learning rate, weight decay and, where it prunes
+   gradually, the length of pruning, at each of two sparsities. Methods that are not tuned take
+   gmp's values.
+2. Comparison, on the test part: all methods at all sparsities, with the same epochs, data and dense
+   models.
+3. Cost, on the test part: the tuned methods with pruning phases and runs of several lengths, each
+   with the best learning rate and weight decay that tuning found for that length of pruning.
+
+A method that this version does not know is left out, and the results say so. What of cascade-gmp
+matters shows beside two more arms:
+
+    python benchmarks/cascade/methods.py --name methods_ablation \
+        --methods cascade-gmp "cascade-gmp pressure" "gmp, held learning rate" gmp \
+        --tune cascade-gmp "cascade-gmp pressure" "gmp, held learning rate" gmp
+"""
+
+import itertools
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from analysis import by, front, interval, paired
+from lab import Entry, Lab
+from plots import Band, Panel, draw
+from record import write_results
+from runs import DENSE_WEIGHT_DECAY, Run, supported
+from scales import options_of, parser_of
+
+TUNED = ("cascade-gmp", "gmp")
+METHODS = (
+    *(*TUNED, "layerwise-gmp", "random", "one-shot"),
+    *("iterative learning-rate", "iterative weights"),
+)
+ABLATION = ("cascade-gmp pressure", "gmp, held learning rate")
+"""For `--methods` and `--tune`; see `runs.METHODS`. `cascade-gmp pressure` tries the weight decays
+of the others while weights go, so its grid is as large as theirs."""
+
+COSTED = (*TUNED, *ABLATION)
+"""Methods whose accuracy is measured at several costs."""
+
+GRADUAL = (*TUNED, *ABLATION, "layerwise-gmp", "random")
+REFERENCE = "gmp"
+"""What other methods are compared with, seed by seed."""
+
+TUNING_SEED = 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The grid of the experiment.
+
+    Attributes:
+        sparsities: At which methods are compared.
+        tuned_at: Sparsity -> the one whose tuning it uses.
+        lrs: Peak learning rates.
+        decays: Weight decays.
+        ends: Lengths of pruning, as progress.
+        shares: Of the epochs, for runs of the last stage.
+    """
+
+    sparsities: tuple[float, ...] = (0.8, 0.9, 0.95, 0.98)
+    tuned_at: tuple[float, ...] = (0.9, 0.9, 0.98, 0.98)
+    lrs: tuple[float, ...] = (0.05, 0.1, 0.2)
+    decays: tuple[float, ...] = (5e-4, 2e-3, 5e-3)
+    ends: tuple[float, ...] = (0.15, 0.3, 0.65)
+    shares: tuple[float, ...] = (0.5, 1.0)
+
+    def tuning_of(self, sparsity: float) -> float:
+        """The sparsity at which a run of another was tuned."""
+        return dict(zip(self.sparsities, self.tuned_at, strict=True))[sparsity]
+
+
+QUICK = Plan((0.9,), (0.9,), (0.05, 0.1), (5e-4,), (0.3, 0.65), (1.0,))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """All stages that are asked for."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--stage", choices=("tune", "compare", "all"), default="all")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--tune", nargs="+", default=TUNED)
+    given = parser.parse_args(arguments)
+    options = options_of(given, "methods")
+    plan = QUICK if given.quick else Plan()
+    lab = Lab(options)
+    methods = [method for method in given.methods if supported(method)]
+    tuned = [method for method in dict.fromkeys((*given.tune, REFERENCE)) if supported(method)]
+    places = [(options.scale.networks[0], data) for data in options.scale.data[:1]]
+    if given.networks or given.data:
+        places = list(itertools.product(options.scale.networks, options.scale.data))
+    results = []
+    for network, data in places:
+        grid = [run for method in tuned for run in tuning_runs(network, data, method, plan, lab)]
+        chosen = Tuning(grid, lab.runs(grid))
+        if given.stage == "tune":
+            continue
+        compared = list(comparison_runs(network, data, methods, plan, chosen, lab))
+        costed = list(cost_runs(network, data, methods, plan, chosen, lab))
+        entries = lab.runs([*compared, *costed])
+        results.append(
+            {
+                "network": network,
+                "data": data,
+                "tuning": chosen.to_json(),
+                "comparison": comparison(compared, entries[: len(compared)]),
+                "cost": cost(costed, entries[len(compared) :]),
+                "runs": rows([*compared, *costed], entries),
+            }
+        )
+    if given.stage == "tune":
+        return
+    settings = {
+        "scale": options.scale_name,
+        "seeds": list(options.scale.seeds),
+        "epochs": options.scale.epochs,
+        "tuned": tuned,
+        "left_out": [method for method in given.methods if method not in methods],
+        "grid": {"lr": plan.lrs, "weight_decay": plan.decays, "pruning_end": plan.ends},
+    }
+    write_results(options.name, settings, results, options.results)
+    for result in results:
+        plot(result, options.results, options.name)
+
+
+def tuning_runs(network: str, data: str, method: str, plan: Plan, lab: Lab) -> list[Run]:
+    """The grid of a method, at the sparsities at which it is tuned."""
+    ends = plan.ends if method in GRADUAL else plan.ends[-1:]
+    runs = []
+    for sparsity in dict.fromkeys(plan.tuned_at):
+        for lr, decay, end in itertools.product(plan.lrs, plan.decays, ends):
+            run = Run(
+                *(network, data, method, sparsity, lab.scale.epochs, TUNING_SEED),
+                lr=lr,
+                weight_decay=decay,
+                pruning_end=end,
+                judged_on="valid",
+            )
+            runs.append(_under_pressure(run) if method.endswith(" pressure") else run)
+    return runs
+
+
+def _under_pressure(run: Run) -> Run:
+    """The same weight decay while weights go, and the dense model's afterwards."""
+    pressure = run.weight_decay / DENSE_WEIGHT_DECAY
+    return replace(run, weight_decay=DENSE_WEIGHT_DECAY, tables={"cascade": {"pressure": pressure}})
+
+
+class Tuning:
+    """What tuning found.
+
+    Attributes:
+        scored: Runs with their accuracy on the validation part; a run that diverged has 0.
+    """
+
+    def __init__(self, grid: Iterable[Run], entries: Iterable[Entry | None]) -> None:
+        pairs = zip(grid, entries, strict=True)
+        self.scored = [(run, e.get("accuracy", 0.0)) for run, e in pairs if e is not None]
+
+    def best(self, method: str, sparsity: float, end: float | None = None) -> Run | None:
+        """The best run of a method, or of gmp if that was not tuned; None if there is none.
+
+        Args:
+            method: Any method.
+            sparsity: At which tuning took place.
+            end: Only runs whose pruning is of this length.
+        """
+        tuned = {run.method for run, _ in self.scored}
+        method = method if method in tuned else REFERENCE
+        fitting = [
+            (run, score)
+            for run, score in self.scored
+            if run.method == method
+            and run.sparsity == sparsity
+            and (end is None or run.pruning_end == end)
+        ]
+        return max(fitting, key=lambda pair: pair[1])[0] if fitting else None
+
+    def at_edge(self, run: Run) -> list[str]:
+        """Settings of the best run of a grid at which a wider grid might do better still."""
+        found = []
+        for key in ("lr", "weight_decay", "pruning_end"):
+            tried = {getattr(r, key) for r, _ in self.scored if r.method == run.method}
+            if len(tried) > 1 and getattr(run, key) in (min(tried), max(tried)):
+                found.append(key)
+        return found
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Every point of the grids, the best of each method and sparsity first."""
+        return [
+            {
+                "method": run.method,
+                "sparsity": run.sparsity,
+                "lr": run.lr,
+                "weight_decay": run.weight_decay,
+                "pruning_end": run.pruning_end,
+                **_pressure(run),
+                "accuracy": round(score, 4),
+                **({"best": True, "at_edge": self.at_edge(run)} if number == 0 else {}),
+            }
+            for group in by(self.scored, lambda p: (p[0].method, p[0].sparsity)).values()
+            for number, (run, score) in enumerate(sorted(group, key=lambda pair: -pair[1]))
+        ]
+
+
+def comparison_runs(
+    network: str, data: str, methods: Iterable[str], plan: Plan, tuning: Tuning, lab: Lab
+) -> Iterable[Run]:
+    """All methods at all sparsities, over the seeds."""
+    for sparsity, method in itertools.product(plan.sparsities, methods):
+        best = tuning.best(method, plan.tuning_of(sparsity))
+        if best is not None:
+            for seed in lab.scale.seeds:
+                yield replace(best, method=method, sparsity=sparsity, seed=seed, judged_on="test")
+
+
+def cost_runs(
+    network: str, data: str, methods: Sequence[str], plan: Plan, tuning: Tuning, lab: Lab
+) -> Iterable[Run]:
+    """Gradual pruning of several lengths, at the sparsities of tuning, over the seeds."""
+    chosen = [method for method in COSTED if method in methods]
+    sparsities = dict.fromkeys(plan.tuned_at)
+    for method, sparsity, end in itertools.product(chosen, sparsities, plan.ends):
+        best = tuning.best(method, sparsity, end)
+        if best is None:
+            continue
+        for share, seed in itertools.product(plan.shares, lab.scale.seeds):
+            epochs = share * lab.scale.epochs
+            yield replace(best, method=method, epochs=epochs, seed=seed, judged_on="test")
+
+
+def rows(runs: Iterable[Run], entries: Iterable[Entry | None]) -> list[dict[str, Any]]:
+    """A line for each run."""
+    wanted = (
+        *("accuracy", "accuracy_before", "overlap_with_start", "closed", "harvested"),
+        *("rollbacks", "seconds", "failed"),
+    )
+    return [
+        {
+            "method": run.method,
+            "sparsity": run.sparsity,
+            "seed": run.seed,
+            "lr": run.lr,
+            "weight_decay": run.weight_decay,
+            "pruning_end": run.pruning_end,
+            **_pressure(run),
+            "epochs": run.epochs,
+            **{key: entry[key] for key in wanted if key in entry},
+            **{key: value for key, value in entry.get("budget", {}).items() if "flops" in key},
+            "mean_density": entry.get("budget", {}).get("mean_density"),
+            "shed_share": shed_share(entry),
+        }
+        for run, entry in zip(runs, entries, strict=True)
+        if entry is not None
+    ]
+
+
+def _pressure(run: Run) -> dict[str, float]:
+    pressure = run.tables.get("cascade", {}).get("pressure")
+    return {} if pressure is None else {"pressure": pressure}
+
+
+def shed_share(entry: Entry) -> float | None:
+    """The largest share of the kept weights that was shed at any moment of a run."""
+    shares = [line["shed"] / line["kept"] for line in entry.get("shed", []) if line["kept"]]
+    return max(shares) if shares else None
+
+
+def comparison(runs: Sequence[Run], entries: Sequence[Entry | None]) -> list[dict[str, Any]]:
+    """Accuracy, its loss against the dense model, and the difference to gmp, seed by seed."""
+    values: dict[tuple[str, float], dict[int, Entry]] = {}
+    for run, entry in zip(runs, entries, strict=True):
+        if entry is not None and "accuracy" in entry:
+            values.setdefault((run.method, run.sparsity), {})[run.seed] = entry
+    found = []
+    for (method, sparsity), cells in values.items():
+        accuracy = {seed: entry["accuracy"] for seed, entry in cells.items()}
+        other = values.get((REFERENCE, sparsity), {})
+        against = paired(accuracy, {seed: entry["accuracy"] for seed, entry in other.items()})
+        loss = interval(e["accuracy"] - e["accuracy_before"] for e in cells.values())
+        density = interval(e["budget"]["mean_density"] for e in cells.values())
+        found.append(
+            {
+                "method": method,
+                "sparsity": sparsity,
+                "accuracy": interval(accuracy.values()).to_json(),
+                "against_dense": loss.to_json(),
+                "against_gmp": against.to_json() if against and method != REFERENCE else None,
+                "mean_density": round(density.mean, 4),
+            }
+        )
+    return found
+
+
+def cost(runs: Sequence[Run], entries: Sequence[Entry | None]) -> list[dict[str, Any]]:
+    """Accuracy against training FLOPs, and which points no other beats at lower cost."""
+    pairs = [
+        (run, entry)
+        for run, entry in zip(runs, entries, strict=True)
+        if entry is not None and "accuracy" in entry
+    ]
+    points = []
+    groups = by(pairs, lambda p: (p[0].method, p[0].sparsity, p[0].pruning_end, p[0].epochs))
+    for (method, sparsity, end, epochs), cells in groups.items():
+        flops = interval(entry["budget"]["training_flops"] for _, entry in cells)
+        points.append(
+            {
+                "method": method,
+                "sparsity": sparsity,
+                "pruning_end": end,
+                "epochs": epochs,
+                "training_flops": flops.mean,
+                "accuracy": interval(entry["accuracy"] for _, entry in cells).to_json(),
+            }
+        )
+    for sparsity in {point["sparsity"] for point in points}:
+        same = [point for point in points if point["sparsity"] == sparsity]
+        best = front(same, lambda p: p["training_flops"], lambda p: p["accuracy"]["mean"])
+        for point in same:
+            point["on_front"] = point in best
+    return points
+
+
+def plot(result: dict[str, Any], folder: Path, name: str) -> None:
+    """Accuracy against sparsity, and against training FLOPs."""
+    stem = f"{name}-{result['network']}-{result['data']}"
+    bands = [
+        Band(
+            method,
+            [1 - cell["sparsity"] for cell in cells],
+            [cell["accuracy"] for cell in cells],
+        )
+        for method, cells in by(result["comparison"], lambda cell: cell["method"]).items()
+    ]
+    title = f"{result['network']}, {result['data']}"
+    draw(
+        folder / f"{stem}-sparsity.svg",
+        [Panel(title, "density", "test accuracy", bands, log_x=True, falling_x=True)],
+    )
+    panels = []
+    for sparsity, points in by(result["cost"], lambda point: point["sparsity"]).items():
+        groups = by(points, lambda point: (point["method"], point["pruning_end"]))
+        bands = [
+            Band(
+                f"{method}, pruning ends at {end:g}",
+                [point["training_flops"] / 1e12 for point in cells],
+                [point["accuracy"] for point in cells],
+            )
+            for (method, end), cells in groups.items()
+        ]
+        label = f"{title}, {sparsity:.0%} sparse"
+        panels.append(Panel(label, "training FLOPs / 10¹²", "test accuracy", bands))
+    if panels:
+        draw(folder / f"{stem}-cost.svg", panels)
+
+
+if __name__ == "__main__":
+    main()
