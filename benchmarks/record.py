@@ -11,6 +11,7 @@ from typing import Any
 from onnxprune.validate import describe_machine
 
 RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("onnxprune", "numpy", "onnx", "torch", "accelerate", "onnxruntime-gpu", "onnxruntime")
 
 
@@ -20,7 +21,7 @@ def write_results(name: str, settings: dict[str, Any], results: Any) -> Path:
     path = RESULTS / f"{name}.json"
     record = {
         "benchmark": name,
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": command_line(sys.argv),
         "date": datetime.date.today().isoformat(),
         "machine": describe_machine(),
         "versions": {"python": platform.python_version(), **_versions()},
@@ -30,6 +31,22 @@ def write_results(name: str, settings: dict[str, Any], results: Any) -> Path:
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
     return path
+
+
+def command_line(arguments: list[str]) -> str:
+    """The command as anyone would type it: files outside of the repository by name alone."""
+    script = f"benchmarks/{Path(arguments[0]).name}"
+    return " ".join(["python", script, *map(_portable, arguments[1:])])
+
+
+def _portable(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    path = Path(value)
+    if not (path.is_absolute() or path.exists()):
+        return argument
+    path = path.resolve()
+    inside = path.is_relative_to(ROOT)
+    return f"{option}{equals}{path.relative_to(ROOT).as_posix() if inside else path.name}"
 
 
 def _versions() -> dict[str, str]:
