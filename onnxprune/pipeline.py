@@ -106,11 +106,7 @@ def execute(
         held.callback(accelerator.end_training)
         _check_batch(job, ranks)
         ranks.run_on_main(lambda: _start(job, held))
-        results = _with_status(job, ranks, _Run(job, accelerator, ranks, on_progress, stop))
-        if ranks.is_main:
-            job.run.set_status("finished")
-            write_report(job.run.path, job.run.report)
-    return results
+        return _with_status(job, ranks, _Run(job, accelerator, ranks, on_progress, stop))
 
 
 def _with_status(job: Job, ranks: Ranks, run: "_Run") -> dict[str, Any]:
@@ -118,7 +114,9 @@ def _with_status(job: Job, ranks: Ranks, run: "_Run") -> dict[str, Any]:
     status = partial(_set_status, job, ranks)
     try:
         with _deterministic(job.recipe, ranks.rank, ranks.device):
-            return run.execute()
+            results = run.execute()
+        ranks.run_on_main(lambda: _report(job))
+        return results
     except (Interrupted, KeyboardInterrupt):
         status("interrupted")
         raise
@@ -168,6 +166,20 @@ def _start(job: Job, held: ExitStack) -> None:
     held.enter_context(job.run.locked())
     job.run.start(job.identity, job.recipe.to_toml(), resume=job.resume)
     job.run.write_json(job.run.plan, job.plan.to_json(job.total_steps))
+
+
+def _report(job: Job) -> None:
+    """Write the report, and only then call the run finished, so that none is without one."""
+    try:
+        write_report(job.run.path, job.run.report, status="finished")
+    except OutputError as error:
+        raise OutputError(
+            "the report cannot be written; the pruned model and its results are complete",
+            where=job.run.report,
+            got=error.got,
+            remedy=f"{error.remedy}, then continue with --resume",
+        ) from None
+    job.run.set_status("finished")
 
 
 def _set_status(
