@@ -35,6 +35,7 @@ from onnxprune.finetune import (
     Plan,
     Ranks,
     Teacher,
+    Tracking,
     Trainer,
     courses_of,
     full_tensors,
@@ -106,7 +107,9 @@ def execute(
         held.callback(accelerator.end_training)
         _check_batch(job, ranks)
         ranks.run_on_main(lambda: _start(job, held))
-        return _with_status(job, ranks, _Run(job, accelerator, ranks, on_progress, stop))
+        run = _Run(job, accelerator, ranks, on_progress, stop)
+        held.callback(run.tracking.close)
+        return _with_status(job, ranks, run)
 
 
 def _with_status(job: Job, ranks: Ranks, run: "_Run") -> dict[str, Any]:
@@ -222,6 +225,8 @@ class _Run:
             "the training data",
             self.message,
         )
+        track = self.recipe.finetune.track if ranks.is_main else []
+        self.tracking = Tracking(accelerator, track, job.run.path, self.message)
         self.seconds: dict[str, float] = {}
 
     def execute(self) -> dict[str, Any]:
@@ -235,7 +240,7 @@ class _Run:
         with self.stage("train"):
             if self.job.resume:
                 self._resume(trainer)
-            self._start_trackers()
+            self.ranks.run_on_main(lambda: self.tracking.start(self.recipe.portable()))
             with warnings.catch_warnings():
                 # Imported graphs change nothing in place, so a view between stages is harmless.
                 warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
@@ -310,18 +315,11 @@ class _Run:
         """Log an entry of the training loop."""
         self.job.run.append(entry)
         self.on_progress(entry)
-        if self.recipe.finetune.track:
-            self.accelerator.log(_tracked(entry), step=entry["step"])
+        self.tracking.record(entry)
 
     def rewound(self, step: int, sparsity: float, rollbacks: int) -> None:
         """Drop log entries that will be written again."""
         self.job.run.rewind_log(step, sparsity, rollbacks)
-
-    def _start_trackers(self) -> None:
-        if self.recipe.finetune.track:
-            tables = self.recipe.portable()
-            flat = {f"{t}.{key}": str(v) for t, keys in tables.items() for key, v in keys.items()}
-            self.accelerator.init_trackers("onnxprune", config=flat)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -485,17 +483,6 @@ class _Run:
             samples = count * trainer.batches.batch_size
             batches = trainer.batches.spread(samples)
             recalibrate(module, (batch.to(trainer.device).inputs for batch in batches))
-
-
-def _tracked(entry: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a log entry under names that trackers show by group."""
-    kind = entry["kind"]
-    values = {**entry, **entry.get("metrics", {})}
-    return {
-        f"{kind}/{key}": value
-        for key, value in values.items()
-        if isinstance(value, int | float) and key != "step"
-    }
 
 
 @contextmanager

@@ -22,8 +22,9 @@ PLAN_FILE = "plan.json"
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
-TRACKER_FOLDERS = ["onnxprune", "mlruns"]
-"""Where TensorBoard and MLflow write in a run directory."""
+MLFLOW_FILE = "mlflow.db"
+TRACKER_NAMES = ["onnxprune", MLFLOW_FILE, "mlruns"]
+"""What TensorBoard and MLflow write in a run directory."""
 Status = Literal["running", "finished", "interrupted", "failed"]
 
 
@@ -94,7 +95,7 @@ class RunDirectory:
     def _foreign(self) -> list[str]:
         """What lies here and is no part of a run, nor of one that was killed while it began."""
         names = [file.name for file in (*self._files, self.recipe, self.checkpoints, self.lock)]
-        names += TRACKER_FOLDERS
+        names += TRACKER_NAMES
         return [
             entry.name
             for entry in self.path.iterdir()
