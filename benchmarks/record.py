@@ -11,6 +11,7 @@ from typing import Any
 from onnxprune.validate import describe_machine
 
 RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("onnxprune", "numpy", "onnx", "torch", "accelerate", "onnxruntime-gpu", "onnxruntime")
 
 
@@ -22,7 +23,7 @@ def write_results(
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "benchmark": name,
-        "command": " ".join(["python", _script(), *sys.argv[1:]]),
+        "command": command_line(sys.argv),
         "date": datetime.date.today().isoformat(),
         "machine": describe_machine(),
         "versions": {"python": platform.python_version(), **_versions()},
@@ -34,11 +35,22 @@ def write_results(
     return path
 
 
-def _script() -> str:
-    """The script that runs, as its path in the repository."""
-    script, here = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parent
+def command_line(arguments: list[str]) -> str:
+    """The command as anyone would type it: files outside of the repository by name alone."""
+    script, here = Path(arguments[0]).resolve(), Path(__file__).resolve().parent
     inside = script.relative_to(here) if script.is_relative_to(here) else Path(script.name)
-    return f"benchmarks/{inside.as_posix()}"
+    script_name = f"benchmarks/{inside.as_posix()}"
+    return " ".join(["python", script_name, *map(_portable, arguments[1:])])
+
+
+def _portable(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    path = Path(value)
+    if not (path.is_absolute() or path.exists()):
+        return argument
+    path = path.resolve()
+    inside = path.is_relative_to(ROOT)
+    return f"{option}{equals}{path.relative_to(ROOT).as_posix() if inside else path.name}"
 
 
 def _versions() -> dict[str, str]:

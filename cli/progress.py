@@ -29,7 +29,7 @@ class ProgressView:
         self.console = console
         self.live = console.is_terminal
         self._bars = Progress(
-            TextColumn("{task.description:<14}"),
+            TextColumn("{task.description:<28}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -265,7 +265,7 @@ class Assembly:
         train, names = self.job.train, objective.distillation.names
         if train is None or self.job.total_steps == 0 or objective.distill_weight == 0:
             return None
-        with self.host.stage("dense outputs"):
+        with self.host.stage("dense outputs for training"):
             kind, reason = dense.kind(names)
             if kind == "cached":
                 return dense.cached(train, names)
@@ -288,7 +288,7 @@ class Assembly:
             names.add(objective.output)
         if not names:
             return {"evaluation": source.in_order}
-        with self.host.stage("dense outputs"):
+        with self.host.stage("dense outputs for evaluation"):
             teacher = dense.on_evaluation(part, names)
         return {"evaluation": source.in_order, "evaluation_teacher": teacher}
 

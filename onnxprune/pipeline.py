@@ -28,6 +28,7 @@ from onnxprune.errors import (
 )
 from onnxprune.finetune import (
     Ranks,
+    Tracking,
     Trainer,
     full_tensors,
     make_accelerator,
@@ -86,11 +87,9 @@ def execute(
         held.callback(accelerator.end_training)
         _check_batch(job, ranks)
         ranks.run_on_main(lambda: _start(job, held))
-        results = _with_status(job, ranks, _Run(job, accelerator, ranks, on_progress, stop))
-        if ranks.is_main:
-            job.run.set_status("finished")
-            write_report(job.run.path, job.run.report)
-    return results
+        run = _Run(job, accelerator, ranks, on_progress, stop)
+        held.callback(run.tracking.close)
+        return _with_status(job, ranks, run)
 
 
 def _with_status(job: Job, ranks: Ranks, run: "_Run") -> dict[str, Any]:
@@ -98,7 +97,9 @@ def _with_status(job: Job, ranks: Ranks, run: "_Run") -> dict[str, Any]:
     status = partial(_set_status, job, ranks)
     try:
         with deterministic(job.recipe, ranks.rank, ranks.device):
-            return run.execute()
+            results = run.execute()
+        ranks.run_on_main(lambda: _report(job))
+        return results
     except (Interrupted, KeyboardInterrupt):
         status("interrupted")
         raise
@@ -150,6 +151,20 @@ def _start(job: Job, held: ExitStack) -> None:
     job.run.write_json(job.run.plan, job.plan.to_json(job.total_steps))
 
 
+def _report(job: Job) -> None:
+    """Write the report, and only then call the run finished, so that none is without one."""
+    try:
+        write_report(job.run.path, job.run.report, status="finished")
+    except OutputError as error:
+        raise OutputError(
+            "the report cannot be written; the pruned model and its results are complete",
+            where=job.run.report,
+            got=error.got,
+            remedy=f"{error.remedy}, then continue with --resume",
+        ) from None
+    job.run.set_status("finished")
+
+
 def _set_status(
     job: Job, ranks: Ranks, status: Status, facts: dict[str, Any] | None = None
 ) -> None:
@@ -190,6 +205,8 @@ class _Run:
             "the training data",
             self.message,
         )
+        track = self.recipe.finetune.track if ranks.is_main else []
+        self.tracking = Tracking(accelerator, track, job.run.path, self.message)
         self.seconds: dict[str, float] = {}
 
     def execute(self) -> dict[str, Any]:
@@ -204,7 +221,7 @@ class _Run:
         with self.stage("train"):
             if self.job.resume:
                 self._resume(trainer)
-            self._start_trackers()
+            self.ranks.run_on_main(lambda: self.tracking.start(self.recipe.portable()))
             with warnings.catch_warnings():
                 # Imported graphs change nothing in place, so a view between stages is harmless.
                 warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
@@ -279,18 +296,11 @@ class _Run:
         """Log an entry of the training loop."""
         self.job.run.append(entry)
         self.on_progress(entry)
-        if self.recipe.finetune.track:
-            self.accelerator.log(_tracked(entry), step=entry["step"])
+        self.tracking.record(entry)
 
     def rewound(self, step: int, sparsity: float, rollbacks: int) -> None:
         """Drop log entries that will be written again."""
         self.job.run.rewind_log(step, sparsity, rollbacks)
-
-    def _start_trackers(self) -> None:
-        if self.recipe.finetune.track:
-            tables = self.recipe.portable()
-            flat = {f"{t}.{key}": str(v) for t, keys in tables.items() for key, v in keys.items()}
-            self.accelerator.init_trackers("onnxprune", config=flat)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -318,14 +328,3 @@ class _Run:
             samples = count * trainer.batches.batch_size
             batches = trainer.batches.spread(samples)
             recalibrate(module, (batch.to(trainer.device).inputs for batch in batches))
-
-
-def _tracked(entry: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a log entry under names that trackers show by group."""
-    kind = entry["kind"]
-    values = {**entry, **entry.get("metrics", {})}
-    return {
-        f"{kind}/{key}": value
-        for key, value in values.items()
-        if isinstance(value, int | float) and key != "step"
-    }

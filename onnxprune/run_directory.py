@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from onnxprune.errors import CheckpointError, OutputError, UsageError
 from onnxprune.model import atomic_write_text
@@ -23,8 +23,9 @@ METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
 PROBE_FILE = "probe.json"
-TRACKER_FOLDERS = ["onnxprune", "mlruns"]
-"""Where TensorBoard and MLflow write in a run directory."""
+MLFLOW_FILE = "mlflow.db"
+TRACKER_NAMES = ["onnxprune", MLFLOW_FILE, "mlruns"]
+"""What TensorBoard and MLflow write in a run directory."""
 Status = Literal["running", "finished", "interrupted", "failed"]
 
 
@@ -100,7 +101,7 @@ class RunDirectory:
         """What lies here and is no part of a run, nor of one that was killed while it began."""
         names = [file.name for file in (*self._files, self.recipe, self.checkpoints, self.lock)]
         names += [self.arms.name, self.probe.name]
-        names += TRACKER_FOLDERS
+        names += TRACKER_NAMES
         return [
             entry.name
             for entry in self.path.iterdir()
@@ -116,13 +117,13 @@ class RunDirectory:
 
         Raises:
             UsageError: Another process is at work in it.
-            OutputError: The folder cannot be made.
+            OutputError: The folder cannot be made or written.
         """
         self._make()
         if fcntl is None:
             yield
             return
-        with self.lock.open("w") as stream:
+        with self._opened_lock() as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -133,6 +134,14 @@ class RunDirectory:
                     remedy="wait for it to end, or name another --run-dir",
                 ) from None
             yield
+
+    def _opened_lock(self) -> TextIO:
+        try:
+            return self.lock.open("w")
+        except OSError as error:
+            raise OutputError(
+                "the run directory cannot be written", where=self.lock, got=error.strerror
+            ) from None
 
     def _make(self) -> None:
         try:
@@ -197,8 +206,20 @@ class RunDirectory:
         self.write_json(self.run, {**kept, "schema_version": SCHEMA_VERSION, "status": status})
 
     def write_json(self, file: Path, value: object) -> None:
-        """Write a JSON file atomically."""
-        atomic_write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        """Write a JSON file atomically.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        try:
+            atomic_write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        except OutputError as error:
+            raise OutputError(
+                "the run directory cannot be written",
+                where=file,
+                got=error.got,
+                remedy=f"{error.remedy}, then continue with --resume",
+            ) from None
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add an entry to the log.

@@ -51,6 +51,12 @@ def test_a_folder_of_something_else_is_left_alone(run: RunDirectory, name: str) 
             run.check(resume=resume)
 
 
+def test_a_lock_that_cannot_be_written_is_an_error(run: RunDirectory) -> None:
+    run.lock.mkdir(parents=True)
+    with pytest.raises(OutputError, match="cannot be written"), run.locked():
+        pass
+
+
 def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="is a file"):

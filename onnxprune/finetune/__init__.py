@@ -28,6 +28,7 @@ from onnxprune.finetune.sharding import full_tensors, shard_parameters
 from onnxprune.finetune.state import rank_seed
 from onnxprune.finetune.step import named_outputs
 from onnxprune.finetune.teachers import ArrayTeacher, CachedTeacher, ModuleTeacher, Teacher
+from onnxprune.finetune.tracking import Tracking
 
 __all__ = [
     "DEFAULT_LR",
@@ -54,6 +55,7 @@ __all__ = [
     "SquaredError",
     "TaskLoss",
     "Teacher",
+    "Tracking",
     "Trainer",
     "check_device",
     "class_axis",

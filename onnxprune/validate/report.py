@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from onnxprune.model import atomic_write_text
+from onnxprune.run_directory import Status
 from onnxprune.validate import report_format as fmt
 from onnxprune.validate.report_plots import Plot, Table
 from onnxprune.validate.report_plots_latency import latency_plot, ratio_plot
@@ -46,26 +47,38 @@ class _Group:
     tables: list[tuple[str, Table]] = field(default_factory=list)
 
 
-def build_report(run_dir: Path) -> str:
+def build_report(run_dir: Path, status: Status | None = None) -> str:
     """The page for the run in `run_dir`, as HTML text under 6 MB.
 
     A run that was interrupted, failed or is still running gives a page that says so and shows what
     has been recorded.
 
+    Args:
+        run_dir: The run directory.
+        status: How the run ended, where `run.json` does not say so yet.
+
     Raises:
         UsageError: `run_dir` is no run directory, or one of its files is missing or damaged.
     """
-    return _render(read_run(run_dir))
+    run = read_run(run_dir)
+    if status is not None:
+        run = replace(run, info=run.info.model_copy(update={"status": status}))
+    return _render(run)
 
 
-def write_report(run_dir: Path, out: Path) -> None:
+def write_report(run_dir: Path, out: Path, status: Status | None = None) -> None:
     """Write the page for the run in `run_dir` to the file `out`.
+
+    Args:
+        run_dir: The run directory.
+        out: The HTML file.
+        status: How the run ended, where `run.json` does not say so yet.
 
     Raises:
         UsageError: As `build_report`.
         OutputError: `out` cannot be written.
     """
-    atomic_write_text(Path(out), build_report(run_dir))
+    atomic_write_text(Path(out), build_report(run_dir, status))
 
 
 def _render(run: RunRecord) -> str:

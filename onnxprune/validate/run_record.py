@@ -8,7 +8,7 @@ import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,12 +19,11 @@ from onnxprune.run_directory import (
     RECIPE_FILE,
     RESULTS_FILE,
     RUN_FILE,
+    Status,
 )
 
 _MAX_FILE_BYTES = 256 * 1024**2
 _REMEDY = "name the folder that `onnxprune prune --run-dir` wrote, or run it again"
-
-Status = Literal["running", "finished", "interrupted", "failed"]
 
 
 class _Lenient(BaseModel):

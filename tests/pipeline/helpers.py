@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,16 @@ def save(folder: Path, proto: onnx.ModelProto, data: Arrays) -> tuple[Path, Path
     onnx.save(proto, model)
     np.savez(samples, **data)
     return model, samples, folder / "pruned.onnx"
+
+
+def stop_after(step: int) -> tuple[Callable[[dict[str, Any]], None], Callable[[], bool]]:
+    """A progress callback and a stop callback that ends a run after a step."""
+    seen = {"step": 0}
+
+    def on_progress(entry: dict[str, Any]) -> None:
+        seen["step"] = max(seen["step"], entry.get("step", 0) if entry["kind"] == "train" else 0)
+
+    return on_progress, lambda: seen["step"] >= step
 
 
 def weights(path: Path) -> Arrays:

@@ -1,6 +1,9 @@
 """The main job on data that are damaged, of different lengths, or augmented."""
 
 import shutil
+import sys
+import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +152,87 @@ def test_texts_of_different_lengths(tmp_path: Path) -> None:
     losses = [e["loss"] for e in log(tmp_path / "29.run") if e["kind"] == "train"]
     other = [e["loss"] for e in log(tmp_path / "5.run") if e["kind"] == "train"]
     np.testing.assert_allclose(losses, other, rtol=1e-5)
+
+
+def mean_of_tokens() -> onnx.ModelProto:
+    """Tokens and their number -> mean of that many embeddings -> two classes."""
+    graph = """g (int64[N,L] ids, int64[N] count) => (float[N,2] y) {
+        shape = Shape(ids)
+        axis = Constant<value_ints = [1]>()
+        last = Constant<value_ints = [2]>()
+        longest = Gather(shape, at)
+        position = Range(zero, longest, one)
+        limit = Unsqueeze(count, axis)
+        inside = Less(position, limit)
+        mask = Cast<to = 1>(inside)
+        m = Unsqueeze(mask, last)
+        e = Gather(table, ids)
+        marked = Mul(e, m)
+        sum = ReduceSum<keepdims = 0>(marked, axis)
+        number = Cast<to = 1>(limit)
+        mean = Div(sum, number)
+        h = MatMul(mean, w1)
+        r = Relu(h)
+        y = MatMul(r, w2)
+    }"""
+    arrays = {"table": normal(30, 8), "w1": normal(8, 16), "w2": normal(16, 2)}
+    numbers = {name: np.array(value) for name, value in (("at", 1), ("zero", 0), ("one", 1))}
+    return text_model(graph, {**arrays, **numbers})
+
+
+def last_state() -> onnx.ModelProto:
+    """Tokens and their number -> state of an LSTM after that many -> two classes."""
+    graph = """g (int64[N,L] ids, int32[N] count) => (float[N,2] y) {
+        e = Gather(table, ids)
+        x = Transpose<perm = [1, 0, 2]>(e)
+        all, state = LSTM<hidden_size = 8>(x, w, r, b, count)
+        axis = Constant<value_ints = [0]>()
+        s = Squeeze(state, axis)
+        y = MatMul(s, head)
+    }"""
+    arrays = {"table": normal(30, 8), "w": normal(1, 32, 8, scale=0.5), "head": normal(8, 2)}
+    arrays |= {"r": normal(1, 32, 8, scale=0.5), "b": normal(1, 64, scale=0.1)}
+    return text_model(graph, arrays)
+
+
+@pytest.mark.parametrize("model", [mean_of_tokens, last_state])
+def test_models_that_are_told_the_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Callable[[], onnx.ModelProto]
+) -> None:
+    """The last token tells the class. Neither filling nor the kind of data may change a loss."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 9, 120)
+    ids = rng.integers(2, 30, (120, 8))
+    label = rng.integers(0, 2, 120)
+    ids[np.arange(120), lengths - 1] = label
+    onnx.save(model(), tmp_path / "model.onnx")
+    np.savez(tmp_path / "texts.npz", **{"ids": ids, "ids.lengths": lengths, "label": label})
+    texts = [
+        ({"ids": row[:length]}, int(number))
+        for row, length, number in zip(ids, lengths, label, strict=True)
+    ]
+    source = types.ModuleType("texts_of_a_test")
+    source.samples = lambda: texts
+    monkeypatch.setitem(sys.modules, source.__name__, source)
+    losses = []
+    for fill, spec in ((5, tmp_path / "texts.npz"), (29, Path("python:texts_of_a_test:samples"))):
+        recipe = quick(
+            spec,
+            spec,
+            data={"padding": {"ids": fill}, "lengths": {"count": "ids"}},
+            finetune={"epochs": 30, "batch_size": 24, "lr": 0.2, "device": "cpu", "threads": 1},
+            sparsity={"target": 0.5},
+            distill={"weight": 0.0},
+        )
+        output = tmp_path / f"{fill}.onnx"
+        results = prune(tmp_path / "model.onnx", output, recipe, allow_python=True)
+        entries = log(output.with_suffix(".run"))
+        losses.append([entry["loss"] for entry in entries if entry["kind"] == "train"])
+        assert_pruned(tmp_path / "model.onnx", output, 0.5)
+        assert results["validation"]["samples"] == 120
+        assert results["validation"]["pruned"]["top1"] > 0.9
+        assert results["validation"]["torch_vs_runtime_max_abs_error"] < 1e-4
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
 def test_lengths_without_padding_are_an_error_that_names_the_key(tmp_path: Path) -> None:

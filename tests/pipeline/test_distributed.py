@@ -1,7 +1,8 @@
-"""The main job in several processes, as `torchrun` starts them."""
+"""The main job in several processes, as `torchrun` and `accelerate launch` start them."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from safetensors.numpy import load_file
 
-from .helpers import Arrays, assert_pruned, log, normal, save, text_model, weights
+from onnxprune.errors import Interrupted
+from onnxprune.pipeline import prune
+from onnxprune.recipe import Recipe
+
+from .helpers import Arrays, assert_pruned, log, normal, save, stop_after, text_model, weights
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 EPOCHS, STEPS = 6, 60
@@ -45,10 +51,14 @@ def network() -> tuple[onnx.ModelProto, Arrays]:
     return text_model(graph, arrays), {"x": x, "label": label}
 
 
-def command(folder: Path, name: str, processes: int, *options: str) -> list[str]:
+TORCHRUN = "torch.distributed.run --standalone --max-restarts 2 --nproc-per-node"
+ACCELERATE = "accelerate.commands.launch --multi_gpu --main_process_port 0 --num_processes"
+
+
+def command(
+    folder: Path, name: str, processes: int, *options: str, launcher: str = TORCHRUN
+) -> list[str]:
     """The command line that prunes the model of a folder."""
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    launcher += ["--standalone", "--max-restarts", "2"]
     arguments = [
         "prune",
         str(folder / "dense.onnx"),
@@ -62,17 +72,19 @@ def command(folder: Path, name: str, processes: int, *options: str) -> list[str]
     settings += ["finetune.lr=0.05", *options]
     for setting in settings:
         arguments += ["--set", setting]
-    launched = [*launcher, "-m", "onnxprune"] if processes > 1 else ["-m", "onnxprune"]
-    return [sys.executable, *launched, *arguments]
+    launched = ["-m", *launcher.split(), str(processes)] if processes > 1 else []
+    return [sys.executable, *launched, "-m", "onnxprune", *arguments]
 
 
 TIMEOUT_S = 200
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
-def run(folder: Path, name: str, processes: int, *options: str) -> dict[str, Any]:
+def run(
+    folder: Path, name: str, processes: int, *options: str, launcher: str = TORCHRUN
+) -> dict[str, Any]:
     """Results of a run, from its JSON, which must be printed once."""
-    with started(command(folder, name, processes, *options)) as running:
+    with started(command(folder, name, processes, *options, launcher=launcher)) as running:
         output, errors = running.communicate(timeout=TIMEOUT_S)
     assert running.returncode == 0, errors[-3000:]
     results: dict[str, Any] = json.loads(output)
@@ -115,17 +127,25 @@ def test_two_processes_give_the_file_of_one(
     folder: Path, single: dict[str, Any], pair: dict[str, Any]
 ) -> None:
     """The same masks; weights up to the order of sums; losses and accuracy, too."""
-    assert_pruned(folder / "dense.onnx", folder / "pair.onnx", 0.8)
-    ones, twos = weights(folder / "single.onnx"), weights(folder / "pair.onnx")
-    for name, one in ones.items():
-        assert np.array_equal(one == 0, twos[name] == 0), name
-        np.testing.assert_allclose(twos[name], one, rtol=2e-3, atol=2e-4)
-    logs = [log(folder / f"{name}.run") for name in ("single", "pair")]
-    losses = [[e["loss"] for e in entries if e["kind"] == "train"] for entries in logs]
-    assert len(losses[0]) == STEPS
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    losses = assert_like_single(folder, "pair")
+    assert losses[-1] < 0.8 * losses[0]
     assert pair["validation"]["pruned"]["top1"] == single["validation"]["pruned"]["top1"]
-    assert losses[0][-1] < 0.8 * losses[0][0]
+
+
+def assert_like_single(folder: Path, name: str) -> list[float]:
+    """A run ends with the zeros of one in a single process, and went the same way; its losses."""
+    assert_pruned(folder / "dense.onnx", folder / f"{name}.onnx", 0.8)
+    expected, found = weights(folder / "single.onnx"), weights(folder / f"{name}.onnx")
+    for tensor, values in expected.items():
+        assert np.array_equal(values == 0, found[tensor] == 0), tensor
+        np.testing.assert_allclose(found[tensor], values, rtol=2e-3, atol=2e-4)
+    losses = []
+    for run_name in ("single", name):
+        entries = [e for e in log(folder / f"{run_name}.run") if e["kind"] == "train"]
+        assert [entry["step"] for entry in entries] == list(range(1, STEPS + 1))
+        losses.append([entry["loss"] for entry in entries])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    return losses[1]
 
 
 def test_three_processes_with_unequal_parts(folder: Path, single: dict[str, Any]) -> None:
@@ -145,6 +165,72 @@ def test_sharded_parameters_give_the_same_file(
     for name, one in ones.items():
         assert np.array_equal(one == 0, twos[name] == 0), name
         np.testing.assert_allclose(twos[name], one, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_run_goes_on_in_fewer_processes(folder: Path, single: dict[str, Any]) -> None:
+    """A scheduler ends a run in two processes; one goes on with it."""
+    with started(command(folder, "fewer", 2)) as running:
+        wait_for_step(folder / "fewer.run" / "checkpoints", STEPS // 3)
+        os.kill(running.pid, signal.SIGTERM)
+        running.communicate(timeout=TIMEOUT_S)
+    assert json.loads((folder / "fewer.run" / "run.json").read_text())["status"] == "interrupted"
+    step, pruned = newest_checkpoint(folder / "fewer.run")
+    assert STEPS // 3 <= step < STEPS
+    recipe = Recipe.from_toml(folder / "single.run" / "recipe.toml")
+    results = prune(folder / "dense.onnx", folder / "fewer.onnx", recipe, resume=True)
+    assert_continued(folder, "fewer", results, step, pruned)
+
+
+@pytest.fixture(scope="module")
+def interrupted(folder: Path, single: dict[str, Any]) -> Path:
+    """The run directory of a run in one process that was interrupted while it pruned."""
+    recipe = Recipe.from_toml(folder / "single.run" / "recipe.toml")
+    on_progress, stop = stop_after(STEPS // 3)
+    with pytest.raises(Interrupted):
+        prune(
+            folder / "dense.onnx",
+            folder / "interrupted.onnx",
+            recipe,
+            on_progress=on_progress,
+            stop=stop,
+        )
+    return folder / "interrupted.run"
+
+
+@pytest.mark.parametrize(
+    ("sharding", "launcher"), [("none", ACCELERATE), ("fsdp", TORCHRUN)], ids=["copies", "parts"]
+)
+def test_a_run_goes_on_in_more_processes(
+    folder: Path, interrupted: Path, sharding: str, launcher: str
+) -> None:
+    """What one process saved is spread over two, however these are started."""
+    name = f"more-{sharding}"
+    shutil.copytree(interrupted, folder / f"{name}.run")
+    step, pruned = newest_checkpoint(interrupted)
+    assert step == STEPS // 3
+    results = run(folder, name, 2, f'finetune.sharding="{sharding}"', launcher=launcher)
+    assert_continued(folder, name, results, step, pruned)
+
+
+def newest_checkpoint(run_dir: Path) -> tuple[int, Arrays]:
+    """Step of a run's newest checkpoint, and where the weights are pruned in it, by tensor."""
+    newest = max((run_dir / "checkpoints").glob("step-*"))
+    tensors = load_file(newest / "state.safetensors")
+    masks = {name: mask for name, mask in tensors.items() if name.startswith("mask.")}
+    return int(newest.name[5:]), {name[5:]: ~mask for name, mask in masks.items()}
+
+
+def assert_continued(
+    folder: Path, name: str, results: dict[str, Any], step: int, pruned: Arrays
+) -> None:
+    """The run began with the masks of the checkpoint, and ended as one without a break."""
+    assert any(f"resumed after step {step} of {STEPS}" in note for note in results["notes"])
+    assert sum(int(where.sum()) for where in pruned.values()) > 0
+    found = weights(folder / f"{name}.onnx")
+    for tensor, where in pruned.items():
+        assert not found[tensor][where].any(), tensor
+    assert_like_single(folder, name)
 
 
 def test_a_killed_process_is_restarted_and_the_file_is_the_same(

@@ -23,25 +23,47 @@ KILLS = 10
 KILLS_IN_WRITES = 4
 
 SERVER = """
-import json, os, resource, sys
+import json, os, resource, signal, sys
 import torch
 from onnxprune import pipeline
 from onnxprune.errors import OnnxpruneError
 from onnxprune.recipe import Recipe
 
-pipeline.write_report = lambda *arguments: None
+write_report = pipeline.write_report
+
+
+def run(job):
+    def passed(moment):
+        if job["file_bytes"] and moment == job["full_at"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"],) * 2)
+
+    def on_progress(entry):
+        passed(" ".join(str(entry[key]) for key in ("kind", "name", "step") if key in entry))
+
+    def report(*arguments, **options):
+        passed("report")
+        if job["report"]:
+            write_report(*arguments, **options)
+
+    def audit(event, arguments):
+        if event == "os.rename" and os.path.basename(arguments[1]) == job["dies_before"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(audit)
+    pipeline.write_report = report
+    passed("start")
+    recipe = Recipe.from_dict(job["recipe"])
+    pipeline.prune(job["model"], job["output"], recipe, resume=True, on_progress=on_progress)
+
+
 for line in sys.stdin:
-    job = json.loads(line)
     child = os.fork()
     if child == 0:
-        if job["file_bytes"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"],) * 2)
         try:
-            recipe = Recipe.from_dict(job["recipe"])
-            pipeline.prune(job["model"], job["output"], recipe, resume=True)
+            run(json.loads(line))
             os._exit(0)
         except OnnxpruneError as error:
-            print("error:", error, file=sys.stderr, flush=True)
+            print("error", json.dumps(str(error)), flush=True)
             os._exit(error.exit_code)
     print("process", child, flush=True)
     print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -54,15 +76,39 @@ class Runs:
 
     def __init__(self, server: subprocess.Popen[str]) -> None:
         self.server = server
+        self.error = ""
 
-    def start(self, folder: Path, file_bytes: int = 0) -> int:
-        """Start or continue the run in a folder; gives the process."""
+    def start(
+        self,
+        folder: Path,
+        *,
+        file_bytes: int = 0,
+        full_at: str = "start",
+        checkpoint_seconds: float = 0,
+        report: bool = False,
+        dies_before: str | None = None,
+    ) -> int:
+        """Start or continue the run in a folder.
+
+        Args:
+            folder: Holds the model and the data.
+            file_bytes: No file may grow beyond this, as on a full disk; 0 for any size.
+            full_at: The moment from which this holds: `start`, `report`, or a progress entry such
+                as `stage export` or `train 7`.
+            checkpoint_seconds: As in the recipe.
+            report: Whether the page is written.
+            dies_before: Name of a file; the process is killed before it is renamed into its place.
+
+        Returns:
+            The process.
+        """
         recipe = quick(
             folder / "data.npz",
             folder / "data.npz",
             finetune={
                 **{"epochs": STEPS / 6, "batch_size": 8, "evaluations": 4, "ema": 0.5},
-                **{"device": "cpu", "threads": 1, "checkpoint_seconds": 0, "optimizer": "adamw"},
+                **{"device": "cpu", "threads": 1, "optimizer": "adamw"},
+                "checkpoint_seconds": checkpoint_seconds,
             },
             schedule={"end": 1.0},
         )
@@ -71,21 +117,31 @@ class Runs:
             "output": str(folder / "pruned.onnx"),
             "recipe": recipe.to_dict(),
             "file_bytes": file_bytes,
+            "full_at": full_at,
+            "report": report,
+            "dies_before": dies_before,
         }
+        self.error = ""
         assert self.server.stdin is not None
         self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
         return self._number("process")
 
     def wait(self) -> int:
-        """Exit code of the process that was started last; negative where a signal ended it."""
+        """Exit code of the process that was started last; negative where a signal ended it.
+
+        What error it met is kept in `error`.
+        """
         return self._number("exit")
 
     def _number(self, kind: str) -> int:
         assert self.server.stdout is not None
-        word, number = self.server.stdout.readline().split()
+        word, value = self.server.stdout.readline().split(maxsplit=1)
+        if word == "error":
+            self.error = json.loads(value)
+            return self._number(kind)
         assert word == kind
-        return int(number)
+        return int(value)
 
 
 @pytest.fixture(scope="module")
@@ -185,16 +241,83 @@ def test_killed_while_it_writes_a_checkpoint(
     finish(runs, folder, undisturbed)
 
 
+def test_killed_while_it_starts(
+    runs: Runs, undisturbed: tuple[bytes, list[dict[str, Any]], float], tmp_path: Path
+) -> None:
+    """Before each of its first files is in its place, up to the first checkpoint."""
+    folder = folder_of(tmp_path, "run")
+    for name in ("run.json", "recipe.toml", "plan.json", "teacher.npz", "step-00000000"):
+        runs.start(folder, dies_before=name)
+        assert runs.wait() == -signal.SIGKILL
+        assert not list(folder.rglob(name))
+        assert list(folder.rglob(f".{name}.*"))
+    finish(runs, folder, undisturbed)
+
+
+def status(folder: Path) -> str:
+    found: str = json.loads((folder / "pruned.run" / "run.json").read_text())["status"]
+    return found
+
+
 def test_a_full_disk(
     runs: Runs,
     undisturbed: tuple[bytes, list[dict[str, Any]], float],
     tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Files may not grow: the first checkpoint fails, and the run goes on when there is room."""
     folder = folder_of(tmp_path, "run")
     runs.start(folder, file_bytes=2048)
     assert runs.wait() == 2
     assert not list((folder / "pruned.run" / "checkpoints").iterdir())
-    assert json.loads((folder / "pruned.run" / "run.json").read_text())["status"] == "failed"
+    assert status(folder) == "failed"
     finish(runs, folder, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("full_at", "unwritten"),
+    [
+        ("train 7", "metrics.jsonl"),
+        ("stage export", "pruned.onnx"),
+        ("stage validate", "results.json"),
+    ],
+)
+def test_a_disk_that_fills_up(
+    runs: Runs,
+    undisturbed: tuple[bytes, list[dict[str, Any]], float],
+    tmp_path: Path,
+    full_at: str,
+    unwritten: str,
+) -> None:
+    """What cannot be written is named, and the run goes on when there is room."""
+    folder = folder_of(tmp_path, "run")
+    runs.start(folder, file_bytes=64, full_at=full_at, checkpoint_seconds=3600)
+    assert runs.wait() == 2
+    assert f"{unwritten}\n" in runs.error
+    assert "free some space" in runs.error
+    assert status(folder) == "running", "there is no room for another one"
+    finish(runs, folder, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("file_bytes", "noted"), [(500_000, "failed"), (64, "running")], ids=["large", "any"]
+)
+def test_a_disk_too_full_for_the_report(
+    runs: Runs,
+    undisturbed: tuple[bytes, list[dict[str, Any]], float],
+    tmp_path: Path,
+    file_bytes: int,
+    noted: str,
+) -> None:
+    """The run is not called finished until its report is there, though the model is complete."""
+    folder = folder_of(tmp_path, "run")
+    page = folder / "pruned.run" / "report.html"
+    runs.start(folder, file_bytes=file_bytes, full_at="report", report=True)
+    assert runs.wait() == 2
+    assert "the report cannot be written" in runs.error
+    assert "--resume" in runs.error
+    assert (status(folder), page.exists()) == (noted, False)
+    assert (folder / "pruned.onnx").read_bytes() == undisturbed[0]
+    runs.start(folder, report=True)
+    assert runs.wait() == 0
+    assert status(folder) == "finished"
+    assert 'class="status status-finished"' in page.read_text()

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from onnxprune.errors import CheckpointError, Interrupted, UsageError
 from onnxprune.pipeline import prune
 from onnxprune.recipe import Recipe
 
-from .helpers import dropout_classifier, log, mlp, quick, save
+from .helpers import dropout_classifier, log, mlp, quick, save, stop_after
 
 pytestmark = pytest.mark.usefixtures("no_report")
 STEPS = 18
@@ -30,16 +29,6 @@ def settings(samples: Path, **tables: dict[str, Any]) -> Recipe:
     finetune = {"epochs": 3, "batch_size": 8, "evaluations": 4, "device": "cpu", "threads": 1}
     tables["finetune"] = finetune | tables.get("finetune", {})
     return quick(samples, samples, **tables)
-
-
-def stop_after(step: int) -> tuple[Callable[[dict[str, Any]], None], Callable[[], bool]]:
-    """A progress callback and a stop callback that ends a run after a step."""
-    seen = {"step": 0}
-
-    def on_progress(entry: dict[str, Any]) -> None:
-        seen["step"] = max(seen["step"], entry.get("step", 0) if entry["kind"] == "train" else 0)
-
-    return on_progress, lambda: seen["step"] >= step
 
 
 def interrupt(

@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from accelerate.tracking import TensorBoardTracker
 from onnx import numpy_helper
 
-from onnxprune.errors import TrainingError
+from onnxprune.errors import TrainingError, UsageError
 from onnxprune.finetune.step import Stepper
 from onnxprune.pipeline import prune
 from onnxprune.validate import open_session
@@ -240,6 +241,70 @@ def test_trackers_are_told_of_losses_and_metrics(
     assert top1 == pytest.approx(
         [entry["metrics"]["top1"] for entry in logged if entry["kind"] == "eval"]
     )
+
+
+def test_a_tracker_that_fails_does_not_end_a_run(
+    files: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an error at the start, and a message on the way."""
+    model, train, evaluation = files
+    recipe = quick(train, evaluation, finetune={"track": ["tensorboard"], "device": "cpu"})
+
+    def fail(tracker: TensorBoardTracker, *arguments: Any, **options: Any) -> None:
+        raise ConnectionError("the server\nis gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TensorBoardTracker, "start", fail)
+        with pytest.raises(UsageError, match=r"(?s)cannot be started.*ConnectionError: the server"):
+            prune(model, tmp_path / "out.onnx", recipe, run_dir=tmp_path / "run")
+    messages: list[str] = []
+    for name in ("log", "finish"):
+        output = tmp_path / f"{name}.onnx"
+        with monkeypatch.context() as patched:
+            patched.setattr(TensorBoardTracker, name, fail)
+            prune(
+                model,
+                output,
+                recipe,
+                on_progress=lambda entry: messages.append(entry.get("text", "")),
+            )
+        assert_pruned(model, output, 0.8)
+    said = [text for text in messages if "tensorboard cannot be told any more" in text]
+    assert len(said) == 2, "once in each run"
+    assert all("(ConnectionError: the server)" in text for text in said)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of MLflow's own code
+def test_mlflow_writes_in_the_run_directory(
+    files: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing lies in the working directory afterwards, and other uses of MLflow are left alone."""
+    mlflow = pytest.importorskip("mlflow")
+    model, train, evaluation = files
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    recipe = quick(
+        train,
+        evaluation,
+        finetune={"epochs": 2, "evaluations": 2, "track": ["mlflow"], "device": "cpu"},
+    )
+    prune(model, tmp_path / "out.onnx", recipe, run_dir=tmp_path / "run")
+    assert not list(elsewhere.iterdir())
+    assert not mlflow.is_tracking_uri_set()
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/run/mlflow.db")
+    experiment = client.get_experiment_by_name("onnxprune")
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    assert tracked.info.status == "FINISHED"
+    assert tracked.info.run_name == "run"
+    assert tracked.data.params["finetune.epochs"] == "2.0"
+    logged = log(tmp_path / "run")
+    for kind, key in (("train", "loss"), ("eval", "top1"), ("event", "sparsity")):
+        entries = [{**e, **e.get("metrics", {})} for e in logged if e["kind"] == kind]
+        history = client.get_metric_history(tracked.info.run_id, f"{kind}/{key}")
+        found = {point.step: point.value for point in history}
+        assert found == pytest.approx({entry["step"]: entry[key] for entry in entries}), kind
 
 
 @pytest.mark.parametrize("rewind", ["none", "learning-rate", "weights"])
