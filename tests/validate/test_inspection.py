@@ -19,7 +19,7 @@ from onnxprune.export.metadata import (
 )
 from onnxprune.tensors import find_tensors
 from onnxprune.validate.flops import count_flops
-from onnxprune.validate.graph_shapes import infer_shapes
+from onnxprune.graph_shapes import infer_shapes
 from onnxprune.validate.inspection import Inspection, inspect_model, observed_pattern
 
 
