@@ -91,6 +91,13 @@ def closed(
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
         else:
             np.testing.assert_array_equal(a, b)
+    if not found.changes:
+        for name in found.dead:
+            changed = tensors[name].clone()
+            changed[tuple((kept[name] & ~found.masks[name]).nonzero()[-1])] = 7.0
+            other = {n: t.numpy() for n, t in (tensors | {name: changed}).items()}
+            for a, b in zip(before, run(write_back(proto, other)), strict=True):
+                np.testing.assert_array_equal(a, b, "a dead weight has a say")
     assert not close(flow, new, found.masks, floors).dead, "a second closure finds more"
     for name, mask in found.masks.items():
         assert not (mask & ~kept[name]).any(), "a weight came back"
