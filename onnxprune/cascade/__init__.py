@@ -6,7 +6,9 @@ controller are this project's.
 """
 
 from onnxprune.cascade.budget import Budget, training_budget
+from onnxprune.cascade.closure import Closure, DeadChannels, Unfolded, close
 from onnxprune.cascade.controller import Controller, Foremost, Policy
+from onnxprune.cascade.flow import Flow
 from onnxprune.cascade.gain import Gain, Verdict, cascade_gain, gain_over_seeds
 from onnxprune.cascade.horizon import decay_horizon, decay_reached
 from onnxprune.cascade.kept import Overlap, kept_overlap
@@ -16,8 +18,11 @@ from onnxprune.cascade.shed import ShedCount, ShedMonitor, kept_rms
 
 __all__ = [
     "Budget",
+    "Closure",
     "Controller",
     "Course",
+    "DeadChannels",
+    "Flow",
     "Foremost",
     "Gain",
     "Overlap",
@@ -26,8 +31,10 @@ __all__ = [
     "Rounds",
     "ShedCount",
     "ShedMonitor",
+    "Unfolded",
     "Verdict",
     "cascade_gain",
+    "close",
     "courses_of",
     "decay_horizon",
     "decay_reached",

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from onnx import AttributeProto, ModelProto, NodeProto
 
+from onnxprune.graph_shapes import Shape, infer_shapes
 from onnxprune.model import iter_graphs
 from onnxprune.tensors import GraphTensor
-from onnxprune.validate.graph_shapes import Shape, infer_shapes
 
 _CONVOLUTIONS = frozenset({"Conv", "FusedConv"})
 _PRODUCTS = frozenset({"MatMul", "FusedMatMul", "Gemm", "FusedGemm"})

@@ -17,9 +17,9 @@ from onnxprune.export.metadata import (
     overall_sparsity,
     write_metadata,
 )
+from onnxprune.graph_shapes import infer_shapes
 from onnxprune.tensors import find_tensors
 from onnxprune.validate.flops import count_flops
-from onnxprune.validate.graph_shapes import infer_shapes
 from onnxprune.validate.inspection import Inspection, inspect_model, observed_pattern
 
 

