@@ -53,6 +53,7 @@ from onnxprune.sparsity import (
     Magnitude,
     MaskSet,
     RandomScore,
+    choose_masks,
     local_part,
     select_masks,
     select_replicated_masks,
@@ -375,21 +376,23 @@ class _Run:
     def _choose(self, masks: MaskSet, zeros: int) -> dict[str, torch.Tensor]:
         settings, plan = self.recipe.sparsity, self.job.plan
         random = settings.method == "random"
-        select = partial(
-            select_masks if self.sharded else select_replicated_masks,
-            {name: local_part(p.detach()) for name, p in masks.parameters.items()},
+        weights = {name: local_part(p.detach()) for name, p in masks.parameters.items()}
+        limits: dict[str, Any] = {
+            **{"floors": plan.floors, "scope": settings.scope, "axes": plan.axes},
+            "shards" if self.sharded else "ranks": self.ranks,
+        }
+        choice = choose_masks(
+            partial(select_masks if self.sharded else select_replicated_masks, weights, **limits),
             zeros,
             RandomScore(self.recipe.finetune.seed) if random else Magnitude(),
             masks=masks.masks,
-            floors=plan.floors,
-            scope=settings.scope,
             pattern=plan.pattern,
-            axes=plan.axes,
+            moment=settings.pattern_choice,
+            last_zeros=plan.zeros,
+            final=masks.final,
         )
-        chosen: dict[str, torch.Tensor] = (
-            select(shards=self.ranks) if self.sharded else select(ranks=self.ranks)
-        )
-        return chosen
+        masks.final = choice.final
+        return choice.masks
 
     def _plan(self) -> Plan:
         total = self.job.total_steps

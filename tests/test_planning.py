@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper, parser
 from onnxprune.errors import TargetError
 from onnxprune.planning import PruningPlan, make_plan
 from onnxprune.recipe import Recipe
-from onnxprune.sparsity import NM
+from onnxprune.sparsity import NM, Axes
 from onnxprune.tensors import find_tensors
 
 SHAPES = {"stem": (8, 3, 3, 3), "depth": (8, 1, 3, 3), "point": (16, 8, 1, 1), "fc": (16, 10)}
@@ -44,7 +44,7 @@ def test_by_default_all_but_depthwise_weights_are_in_scope(proto: onnx.ModelProt
     assert made.zeros == 404
     assert list(made.skipped) == ["depth"]
     assert "depthwise" in made.skipped["depth"]
-    assert made.axes == {"stem": 1, "point": 1, "fc": 0}
+    assert made.axes == {"stem": Axes(1, 0), "point": Axes(1, 0), "fc": Axes(0, 1)}
 
 
 @pytest.mark.parametrize(

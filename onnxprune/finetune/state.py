@@ -48,6 +48,8 @@ class TrainingState:
         parts: dict[str, Tensor] = {f"model.{name}": p for name, p in self.parameters.items()}
         parts.update({name: tensor for name, tensor in state.items() if tensor.ndim})
         parts.update({f"mask.{name}": mask for name, mask in self.masks.masks.items()})
+        final = self.masks.final or {}
+        parts.update({f"final_mask.{name}": mask for name, mask in final.items()})
         tensors = full_tensors(parts, self.ranks) if self.sharded else parts
         tensors.update({name: tensor for name, tensor in state.items() if not tensor.ndim})
         tensors.update({f"buffer.{name}": t for name, t in self.module.named_buffers()})
@@ -86,6 +88,7 @@ class TrainingState:
                 tensor.copy_(tensors[f"average.{name}"])
         restore_scalars(self.optimizer, self.parameters, tensors)
         self.masks.update(_with_prefix(places, "mask."))
+        self.masks.final = _with_prefix(places, "final_mask.") or None
         self.rewind = _with_prefix(tensors, "rewind.")
         self._restore_random(tensors, step)
 
@@ -100,7 +103,9 @@ class TrainingState:
                 self.optimizer.state[self.parameters[name]][key] = state
                 places[full_name] = state
         for name, mask in self.masks.masks.items():
-            places[f"mask.{name}"] = torch.empty_like(mask)
+            for full_name in (f"mask.{name}", f"final_mask.{name}"):
+                if full_name in layout:
+                    places[full_name] = torch.empty_like(mask)
         return places
 
     def _from_main(

@@ -28,6 +28,8 @@ class MaskSet:
         masks: A mask of the shape of each parameter, or of this rank's part of it.
         total: Number of weights under masks on all ranks, kept or not.
         zeros: Number of weights that the masks of all ranks remove.
+        final: Masks that later updates move towards, chosen early (see `choose_masks`); None
+            without such.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], shards: Shards | None = None) -> None:
@@ -41,6 +43,7 @@ class MaskSet:
         sizes = {name: mask.numel() for name, mask in self.masks.items()}
         self.total = sum(sum_counts(self._shards, sizes).values())
         self.zeros = 0
+        self.final: dict[str, Tensor] | None = None
 
     @property
     def sparsity(self) -> float:
@@ -52,7 +55,8 @@ class MaskSet:
     ) -> None:
         """Put new masks in place.
 
-        Weights and optimizer state (momentum and the like) are zeroed where a mask is False.
+        Weights and optimizer state (momentum and the like) are zeroed where a mask is False. A
+        weight that was masked and no longer is goes on from 0, with an optimizer state of 0.
 
         Args:
             masks: A boolean tensor for every parameter, like those in `masks`.

@@ -20,7 +20,8 @@ from onnxprune.export.metadata import (
 from onnxprune.tensors import find_tensors
 from onnxprune.validate.flops import count_flops
 from onnxprune.validate.graph_shapes import infer_shapes
-from onnxprune.validate.inspection import Inspection, inspect_model, observed_pattern
+from onnxprune.validate.inspection import Inspection, inspect_model
+from onnxprune.validate.observed_pattern import observed_pattern
 
 
 def small_model(**weights: np.ndarray) -> onnx.ModelProto:
@@ -105,7 +106,8 @@ def keep_n_of_m(shape: tuple[int, ...], axis: int, n: int, m: int, seed: int = 0
 
 def pattern_of(weight: np.ndarray, *, trans_b: bool = False) -> str:
     tensors = find_tensors(one_product(weight, trans_b=trans_b))
-    return observed_pattern(tensors["w"])
+    values = tensors["w"].array()
+    return observed_pattern(tensors["w"], values, int(np.count_nonzero(values)))
 
 
 def by_name(inspection: Inspection) -> dict[str, dict]:
@@ -145,6 +147,7 @@ def test_json_has_the_agreed_keys_and_counts(tmp_path: Path) -> None:
         "trainable": True,
         "pattern": "channel",
         "reduction_axis": 1,
+        "output_axis": 0,
         "flops": 0,
         "aliases": [],
     }
