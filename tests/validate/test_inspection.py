@@ -231,6 +231,65 @@ def test_nm_patterns_are_found_along_the_reduction_axis(n: int, m: int, trans_b:
     assert pattern_of(weight, trans_b=not trans_b) == "unstructured"
 
 
+def keep_blocks(
+    shape: tuple[int, int], rows: int, columns: int, share: float, seed: int = 0
+) -> np.ndarray:
+    """Outputs by inputs, of which a share of the blocks is not zero."""
+    rng = np.random.default_rng(seed)
+    grid = rng.random((shape[0] // rows, shape[1] // columns)) < share
+    kept = grid.repeat(rows, axis=0).repeat(columns, axis=1)
+    return np.where(kept, rng.uniform(0.1, 1, shape), 0.0)
+
+
+@pytest.mark.parametrize("trans_b", [False, True])
+@pytest.mark.parametrize(("rows", "columns"), [(4, 1), (1, 4), (16, 1), (4, 4), (1, 2)])
+def test_blocks_are_found_along_outputs_and_inputs(rows: int, columns: int, trans_b: bool) -> None:
+    weight = keep_blocks((32, 48), rows, columns, 0.3)
+    stored = weight if trans_b else weight.T
+    assert pattern_of(stored, trans_b=trans_b) == f"block:{rows}x{columns}"
+    turned = "unstructured" if rows != columns else f"block:{rows}x{columns}"
+    if columns != 2:
+        assert pattern_of(stored, trans_b=not trans_b) in (turned, f"block:{columns}x{rows}")
+
+
+def test_blocks_that_are_no_squares_or_lines_are_found_by_what_they_consist_of() -> None:
+    assert pattern_of(keep_blocks((32, 48), 8, 4, 0.3), trans_b=True) == "block:4x4"
+
+
+def test_a_part_of_a_block_is_allowed_and_more_is_not() -> None:
+    weight = keep_blocks((32, 16), 4, 1, 0.5)
+    first = np.argwhere(weight[::4] != 0)[:2]
+    for number, (row, column) in enumerate(first):
+        weight[4 * row : 4 * row + 3 : 1 + number, column] = 0
+        assert pattern_of(weight, trans_b=True) == ("unstructured" if number else "block:4x1")
+
+
+def test_a_few_zeros_are_no_blocks() -> None:
+    """They keep to any block that is larger than their number, which says nothing."""
+    weight = np.random.default_rng(0).uniform(0.1, 1, (32, 32))
+    weight[3, 5] = weight[20, 7] = 0
+    assert pattern_of(weight) == "unstructured"
+    claimed = with_metadata(one_product(weight), "block:4x1")
+    assert by_name(inspect_model(claimed))["w"]["pattern"] == "block:4x1"
+
+
+def test_dead_inputs_are_no_blocks() -> None:
+    weight = np.random.default_rng(0).uniform(0.1, 1, (32, 32))
+    weight[[3, 9, 21, 30]] = 0
+    assert pattern_of(weight) == "unstructured"
+    assert pattern_of(weight.T.copy()) == "channel"
+
+
+def test_a_claim_of_blocks_is_compared_with_the_file() -> None:
+    weight = keep_blocks((32, 16), 4, 2, 0.5)
+    honest = inspect_model(with_metadata(one_product(weight.T), "block:4x2"))
+    assert (honest.metadata.true, by_name(honest)["w"]["pattern"]) == (True, "block:4x2")
+    lying = inspect_model(with_metadata(one_product(weight.T), "block:8x2"))
+    assert lying.metadata.true is False
+    assert any("block:8x2 does not hold" in problem for problem in lying.metadata.problems)
+    assert by_name(lying)["w"]["pattern"] == "block:4x1"
+
+
 def test_one_value_too_many_breaks_the_pattern() -> None:
     weight = keep_n_of_m((32, 32), 0, 2, 4)
     column = weight[:4, 5]
