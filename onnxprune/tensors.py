@@ -154,11 +154,14 @@ class GraphTensor:
 
     @property
     def group_shape(self) -> tuple[int, ...]:
-        """Shape of what one group of a convolution uses; of the whole tensor elsewhere."""
+        """Shape of what one group of a convolution uses; of the whole tensor elsewhere.
+
+        Groups that do not divide their axis, as in a damaged file, count as single channels.
+        """
         shape = list(self.shape)
         if self.channel_groups is not None:
             axis, groups = self.channel_groups
-            shape[axis] //= groups
+            shape[axis] = 1 if shape[axis] % groups else shape[axis] // groups
         return tuple(shape)
 
     def array(self) -> np.ndarray:

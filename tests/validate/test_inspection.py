@@ -273,6 +273,15 @@ def test_a_few_zeros_are_no_blocks() -> None:
     assert by_name(inspect_model(claimed))["w"]["pattern"] == "block:4x1"
 
 
+@pytest.mark.parametrize("group", [3, 100, -2])
+def test_groups_that_make_no_sense_do_no_harm(group: int) -> None:
+    weight = keep_blocks((10, 36), 2, 1, 0.5).reshape(10, 4, 3, 3)
+    proto = small_model(**{"conv.weight": weight})
+    proto.graph.node[0].attribute.add(name="group", i=group, type=onnx.AttributeProto.INT)
+    expected = "block:2x1" if group < 0 else "unstructured"
+    assert by_name(inspect_model(proto))["conv.weight"]["pattern"] == expected
+
+
 def test_dead_inputs_are_no_blocks() -> None:
     weight = np.random.default_rng(0).uniform(0.1, 1, (32, 32))
     weight[[3, 9, 21, 30]] = 0
