@@ -38,6 +38,7 @@ from onnxprune.sparsity import (
     MaskSet,
     RandomScore,
     Score,
+    choose_masks,
     local_part,
     select_masks,
     select_replicated_masks,
@@ -204,21 +205,22 @@ class Assembly:
             score = RandomScore(self.recipe.finetune.seed)
         if first is not None:
             score = Foremost(score, first, self._starts(weights))
-        select = partial(
-            select_masks if self.sharded else select_replicated_masks,
-            weights,
+        limits: dict[str, Any] = {
+            **{"floors": plan.floors, "scope": settings.scope, "axes": plan.axes},
+            "shards" if self.sharded else "ranks": self.ranks,
+        }
+        choice = choose_masks(
+            partial(select_masks if self.sharded else select_replicated_masks, weights, **limits),
             zeros,
             score,
             masks=masks.masks,
-            floors=plan.floors,
-            scope=settings.scope,
             pattern=plan.pattern,
-            axes=plan.axes,
+            moment=settings.pattern_choice,
+            last_zeros=plan.zeros,
+            final=masks.final,
         )
-        chosen: dict[str, Tensor] = (
-            select(shards=self.ranks) if self.sharded else select(ranks=self.ranks)
-        )
-        return chosen
+        masks.final = choice.final
+        return choice.masks
 
     def _starts(self, weights: Mapping[str, Tensor]) -> dict[str, int] | None:
         """Where this process's part of each weight begins."""

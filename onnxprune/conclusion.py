@@ -21,6 +21,7 @@ from onnxprune.export import (
     SparsityMetadata,
     describe_tensors,
     overall_sparsity,
+    pattern_holds,
     read_metadata,
     tapped,
     to_sparse,
@@ -125,17 +126,15 @@ class Conclusion:
         proto = write_back(self.job.source.proto, tensors)
         stored = find_tensors(proto)
         _round_to_stored(module, stored)
-        pattern = self.job.recipe.sparsity.pattern
-        described = describe_tensors(
-            (stored[name] for name in self.job.plan.tensors),
-            dict.fromkeys(self.job.plan.tensors, pattern),
-        )
+        patterns = self._patterns({name: stored[name] for name in self.job.plan.tensors})
+        kinds = set(patterns.values())
+        described = describe_tensors((stored[name] for name in patterns), patterns)
         metadata = SparsityMetadata(
             tool_version=__version__,
             method=self.job.recipe.sparsity.method,
             target_sparsity=self.job.recipe.sparsity.resolved_target,
             sparsity=overall_sparsity(described),
-            pattern=pattern,
+            pattern=kinds.pop() if len(kinds) == 1 else "unstructured",
             source_sha256=self.job.source.sha256,
             payload_sha256=payload_sha256(proto),
             recipe=self.job.recipe.portable(),
@@ -146,6 +145,19 @@ class Conclusion:
         if self.job.recipe.export.storage == "sparse":
             self._store_sparse(proto)
         return proto
+
+    def _patterns(self, tensors: Mapping[str, GraphTensor]) -> dict[str, str]:
+        """The pattern of each tensor, which kept weights that are zero can break."""
+        asked = self.job.recipe.sparsity.pattern
+        broken = [name for name, tensor in tensors.items() if not pattern_holds(tensor, asked)]
+        if broken:
+            self.run.message(
+                f"{len(broken)} of {len(tensors)} tensors have zeros beside those of the pattern "
+                f"{asked}, as kept weights of the model are zero, and are called unstructured: "
+                + ", ".join(broken[:6])
+                + (" ..." if len(broken) > 6 else "")
+            )
+        return {name: "unstructured" if name in set(broken) else asked for name in tensors}
 
     def _store_sparse(self, proto: Any) -> None:
         converted = to_sparse(proto, set(self.job.plan.tensors))

@@ -11,12 +11,14 @@ from onnxprune.errors import TargetError
 from onnxprune.recipe import Recipe, SparsityTable
 from onnxprune.sparsity import (
     NM,
+    Axes,
     Pattern,
     Schedule,
     min_kept,
     parse_pattern,
     prunable_limit,
     target_zeros,
+    whole_blocks,
 )
 from onnxprune.sparsity.patterns import check_pattern
 from onnxprune.tensors import GraphTensor
@@ -50,13 +52,9 @@ class PruningPlan:
         return sum(tensor.size for tensor in self.tensors.values())
 
     @property
-    def axes(self) -> dict[str, int]:
-        """Reduction axis of every tensor that has one."""
-        return {
-            name: tensor.reduction_axis
-            for name, tensor in self.tensors.items()
-            if tensor.reduction_axis is not None
-        }
+    def axes(self) -> dict[str, Axes]:
+        """Axes of every tensor that products are summed over."""
+        return _axes(self.tensors)
 
     def events(self, total_steps: int) -> dict[int, int]:
         """Step -> number of zeros from then on; the last is exactly `zeros`."""
@@ -125,19 +123,18 @@ def make_plan(tensors: Iterable[GraphTensor], recipe: Recipe) -> PruningPlan:
             remedy="`onnxprune inspect MODEL` lists the tensors",
         )
     pattern = parse_pattern(settings.pattern)
-    shapes = {name: tensor.shape for name, tensor in chosen.items()}
-    axes = {name: tensor.reduction_axis for name, tensor in chosen.items()}
-    fitting, unfit = check_pattern(pattern, shapes, axes)
+    shapes = {name: tensor.group_shape for name, tensor in chosen.items()}
+    fitting, unfit = check_pattern(pattern, shapes, _axes(chosen))
     for name in unfit:
         skipped[name] = f"does not divide into groups for the pattern {pattern}"
     chosen = {name: chosen[name] for name in fitting}
     sizes = {name: tensor.size for name, tensor in chosen.items()}
     zeros = target_zeros(settings.resolved_target, sum(sizes.values()))
     floors = {name: _floor(name, size, settings) for name, size in sizes.items()}
-    if pattern is not None:
+    floors = whole_blocks(pattern, floors)
+    if isinstance(pattern, NM):
         _check_pattern_floors(pattern, sizes, floors)
     prunable_limit(sizes, floors, zeros, what=f"sparsity {settings.resolved_target:g}")
-    _check_floors(pattern, sizes, floors)
     one_shot = settings.method == "one-shot"
     schedule = Schedule(
         "one-shot" if one_shot else recipe.schedule.kind,
@@ -176,19 +173,12 @@ def _check_pattern_floors(pattern: NM, sizes: Mapping[str, int], floors: Mapping
             )
 
 
-def _check_floors(pattern: Pattern, sizes: dict[str, int], floors: dict[str, int]) -> None:
-    """Refuse a minimum density above what the pattern keeps: the pattern could not hold."""
-    if pattern is None:
-        return
-    above = [name for name, size in sizes.items() if floors[name] * pattern.m > size * pattern.n]
-    if above:
-        raise TargetError(
-            f"the minimum density is above what the pattern {pattern} keeps",
-            where=", ".join(above[:5]),
-            got=", ".join(f"{floors[name] / sizes[name]:.4f}" for name in above[:5]),
-            expected=f"at most {pattern.n / pattern.m:g}",
-            remedy="lower `min_density`, or exclude these tensors",
-        )
+def _axes(tensors: Mapping[str, GraphTensor]) -> dict[str, Axes]:
+    return {
+        name: Axes(tensor.reduction_axis, tensor.output_axis)
+        for name, tensor in tensors.items()
+        if tensor.reduction_axis is not None
+    }
 
 
 def _in_scope(

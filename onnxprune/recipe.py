@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from onnxprune.errors import RecipeError, UsageError
+from onnxprune.pattern_text import pattern_sparsity
 from onnxprune.recipe_tables import (
     AugmentTable,
     CascadeTable,
@@ -30,7 +31,6 @@ from onnxprune.recipe_tables import (
     SparsityTable,
     Table,
     ValidateTable,
-    pattern_sparsity,
 )
 from onnxprune.toml import merged, toml_value
 

@@ -11,20 +11,13 @@ from pydantic import (
     model_validator,
 )
 
-PATTERN_TEXT = r"^(unstructured|[1-9][0-9]*:[1-9][0-9]*)$"
+from onnxprune.pattern_text import PATTERN_TEXT, block_of, nm_of, pattern_sparsity
+
 LOSS_TEXT = r"^(auto|cross-entropy|bce|mse|ctc|python:[A-Za-z_][\w.]*:[A-Za-z_]\w*)$"
 
 
 _Pair = Annotated[tuple[int, int], Strict(False)]
 """Two sizes, which TOML and JSON write as a list."""
-
-
-def pattern_sparsity(pattern: str) -> float:
-    """Sparsity that a pattern alone means: 1 - N/M, or 0 for `unstructured`."""
-    if ":" not in pattern:
-        return 0.0
-    n, m = (int(part) for part in pattern.split(":"))
-    return 1 - n / m
 
 
 class Table(BaseModel):
@@ -170,8 +163,15 @@ class SparsityTable(Table):
     pattern: str = Field(
         "unstructured",
         pattern=PATTERN_TEXT,
-        description="unstructured, or N:M: at most N non-zeros in each group of M along the "
-        "reduction axis.",
+        description="unstructured; N:M: at most N non-zeros in each group of M along the "
+        "reduction axis; block:RxC: zeros in whole blocks of R output channels by C entries of "
+        "the reduction axis.",
+    )
+    pattern_choice: Literal["before", "during", "after"] = Field(
+        "during",
+        description="When the pattern's zeros are chosen. during: at each pruning event, from the "
+        "values then; before: all at the first event; after: all at the last event, up to which "
+        "pruning is unstructured.",
     )
     include: list[str] = Field(
         ["*"], description="Globs over tensor names, or `op:TYPE`; only these are pruned."
@@ -188,12 +188,13 @@ class SparsityTable(Table):
 
     @field_validator("pattern")
     @classmethod
-    def _n_below_m(cls, value: str) -> str:
-        if ":" in value:
-            n, m = (int(part) for part in value.split(":"))
-            if not 1 <= n < m <= 64:
-                raise ValueError("N:M needs 1 <= N < M <= 64")
-        return value
+    def _pattern_exists(cls, value: str) -> str:
+        nm = nm_of(value)
+        if value == "unstructured" or block_of(value) or (nm and nm[1] <= 64):
+            return value
+        if value.startswith("block:"):
+            raise ValueError("block:RxC needs 1 <= R, C <= 64, and more than one weight")
+        raise ValueError("N:M needs 1 <= N < M <= 64")
 
     @field_validator("min_density_per_tensor")
     @classmethod
@@ -210,6 +211,14 @@ class SparsityTable(Table):
             raise ValueError(
                 f"target {self.target} is below the {least:g} that pattern {self.pattern} means; "
                 "leave the target out, or raise it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _choice_needs_pattern(self) -> Self:
+        if self.pattern == "unstructured" and self.pattern_choice != "during":
+            raise ValueError(
+                f"pattern_choice {self.pattern_choice!r} needs a pattern; got {self.pattern}"
             )
         return self
 

@@ -98,7 +98,6 @@ PASSING = frozenset({"Concat", "Expand"}) | frozenset(
 
 def reduction_axis(node: NodeProto, slot: int, view: View[Any]) -> int | None:
     """The stored axis along which a node sums products with the tensor that a slot holds."""
-    rank = len(view.shape)
     if node.op_type in ("Conv", "FusedConv", "DeformConv"):
         return view.axis(1) if slot == 1 else None
     if node.op_type == "ConvTranspose":
@@ -106,17 +105,47 @@ def reduction_axis(node: NodeProto, slot: int, view: View[Any]) -> int | None:
     if node.op_type == "NhwcConv":
         return view.axis(-1) if slot == 1 else None
     if node.op_type in PRODUCTS and slot < 2:
-        if rank < 2:
-            return view.axis(0) if rank else None
-        operand = "B" if slot else "A"
-        if (slot == 1) == bool(attribute_of(node, f"trans{operand}", 0)):
-            return view.axis(-1)
-        return view.axis(0 if attribute_of(node, f"transBatch{operand}", 0) else -2)
+        return view.axis(_product_axes(node, slot, view)[0]) if view.shape else None
     if node.op_type in ("LSTM", "GRU", "RNN"):
         return view.axis(2) if slot in (1, 2) else None
     if node.op_type == "Attention" and slot == 1:
         return view.axis(0)
     return None
+
+
+def output_axis(node: NodeProto, slot: int, view: View[Any]) -> int | None:
+    """The stored axis along which a node's outputs lie, each a sum over the reduction axis.
+
+    Outputs are a convolution's output channels, the columns of a product (its rows, where the
+    weight is the first operand), and the gates of a recurrent operator.
+    """
+    if node.op_type in ("Conv", "FusedConv", "DeformConv", "NhwcConv"):
+        return view.axis(0) if slot == 1 else None
+    if node.op_type == "ConvTranspose":
+        return view.axis(1) if slot == 1 else None
+    if node.op_type in PRODUCTS and slot < 2:
+        return view.axis(_product_axes(node, slot, view)[1]) if len(view.shape) > 1 else None
+    if node.op_type in ("LSTM", "GRU", "RNN", "Attention"):
+        return view.axis(1) if reduction_axis(node, slot, view) is not None else None
+    return None
+
+
+def _product_axes(node: NodeProto, slot: int, view: View[Any]) -> tuple[int, int]:
+    """Axes of a product's operand, as the node sees it: the one it sums over, and the other one."""
+    if len(view.shape) < 2:
+        return 0, 0
+    operand = "B" if slot else "A"
+    rows = 0 if attribute_of(node, f"transBatch{operand}", 0) else -2
+    transposed = bool(attribute_of(node, f"trans{operand}", 0))
+    return (-1, rows) if (slot == 1) == transposed else (rows, -1)
+
+
+def channel_groups(node: NodeProto, slot: int, view: View[Any]) -> tuple[int, int] | None:
+    """The stored axis that the groups of a convolution divide, and their number; None for one."""
+    groups = int(attribute_of(node, "group", 1))
+    grouped = node.op_type in CONVOLUTIONS or node.op_type == "DeformConv"
+    axis = view.axis(0) if grouped and slot == 1 and groups > 1 else None
+    return None if axis is None else (axis, groups)
 
 
 def is_depthwise(node: NodeProto, view: View[Any]) -> bool:

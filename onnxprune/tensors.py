@@ -28,7 +28,9 @@ from onnxprune.slots import (
     SLOTS,
     STATISTICS_ROLES,
     WEIGHT_ROLES,
+    channel_groups,
     is_depthwise,
+    output_axis,
     reduction_axis,
 )
 from onnxprune.stored import Stored, constant_value, stored_array, stored_shape, stored_type
@@ -78,6 +80,9 @@ class Use:
         role: What the operator takes the tensor for; None for an operand without learned values.
         value: Name by which the node reads it: the tensor's own, or that of an alias.
         reduction_axis: Axis of the stored tensor along which the operator sums products.
+        output_axis: Axis of the stored tensor along which the operator's outputs lie.
+        channel_groups: Axis of the stored tensor that the groups of a convolution divide, and their
+            number; None for a single one.
         depthwise: Whether the operator is a depthwise convolution.
     """
 
@@ -87,6 +92,8 @@ class Use:
     role: str | None
     value: str
     reduction_axis: int | None = None
+    output_axis: int | None = None
+    channel_groups: tuple[int, int] | None = None
     depthwise: bool = False
 
 
@@ -111,6 +118,10 @@ class GraphTensor:
         depthwise: Whether it is the weight of a depthwise convolution.
         reduction_axis: Axis of the stored tensor along which its products are summed; None where
             there is none, or where a Reshape mixes axes.
+        output_axis: Axis of the stored tensor along which its outputs lie: output channels, columns
+            of a product; None as above.
+        channel_groups: The stored axis that the groups of a convolution divide, and their number;
+            None for a single one.
         uses: Every operator input that it feeds.
     """
 
@@ -127,6 +138,8 @@ class GraphTensor:
     prunable: bool
     depthwise: bool
     reduction_axis: int | None
+    output_axis: int | None
+    channel_groups: tuple[int, int] | None
     uses: tuple[Use, ...]
 
     @property
@@ -138,6 +151,18 @@ class GraphTensor:
     def size(self) -> int:
         """Number of elements."""
         return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def group_shape(self) -> tuple[int, ...]:
+        """Shape of what one group of a convolution uses; of the whole tensor elsewhere.
+
+        Groups that do not divide their axis, as in a damaged file, count as single channels.
+        """
+        shape = list(self.shape)
+        if self.channel_groups is not None:
+            axis, groups = self.channel_groups
+            shape[axis] = 1 if shape[axis] % groups else shape[axis] // groups
+        return tuple(shape)
 
     def array(self) -> np.ndarray:
         """The values in their stored shape and type; read-only where no decoding is needed."""
@@ -314,6 +339,8 @@ class _Finder:
                     role=role if view.tensor.data_type in _FLOAT_TYPES else None,
                     value=value,
                     reduction_axis=reduction_axis(node, slot, view) if role else None,
+                    output_axis=output_axis(node, slot, view) if role else None,
+                    channel_groups=channel_groups(node, slot, view) if role else None,
                     depthwise=role == "weight" and is_depthwise(node, view),
                 )
                 view.tensor.uses.append(use)
@@ -511,6 +538,8 @@ def _classified(stored: _Stored, weights_in_constants: bool, scalars: bool) -> G
         ),
         depthwise=depthwise,
         reduction_axis=best.reduction_axis if best else None,
+        output_axis=best.output_axis if best else None,
+        channel_groups=best.channel_groups if best else None,
         uses=tuple(stored.uses),
     )
 

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper, parser
 from onnxprune.errors import TargetError
 from onnxprune.planning import PruningPlan, make_plan
 from onnxprune.recipe import Recipe
-from onnxprune.sparsity import NM
+from onnxprune.sparsity import NM, Axes, Block
 from onnxprune.tensors import find_tensors
 
 SHAPES = {"stem": (8, 3, 3, 3), "depth": (8, 1, 3, 3), "point": (16, 8, 1, 1), "fc": (16, 10)}
@@ -44,7 +44,7 @@ def test_by_default_all_but_depthwise_weights_are_in_scope(proto: onnx.ModelProt
     assert made.zeros == 404
     assert list(made.skipped) == ["depth"]
     assert "depthwise" in made.skipped["depth"]
-    assert made.axes == {"stem": 1, "point": 1, "fc": 0}
+    assert made.axes == {"stem": Axes(1, 0), "point": Axes(1, 0), "fc": Axes(0, 1)}
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,46 @@ def test_a_pattern_leaves_out_what_it_does_not_fit(proto: onnx.ModelProto) -> No
     assert "groups for the pattern 2:4" in made.skipped["stem"]
     with pytest.raises(TargetError, match="no prunable tensor can take the pattern 2:32"):
         plan(proto, sparsity={"pattern": "2:32"})
+
+
+def test_blocks_leave_out_what_does_not_divide(proto: onnx.ModelProto) -> None:
+    """The head has 10 outputs; floors of 2 weights become a block of 4."""
+    made = plan(proto, sparsity={"pattern": "block:4x1"})
+    assert made.pattern == Block(4, 1)
+    assert made.axes == {"stem": Axes(1, 0), "point": Axes(1, 0)}
+    assert list(made.tensors) == ["stem", "point"]
+    assert "pattern block:4x1" in made.skipped["fc"]
+    assert made.zeros == 276
+    assert made.floors == {"stem": 4, "point": 4}
+    assert made.to_json(10)["pattern"] == "block:4x1"
+    with pytest.raises(TargetError, match="multiples of 64 along the output axis"):
+        plan(proto, sparsity={"pattern": "block:64x1"})
+
+
+@pytest.mark.parametrize(
+    ("node", "shape", "pattern", "fits"),
+    [
+        ("Conv<group=2>", (8, 4, 1, 1), "block:4x1", True),
+        ("Conv<group=4>", (8, 4, 1, 1), "block:4x1", False),
+        ("Conv<group=4>", (8, 4, 1, 1), "block:1x4", True),
+        ("ConvTranspose<group=4>", (8, 4, 1, 1), "block:4x1", True),
+        ("ConvTranspose<group=4>", (8, 4, 1, 1), "block:1x4", False),
+        ("ConvTranspose<group=4>", (8, 4, 1, 1), "2:4", False),
+    ],
+)
+def test_patterns_do_not_reach_from_one_group_of_channels_into_the_next(
+    node: str, shape: tuple[int, ...], pattern: str, fits: bool
+) -> None:
+    built = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> '
+        f"g (float[N,16,4,4] x) => (float[N,8,4,4] y) {{ y = {node}(x, w) }}"
+    )
+    built.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), "w"))
+    if fits:
+        assert list(plan(built, sparsity={"pattern": pattern}).tensors) == ["w"]
+        return
+    with pytest.raises(TargetError, match="no prunable tensor can take the pattern"):
+        plan(built, sparsity={"pattern": pattern})
 
 
 def test_a_floor_that_rules_out_the_pattern_is_refused(proto: onnx.ModelProto) -> None:

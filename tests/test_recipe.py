@@ -161,6 +161,22 @@ def test_the_target_follows_the_pattern(settings: dict[str, Any], expected: floa
 
 def test_sparsity_of_patterns() -> None:
     assert [pattern_sparsity(p) for p in ("unstructured", "2:4", "1:16")] == [0, 0.5, 15 / 16]
+    assert pattern_sparsity("block:4x1") == 0
+    assert Recipe.from_dict({"sparsity": {"pattern": "block:4x1"}}).sparsity.resolved_target == 0.8
+
+
+@pytest.mark.parametrize("text", ["block:1x1", "block:65x1", "block:0x4", "block:4", "block:4x"])
+def test_blocks_have_sides_up_to_64_and_more_than_one_weight(text: str) -> None:
+    (problem,) = problems_of({"sparsity": {"pattern": text}})
+    assert problem.startswith("sparsity.pattern: ")
+    assert text in problem
+
+
+def test_a_choice_of_moment_needs_a_pattern() -> None:
+    (problem,) = problems_of({"sparsity": {"pattern_choice": "before"}})
+    assert "pattern_choice 'before' needs a pattern" in problem
+    tables = {"sparsity": {"pattern": "2:4", "pattern_choice": "before"}}
+    assert Recipe.from_dict(tables).sparsity.pattern_choice == "before"
 
 
 def test_every_problem_is_reported_at_once() -> None:

@@ -97,6 +97,69 @@ def test_transposed_convolution_reduces_over_its_first_axis() -> None:
     assert find_tensors(proto)["w"].reduction_axis == 0
 
 
+@pytest.mark.parametrize(
+    ("domain", "body", "shape", "axes", "group_shape"),
+    [
+        ("", "Conv(x, w)", (8, 4, 3, 3), (1, 0), (8, 4, 3, 3)),
+        ("", "Conv<group=2>(x, w)", (8, 4, 3, 3), (1, 0), (4, 4, 3, 3)),
+        ("", "ConvTranspose<group=2>(x, w)", (8, 4, 3, 3), (0, 1), (4, 4, 3, 3)),
+        ("com.microsoft", "NhwcConv<group=2>(x, w)", (8, 3, 3, 4), (3, 0), (4, 3, 3, 4)),
+        ("", "MatMul(x, w)", (6, 4), (0, 1), (6, 4)),
+        ("", "MatMul(w, x)", (4, 6), (1, 0), (4, 6)),
+        ("", "MatMul(x, w)", (5, 6, 4), (1, 2), (5, 6, 4)),
+        ("", "MatMul(x, w)", (6,), (0, None), (6,)),
+        ("", "Gemm<transB=1>(x, w)", (4, 6), (1, 0), (4, 6)),
+        ("", "Gemm<transA=1>(w, x)", (6, 4), (0, 1), (6, 4)),
+        ("com.microsoft", "FusedMatMul<transBatchB=1>(x, w)", (6, 2, 4), (0, 2), (6, 2, 4)),
+        (
+            "com.microsoft",
+            "FusedMatMul<transBatchB=1, transB=1>(x, w)",
+            (4, 2, 6),
+            (2, 0),
+            (4, 2, 6),
+        ),
+        ("", "LSTM<hidden_size=2>(x, w, r)", (1, 8, 6), (2, 1), (1, 8, 6)),
+        ("com.microsoft", "Attention<num_heads=1>(x, w, b)", (8, 6), (0, 1), (8, 6)),
+    ],
+)
+def test_axes_of_weights_and_what_one_group_of_channels_holds(
+    domain: str,
+    body: str,
+    shape: tuple[int, ...],
+    axes: tuple[int | None, int | None],
+    group_shape: tuple[int, ...],
+) -> None:
+    node = f"{domain}.{body}" if domain else body
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]> '
+        f"g (float[N] x) => (float[N] y) {{ y = {node} }}"
+    )
+    proto.graph.initializer.append(floats("w", *shape))
+    weight = find_tensors(proto)["w"]
+    assert (weight.reduction_axis, weight.output_axis) == axes
+    assert weight.group_shape == group_shape
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "axis"),
+    [
+        ("t = Transpose(w) y = MatMul(x, t)", (4, 6), 0),
+        ("t = Flatten<axis=2>(w) y = MatMul(x, t)", (1, 6, 4), 2),
+        ("t = Reshape(w, s) y = MatMul(x, t)", (6, 2, 2), None),
+    ],
+)
+def test_output_axis_follows_rearrangements(
+    body: str, shape: tuple[int, ...], axis: int | None
+) -> None:
+    proto = model(
+        f"g (float[N,6] x) => (float[N,4] y) {{ {body} }}",
+        floats("w", *shape),
+        numpy_helper.from_array(np.array([6, -1]), "s"),
+        opset=12,
+    )
+    assert find_tensors(proto)["w"].output_axis == axis
+
+
 def test_norm_tensors_train_or_are_statistics() -> None:
     proto = model(
         "g (float[N,4,8,8] x) => (float[N,4,8,8] y) { y = BatchNormalization(x, s, b, m, v) }",

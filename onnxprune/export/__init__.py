@@ -20,6 +20,7 @@ from onnxprune.export.metadata import (
     verify,
     write_metadata,
 )
+from onnxprune.export.pattern_check import pattern_holds
 from onnxprune.export.storage import SPARSE_BREAK_EVEN, to_sparse
 from onnxprune.export.taps import tapped
 from onnxprune.export.writeback import Exportable, export, write_back
@@ -34,6 +35,7 @@ __all__ = [
     "describe_tensors",
     "export",
     "overall_sparsity",
+    "pattern_holds",
     "read_metadata",
     "schema",
     "tapped",

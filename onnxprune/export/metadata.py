@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from onnxprune.export.pattern_check import pattern_holds
 from onnxprune.model import payload_sha256
-from onnxprune.recipe_tables import PATTERN_TEXT
+from onnxprune.pattern_text import PATTERN_FORMS, PATTERN_TEXT
 from onnxprune.tensors import GraphTensor, find_tensors
 
 KEY = "onnxprune.sparsity"
@@ -33,7 +34,7 @@ class TensorMetadata(BaseModel):
     shape: list[int] = Field(description="Stored shape.")
     nonzeros: int = Field(ge=0, description="Number of values that are not zero.")
     sparsity: float = Field(ge=0, le=1, description="zeros / size.")
-    pattern: str = Field(pattern=PATTERN_TEXT, description="`unstructured` or `N:M`.")
+    pattern: str = Field(pattern=PATTERN_TEXT, description=f"{PATTERN_FORMS}.")
     mask_sha256: str = Field(
         pattern=_HEX64,
         description="SHA-256 of the mask (1 where a value is not zero), row-major, eight to a "
@@ -51,7 +52,7 @@ class SparsityMetadata(BaseModel):
     method: str = Field(description="Pruning method.")
     target_sparsity: float = Field(ge=0, lt=1, description="The sparsity that was asked for.")
     sparsity: float = Field(ge=0, le=1, description="zeros / size over all of `tensors`.")
-    pattern: str = Field(pattern=PATTERN_TEXT, description="`unstructured` or `N:M`.")
+    pattern: str = Field(pattern=PATTERN_TEXT, description=f"{PATTERN_FORMS}.")
     source_sha256: str = Field(pattern=_HEX64, description="Digest of the dense model's file.")
     payload_sha256: str = Field(
         pattern=_HEX64,
@@ -245,15 +246,3 @@ def _equal(said: object, found: object) -> bool:
     if isinstance(said, float) and isinstance(found, float):
         return abs(said - found) <= 1e-9
     return said == found
-
-
-def pattern_holds(tensor: GraphTensor, pattern: str) -> bool:
-    """Whether a stored tensor keeps to a pattern, `unstructured` or `N:M`."""
-    if ":" not in pattern:
-        return True
-    n, m = (int(part) for part in pattern.split(":"))
-    axis = tensor.reduction_axis
-    if axis is None or tensor.shape[axis] % m:
-        return False
-    grouped = np.moveaxis(tensor.array() != 0, axis, -1).reshape(-1, m)
-    return bool((grouped.sum(axis=1) <= n).all())

@@ -52,6 +52,8 @@ class TrainingState:
         parts.update({name: tensor for name, tensor in state.items() if tensor.ndim})
         parts.update({f"mask.{name}": mask for name, mask in self.masks.masks.items()})
         parts.update({f"above.{name}": above for name, above in self.monitor.above.items()})
+        final = self.masks.final or {}
+        parts.update({f"final_mask.{name}": mask for name, mask in final.items()})
         tensors = full_tensors(parts, self.ranks) if self.sharded else parts
         tensors.update({name: tensor for name, tensor in state.items() if not tensor.ndim})
         tensors.update({f"buffer.{name}": t for name, t in self.module.named_buffers()})
@@ -91,6 +93,7 @@ class TrainingState:
         restore_scalars(self.optimizer, self.parameters, tensors)
         self.masks.update(_with_prefix(places, "mask."))
         self.monitor.above = _with_prefix(places, "above.")
+        self.masks.final = _with_prefix(places, "final_mask.") or None
         self.rewind = _with_prefix(tensors, "rewind.")
         self._restore_random(tensors, step)
 
@@ -105,9 +108,9 @@ class TrainingState:
                 self.optimizer.state[self.parameters[name]][key] = state
                 places[full_name] = state
         for name, mask in self.masks.masks.items():
-            places[f"mask.{name}"] = torch.empty_like(mask)
-            if f"above.{name}" in layout:
-                places[f"above.{name}"] = torch.empty_like(mask)
+            for full_name in (f"mask.{name}", f"above.{name}", f"final_mask.{name}"):
+                if full_name in layout:
+                    places[full_name] = torch.empty_like(mask)
         return places
 
     def _from_main(

@@ -29,6 +29,8 @@ class MaskSet:
         total: Number of weights under masks on all ranks, kept or not.
         zeros: Number of weights that the masks of all ranks remove.
         kept: Number of weights that they keep, by name.
+        final: Masks that later updates move towards, chosen early (see `choose_masks`); None
+            without such.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter], shards: Shards | None = None) -> None:
@@ -43,6 +45,7 @@ class MaskSet:
         self.kept = sum_counts(self._shards, sizes)
         self.total = sum(self.kept.values())
         self.zeros = 0
+        self.final: dict[str, Tensor] | None = None
 
     @property
     def sparsity(self) -> float:
@@ -54,7 +57,8 @@ class MaskSet:
     ) -> None:
         """Put new masks in place.
 
-        Weights and optimizer state (momentum and the like) are zeroed where a mask is False.
+        Weights and optimizer state (momentum and the like) are zeroed where a mask is False. A
+        weight that was masked and no longer is goes on from 0, with an optimizer state of 0.
 
         Args:
             masks: A boolean tensor for every parameter, like those in `masks`.

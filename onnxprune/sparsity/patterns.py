@@ -2,13 +2,28 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from onnxprune.errors import TargetError, UsageError
+from onnxprune.pattern_text import PATTERN_FORMS, block_of, nm_of
 from onnxprune.sparsity.scores import Score
 from onnxprune.sparsity.shards import Shards, Whole, sum_counts
+
+
+class Axes(NamedTuple):
+    """Where a pattern lies in a tensor.
+
+    Attributes:
+        reduction: The axis that products are summed over.
+        output: The axis along which the outputs lie; None where it is not known.
+    """
+
+    reduction: int
+    output: int | None = None
 
 
 @dataclass(frozen=True)
@@ -24,60 +39,163 @@ class NM:
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
 
-    def fits(self, shape: tuple[int, ...], axis: int | None) -> bool:
-        """Whether a tensor of this shape consists of whole groups along `axis`."""
-        return axis is not None and shape[axis] % self.m == 0
+    @property
+    def requirement(self) -> str:
+        """What a tensor has to have."""
+        return f"a multiple of {self.m} along the reduction axis"
 
-    def groups(self, tensor: Tensor, axis: int) -> Tensor:
-        """A view or copy of shape `(groups, m)`, with the groups along `axis`."""
-        return tensor.movedim(axis, -1).reshape(-1, self.m)
+    def fits(self, shape: tuple[int, ...], axes: Axes | None) -> bool:
+        """Whether a tensor of this shape consists of whole groups."""
+        return axes is not None and _divides(self.m, shape, axes.reduction)
 
-    def losers(self, scores: Tensor, axis: int) -> Tensor:
+    def rows_together(self, axes: Axes) -> int:
+        """How many neighbours along the first axis make up a group."""
+        return self.m if axes.reduction == 0 else 1
+
+    def groups(self, tensor: Tensor, axes: Axes) -> Tensor:
+        """A view or copy of shape `(groups, m)`, with the groups along the reduction axis."""
+        return tensor.movedim(axes.reduction, -1).reshape(-1, self.m)
+
+    def losers(self, scores: Tensor, axes: Axes) -> Tensor:
         """The weights that the pattern removes: all but the `n` best of each group.
 
         Args:
-            scores: Any shape, with a multiple of `m` along `axis`.
-            axis: The reduction axis.
+            scores: Any shape, with a multiple of `m` along the reduction axis.
+            axes: Its axes.
 
         Returns:
             A boolean tensor of the same shape. Among equal scores the first are kept.
         """
-        grouped = self.groups(scores, axis)
+        grouped = self.groups(scores, axes)
         order = grouped.argsort(dim=-1, descending=True, stable=True)
         out = torch.zeros_like(grouped, dtype=torch.bool)
         out.scatter_(1, order[:, self.n :], True)
-        moved = scores.movedim(axis, -1)
-        return out.reshape(moved.shape).movedim(-1, axis)
+        moved = scores.movedim(axes.reduction, -1)
+        return out.reshape(moved.shape).movedim(-1, axes.reduction)
 
-    def holds(self, mask: Tensor, axis: int) -> bool:
+    def holds(self, mask: Tensor, axes: Axes) -> bool:
         """Whether a mask (True keeps) keeps to the pattern."""
-        return bool((self.groups(mask, axis).sum(dim=-1) <= self.n).all())
+        return bool((self.groups(mask, axes).sum(dim=-1) <= self.n).all())
 
 
-Pattern = NM | None
+@dataclass(frozen=True)
+class Block:
+    """Zeros in whole blocks of `rows` neighbouring outputs by `columns` reduction entries.
+
+    All other axes, such as those of a kernel, are elementwise: a block lies at one kernel position.
+    Blocks do not overlap; the first begins at the first output and the first reduction entry.
+
+    Source: Narang, Undersander and Diamos, "Block-Sparse Recurrent Neural Networks", arXiv
+    1711.02782; there the largest weight of a block decides, here their mean score.
+    """
+
+    rows: int
+    columns: int
+
+    def __str__(self) -> str:
+        return f"block:{self.rows}x{self.columns}"
+
+    @property
+    def size(self) -> int:
+        """Number of weights in a block."""
+        return self.rows * self.columns
+
+    @property
+    def requirement(self) -> str:
+        """What a tensor has to have."""
+        return (
+            f"multiples of {self.rows} along the output axis and of {self.columns} along the "
+            "reduction axis, within one group of a convolution"
+        )
+
+    def fits(self, shape: tuple[int, ...], axes: Axes | None) -> bool:
+        """Whether a tensor of this shape consists of whole blocks."""
+        return (
+            axes is not None
+            and axes.output is not None
+            and _divides(self.rows, shape, axes.output)
+            and _divides(self.columns, shape, axes.reduction)
+        )
+
+    def rows_together(self, axes: Axes) -> int:
+        """How many neighbours along the first axis a block takes up."""
+        return {axes.output: self.rows, axes.reduction: self.columns}.get(0, 1)
+
+    def blocks(self, tensor: Tensor, axes: Axes) -> Tensor:
+        """A view of shape `(*grid, rows, columns)`.
+
+        The grid has the tensor's axes in their order; each length is a number of blocks.
+        """
+        assert axes.output is not None
+        lengths = {axes.output: self.rows, axes.reduction: self.columns}
+        inner: dict[int, int] = {}
+        for axis in sorted(lengths, reverse=True):
+            count = tensor.shape[axis] // lengths[axis]
+            tensor = tensor.unflatten(axis, (count, lengths[axis]))
+            inner = {known: place + 1 for known, place in inner.items()} | {axis: axis + 1}
+        return tensor.movedim((inner[axes.output], inner[axes.reduction]), (-2, -1))
+
+    def means(self, scores: Tensor, axes: Axes) -> Tensor:
+        """The mean score of each block, as a grid.
+
+        Summed one by one, so that a block's mean does not depend on where a tensor is cut.
+        """
+        over_columns = reduce(torch.add, self.blocks(scores, axes).unbind(-1))
+        return reduce(torch.add, over_columns.unbind(-1)) / self.size
+
+    def touched(self, mask: Tensor, axes: Axes) -> Tensor:
+        """The blocks with any masked weight, as a grid."""
+        return ~self.blocks(mask, axes).all(-1).all(-1)
+
+    def gone(self, mask: Tensor, axes: Axes) -> Tensor:
+        """The blocks without a kept weight, as a grid."""
+        return ~self.blocks(mask, axes).any(-1).any(-1)
+
+    def spread(self, grid: Tensor, axes: Axes) -> Tensor:
+        """The value of its block for each weight: the inverse of reading a grid."""
+        assert axes.output is not None
+        rows = grid.repeat_interleave(self.rows, axes.output)
+        return rows.repeat_interleave(self.columns, axes.reduction)
+
+    def holds(self, mask: Tensor, axes: Axes) -> bool:
+        """Whether fewer weights than a block has are masked outside of whole masked blocks."""
+        outside = ~mask & ~self.spread(self.gone(mask, axes), axes)
+        return int(outside.sum()) < self.size
+
+
+Pattern = NM | Block | None
 """None stands for unstructured sparsity, where every set of zeros is allowed."""
 
 
 def parse_pattern(text: str) -> Pattern:
-    """`"unstructured"` or `"N:M"` as a pattern.
+    """`"unstructured"`, `"N:M"` or `"block:RxC"` as a pattern.
 
     Raises:
-        UsageError: The text is neither, or not 1 <= N < M.
+        UsageError: The text is none of them, not 1 <= N < M, or not 1 <= R, C <= 64 with more than
+            one weight in a block.
     """
     if text == "unstructured":
         return None
-    n, _, m = text.partition(":")
-    if n.isdigit() and m.isdigit() and 1 <= int(n) < int(m):
-        return NM(int(n), int(m))
+    nm, block = nm_of(text), block_of(text)
+    if nm is not None:
+        return NM(*nm)
+    if block is not None:
+        return Block(*block)
     raise UsageError(
-        "no such sparsity pattern", got=repr(text), expected="`unstructured`, or N:M such as 2:4"
+        "no such sparsity pattern",
+        got=repr(text),
+        expected=f"{PATTERN_FORMS}, such as 2:4 or block:4x1",
     )
+
+
+def _divides(length: int, shape: tuple[int, ...], axis: int) -> bool:
+    return shape[axis] > 0 and shape[axis] % length == 0
 
 
 def pattern_losers(
     pattern: NM,
     weights: Mapping[str, Tensor],
-    axes: Mapping[str, int],
+    axes: Mapping[str, Axes],
     score: Score,
     masks: Mapping[str, Tensor] | None = None,
     starts: Mapping[str, int] | None = None,
@@ -90,7 +208,7 @@ def pattern_losers(
     Args:
         pattern: The pattern.
         weights: All tensors, or this rank's part of each.
-        axes: The reduction axis of every tensor.
+        axes: The axes of every tensor.
         score: What ranks them.
         masks: Masks so far; None for none.
         starts: Position of each part in the whole tensor; None for whole tensors.
@@ -99,7 +217,7 @@ def pattern_losers(
     Raises:
         TargetError: A part does not consist of whole groups, on any rank.
     """
-    _check_parts(pattern, weights, axes, shards or Whole())
+    check_parts(pattern, weights, axes, shards or Whole())
     losers = {}
     for name, weight in weights.items():
         start = 0 if starts is None else starts[name]
@@ -110,9 +228,14 @@ def pattern_losers(
     return losers
 
 
-def _check_parts(
-    pattern: NM, weights: Mapping[str, Tensor], axes: Mapping[str, int], shards: Shards
+def check_parts(
+    pattern: NM | Block, weights: Mapping[str, Tensor], axes: Mapping[str, Axes], shards: Shards
 ) -> None:
+    """Check that the part of each rank consists of whole groups or blocks.
+
+    Raises:
+        TargetError: It does not, on any rank; every rank raises it.
+    """
     cut = {
         name: int(weight.numel() > 0 and not pattern.fits(tuple(weight.shape), axes[name]))
         for name, weight in weights.items()
@@ -123,28 +246,34 @@ def _check_parts(
             f"groups of the pattern {pattern} are incomplete, or cut between ranks",
             where=_some(wrong),
             got=_some(f"{name} {tuple(weights[name].shape)} on this rank" for name in wrong),
-            expected=f"a multiple of {pattern.m} along the reduction axis in the part of each rank",
+            expected=f"{pattern.requirement}, in the part of each rank",
             remedy="use a number of ranks that divides the groups, replicated weights, or "
             "exclude these tensors",
         )
 
 
 def check_pattern(
-    pattern: Pattern, shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, int | None]
+    pattern: Pattern, shapes: Mapping[str, tuple[int, ...]], axes: Mapping[str, Axes]
 ) -> tuple[list[str], list[str]]:
     """Sort tensors into those that a pattern fits and those that must stay dense.
+
+    Args:
+        pattern: The pattern.
+        shapes: Of one group each, where the channels of a convolution are grouped: groups and
+            blocks of a pattern do not reach from one into the next.
+        axes: The axes of the tensors that have them.
 
     Raises:
         TargetError: The pattern fits none of them.
     """
     if pattern is None:
         return list(shapes), []
-    fitting = [name for name, shape in shapes.items() if pattern.fits(shape, axes[name])]
+    fitting = [name for name, shape in shapes.items() if pattern.fits(shape, axes.get(name))]
     if not fitting:
         raise TargetError(
             f"no prunable tensor can take the pattern {pattern}",
             got=_some(f"{name} {tuple(shape)}" for name, shape in shapes.items()),
-            expected=f"a reduction axis whose length is a multiple of {pattern.m}",
+            expected=pattern.requirement,
             remedy="use another pattern, or `unstructured`",
         )
     return fitting, [name for name in shapes if name not in set(fitting)]

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from onnxprune.sparsity.patterns import Pattern
+from onnxprune.sparsity.patterns import Axes, Pattern
 from onnxprune.sparsity.scores import Score
 from onnxprune.sparsity.select import select_masks
 from onnxprune.sparsity.shards import Shards
@@ -37,20 +37,20 @@ def partition(
     world: int,
     *,
     pattern: Pattern = None,
-    axes: Mapping[str, int] | None = None,
+    axes: Mapping[str, Axes] | None = None,
 ) -> dict[str, Tensor]:
     """One rank's share of replicated tensors, as views.
 
     Each tensor is cut along its first axis into `world` neighbouring parts, which differ by at
-    most one row, or by one group of the pattern where that runs along the first axis. A tensor
-    without axes belongs to the last rank. Parts may be empty.
+    most one row, or by one group or block of the pattern where that runs along the first axis. A
+    tensor without axes belongs to the last rank. Parts may be empty.
 
     Args:
         tensors: Tensors by name, of any shape.
         rank: Whose share, in [0, world).
         world: Number of ranks, at least 1.
-        pattern: Whose groups stay whole.
-        axes: The reduction axis of every tensor; needed with a pattern.
+        pattern: Whose groups and blocks stay whole.
+        axes: The axes of every tensor; needed with a pattern.
     """
     shares = {}
     for name, tensor in tensors.items():
@@ -68,7 +68,8 @@ def select_replicated_masks(
     floors: Mapping[str, int] | None = None,
     scope: str = "global",
     pattern: Pattern = None,
-    axes: Mapping[str, int] | None = None,
+    axes: Mapping[str, Axes] | None = None,
+    within: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """`select_masks` for weights that every rank holds, with the same result.
 
@@ -87,6 +88,7 @@ def select_replicated_masks(
         scope: See `select_masks`.
         pattern: See `select_masks`.
         axes: See `select_masks`.
+        within: Equal on all ranks; see `select_masks`.
 
     Returns:
         The masks of the whole tensors, on every rank.
@@ -104,6 +106,7 @@ def select_replicated_masks(
             scope=scope,
             pattern=pattern,
             axes=axes,
+            within=within,
         )
 
     def share(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -118,6 +121,7 @@ def select_replicated_masks(
         scope=scope,
         pattern=pattern,
         axes=axes,
+        within=None if within is None else share({name: within[name] for name in weights}),
         shards=ranks,
     )
     return {
@@ -136,9 +140,9 @@ def _joined(own: Tensor, weight: Tensor, ranks: Replicas, unit: int) -> Tensor:
     return torch.cat([piece[: p.stop - p.start] for piece, p in pieces]).reshape(weight.shape)
 
 
-def _unit(name: str, pattern: Pattern, axes: Mapping[str, int] | None) -> int:
+def _unit(name: str, pattern: Pattern, axes: Mapping[str, Axes] | None) -> int:
     """How many rows have to stay together."""
-    return pattern.m if pattern is not None and axes is not None and axes[name] == 0 else 1
+    return 1 if pattern is None or axes is None else pattern.rows_together(axes[name])
 
 
 def _by_rows(tensor: Tensor) -> Tensor:

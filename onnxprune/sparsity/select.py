@@ -1,8 +1,4 @@
-"""Exact selection: of all weights in a scope, exactly the k with the lowest scores.
-
-The lowest are found by `radix`; here the number of weights that each tensor has to lose or to keep
-is settled.
-"""
+"""Exact selection: of all weights in a scope, exactly the k with the lowest scores."""
 
 import math
 from collections.abc import Mapping
@@ -11,10 +7,11 @@ from fractions import Fraction
 from torch import Tensor
 
 from onnxprune.errors import TargetError
-from onnxprune.sparsity.patterns import NM, Pattern, pattern_losers
-from onnxprune.sparsity.radix import Keys, keep_all_but_lowest
+from onnxprune.sparsity.blocks import remove_blocks
+from onnxprune.sparsity.patterns import NM, Axes, Block, Pattern, pattern_losers
+from onnxprune.sparsity.ranking import Ranking
 from onnxprune.sparsity.scores import Score
-from onnxprune.sparsity.shards import Shards, Whole, counts_before, sum_counts, true_counts
+from onnxprune.sparsity.shards import Shards, Whole, sum_counts, true_counts
 
 
 def target_zeros(sparsity: float, total: int) -> int:
@@ -29,6 +26,12 @@ def target_zeros(sparsity: float, total: int) -> int:
 def min_kept(density: float, size: int) -> int:
     """Number of weights that a minimum density in [0, 1] keeps of `size`, rounded up."""
     return target_zeros(density, size)
+
+
+def whole_blocks(pattern: Pattern, floors: Mapping[str, int]) -> dict[str, int]:
+    """Numbers of weights to keep, rounded up to whole blocks where the pattern has them."""
+    size = pattern.size if isinstance(pattern, Block) else 1
+    return {name: -(-floor // size) * size for name, floor in floors.items()}
 
 
 def prunable_limit(
@@ -60,7 +63,8 @@ def select_masks(
     floors: Mapping[str, int] | None = None,
     scope: str = "global",
     pattern: Pattern = None,
-    axes: Mapping[str, int] | None = None,
+    axes: Mapping[str, Axes] | None = None,
+    within: Mapping[str, Tensor] | None = None,
     shards: Shards | None = None,
 ) -> dict[str, Tensor]:
     """Choose exactly `zeros` weights to remove and return the masks of all tensors.
@@ -77,132 +81,47 @@ def select_masks(
         score: What ranks them; the lowest go first. Among equal scores the first go: in the order
             of `weights`, then rank by rank, then row-major.
         masks: Masks so far; what they removed stays removed and counts towards `zeros`.
-        floors: How many weights each tensor keeps at least, by name, over all ranks.
+        floors: How many weights each tensor keeps at least, by name, over all ranks. With blocks
+            they are rounded up to whole blocks.
         scope: `"global"` ranks all weights together; `"layerwise"` gives every tensor its share of
             the zeros in proportion to its size.
         pattern: With N:M, the weights that the pattern removes go first; once they are all gone
-            the pattern holds, and further zeros come from the rest.
-        axes: The reduction axis of every tensor; needed with a pattern.
+            the pattern holds, and further zeros come from the rest. With blocks, whole blocks go,
+            those with the lowest mean score first; where `zeros` is no multiple of their size, the
+            rest are the lowest weights of the next block, which is then the first to be finished.
+        axes: The axes of every tensor; needed with a pattern.
+        within: Masks that are reached in the end: only weights that these remove can go. N:M holds
+            in the end if it holds in them. None for no such limit.
         shards: The ranks that hold the other parts; None where this one holds everything.
 
     Returns:
         Boolean tensors like `weights`, True where a weight is kept.
 
     Raises:
-        TargetError: `zeros` cannot be reached with `floors`, is below what `masks` removed, or a
-            group of the pattern is cut by the parts. Every rank raises it.
+        TargetError: `zeros` cannot be reached with `floors` and `within`, is below what `masks`
+            removed, or a group or block of the pattern is cut by the parts. Every rank raises it.
     """
-    floors = dict(floors or {})
     shards = shards or Whole()
-    own_sizes = {name: weight.numel() for name, weight in weights.items()}
-    sizes = sum_counts(shards, own_sizes)
-    prunable_limit(sizes, floors, zeros, what=f"{zeros} zeros")
-    already = dict.fromkeys(weights, 0)
-    if masks is not None:
-        already = sum_counts(shards, _falses({name: masks[name] for name in weights}))
-    if zeros < sum(already.values()):
+    ranking = Ranking(weights, score, shards, masks)
+    if within is not None:
+        floors = sum_counts(shards, true_counts({name: within[name] for name in weights}))
+    elif isinstance(pattern, Block):
+        floors = whole_blocks(pattern, floors or {})
+    floors = dict(floors or {})
+    prunable_limit(ranking.sizes, floors, zeros, what=f"{zeros} zeros")
+    masked = sum(ranking.masked().values())
+    if zeros < masked:
         raise TargetError(
             "weights that are masked do not come back",
-            got=f"{zeros} zeros asked for, {sum(already.values())} masked already",
+            got=f"{zeros} zeros asked for, {masked} masked already",
         )
-    starts = counts_before(shards, own_sizes)
-    losers = None
-    if isinstance(pattern, NM):
+    if isinstance(pattern, Block):
         assert axes is not None
-        losers = pattern_losers(pattern, weights, axes, score, masks, starts, shards)
-    ranking = _Ranking(weights, score, starts, masks, losers, shards)
-    if scope == "layerwise":
-        shares = allocate_layerwise(sizes, zeros, floors, already)
-        return {name: ranking.lowest(shares[name], [name])[name] for name in weights}
-    return _lowest_with_floors(ranking, zeros, sizes, floors)
-
-
-def allocate_layerwise(
-    sizes: Mapping[str, int],
-    zeros: int,
-    floors: Mapping[str, int],
-    already: Mapping[str, int],
-) -> dict[str, int]:
-    """Share `zeros` among tensors in proportion to their sizes, to the exact sum.
-
-    Remainders go to the largest fractions first (ties: the earlier tensor). No tensor gets more
-    than its size less its floor, nor fewer than it lost already.
-    """
-    caps = {name: size - floors.get(name, 0) for name, size in sizes.items()}
-    shares = dict(already)
-    open_names = [name for name in sizes if shares[name] < caps[name]]
-    while (left := zeros - sum(shares.values())) > 0:
-        total = sum(sizes[name] for name in open_names)
-        goal = sum(shares[name] for name in open_names) + left
-        exact = {name: goal * sizes[name] / total for name in open_names}
-        gains = {
-            name: max(0, min(caps[name], math.floor(exact[name])) - shares[name])
-            for name in open_names
-        }
-        scale = min(1.0, left / max(1, sum(gains.values())))
-        gains = {name: math.floor(gain * scale) for name, gain in gains.items()}
-        if not any(gains.values()):
-            order = sorted(open_names, key=lambda name: math.floor(exact[name]) - exact[name])
-            gains = dict.fromkeys(order[:left], 1)
-        for name, gain in gains.items():
-            shares[name] += gain
-        open_names = [name for name in open_names if shares[name] < caps[name]]
-    return shares
-
-
-class _Ranking:
-    """The weights of all ranks in the order in which they go."""
-
-    def __init__(
-        self,
-        weights: Mapping[str, Tensor],
-        score: Score,
-        starts: Mapping[str, int],
-        masks: Mapping[str, Tensor] | None,
-        losers: Mapping[str, Tensor] | None,
-        shards: Shards,
-    ) -> None:
-        self.weights = weights
-        self.score = score
-        self.starts = starts
-        self.masks = masks
-        self.losers = losers
-        self.shards = shards
-        self._lost = {} if losers is None else sum_counts(shards, true_counts(losers))
-
-    def lowest(self, zeros: int, names: list[str]) -> dict[str, Tensor]:
-        """Masks of some tensors that remove the `zeros` lowest of their weights."""
-        weights = {name: self.weights[name] for name in names}
-        beyond = self.losers is not None and zeros > sum(self._lost[name] for name in names)
-        keys = Keys(weights, self.score, self.starts, self.masks, self.losers, beyond)
-        return keep_all_but_lowest(keys, zeros, self.shards)
-
-
-def _falses(masks: Mapping[str, Tensor]) -> dict[str, int]:
-    return {name: masks[name].numel() - count for name, count in true_counts(masks).items()}
-
-
-def _lowest_with_floors(
-    ranking: _Ranking, zeros: int, sizes: Mapping[str, int], floors: Mapping[str, int]
-) -> dict[str, Tensor]:
-    """The lowest `zeros` weights, where a tensor at its floor gives up no more.
-
-    Tensors that would fall below their floor are settled at it, and the others are ranked again
-    for what is left; every round settles at least one, so this ends.
-    """
-    settled: dict[str, Tensor] = {}
-    names = list(sizes)
-    left = zeros
-    while True:
-        chosen = ranking.lowest(left, names)
-        bounded = {name: chosen[name] for name in names if floors.get(name, 0)}
-        kept = sum_counts(ranking.shards, true_counts(bounded))
-        starved = [name for name in bounded if kept[name] < floors[name]]
-        if not starved:
-            settled.update(chosen)
-            return {name: settled[name] for name in sizes}
-        for name in starved:
-            cap = sizes[name] - floors[name]
-            settled[name] = ranking.lowest(cap, [name])[name]
-            left -= cap
-        names = [name for name in names if name not in settled]
+        return remove_blocks(pattern, ranking, axes, zeros, floors, scope, within)
+    if within is not None:
+        ranking = ranking.losing_first({name: ~within[name] for name in weights})
+    elif isinstance(pattern, NM):
+        assert axes is not None
+        losers = pattern_losers(pattern, weights, axes, score, masks, ranking.starts, shards)
+        ranking = ranking.losing_first(losers)
+    return ranking.remove(zeros, floors, scope)

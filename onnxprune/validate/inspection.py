@@ -3,9 +3,7 @@
 Works without PyTorch and looks at one tensor at a time.
 """
 
-import math
 import os
-import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,16 +12,10 @@ import numpy as np
 import onnx
 
 from onnxprune import model
-from onnxprune.export.metadata import MetadataCheck, pattern_holds, verify
+from onnxprune.export.metadata import MetadataCheck, verify
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate.flops import count_flops
-
-_PATTERNS = ("1:4", "2:4", "4:8")
-"""N:M patterns that are looked for, the sparsest first."""
-
-_NM = re.compile(r"[1-9]\d{0,3}:[1-9]\d{0,3}")
-_FULL = 0.9
-_CHANCE = 0.05
+from onnxprune.validate.observed_pattern import observed_pattern
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,9 @@ class TensorInspection:
         prunable: Whether pruning takes it by default.
         trainable: Whether fine-tuning changes it.
         pattern: See `observed_pattern`.
-        reduction_axis: Axis along which N:M groups lie, None if there is none.
+        reduction_axis: Axis along which products are summed, and N:M groups lie; None if there is
+            none.
+        output_axis: Axis along which the outputs lie, None if there is none.
         flops: Operations for one sample by the operators that it feeds, None if not known.
         aliases: Other names under which nodes read the same values (`Identity`).
     """
@@ -59,6 +53,7 @@ class TensorInspection:
     trainable: bool
     pattern: str
     reduction_axis: int | None
+    output_axis: int | None
     flops: int | None
     aliases: list[str]
 
@@ -163,82 +158,6 @@ def inspect_model(
     )
 
 
-def observed_pattern(tensor: GraphTensor, claimed: str | None = None) -> str:
-    """The pattern that a tensor's zeros have in fact.
-
-    - `dense`: no zeros.
-    - `channel`: the zeros are whole output channels and nothing else (prunable tensors).
-    - `N:M`: every group of M values along the reduction axis has at most N non-zeros, either for
-      the pattern that the file claims or for one of 1:4, 2:4 and 4:8. A pattern that is not
-      claimed must also be more than chance: a tensor of a few per cent density keeps to 4:8
-      wherever its zeros lie. So either the groups are full (90 % of the non-zeros that the pattern
-      allows), or zeros placed at random would keep to it with a probability below 5 %.
-    - `unstructured`: any other zeros.
-    """
-    values = tensor.array()
-    return _observed_pattern(tensor, values, int(np.count_nonzero(values)), claimed)
-
-
-def _observed_pattern(
-    tensor: GraphTensor, values: np.ndarray, nonzeros: int, claimed: str | None
-) -> str:
-    if nonzeros == tensor.size:
-        return "dense"
-    if not tensor.prunable:
-        return "unstructured"
-    if _only_whole_channels(tensor, values, nonzeros):
-        return "channel"
-    if claimed is not None and ":" in claimed and _keeps(tensor, claimed, nonzeros):
-        return claimed
-    for pattern in _PATTERNS:
-        if _keeps(tensor, pattern, nonzeros) and _is_no_chance(tensor, pattern, nonzeros):
-            return pattern
-    return "unstructured"
-
-
-def _keeps(tensor: GraphTensor, pattern: str, nonzeros: int) -> bool:
-    n, m = _numbers(pattern)
-    return nonzeros * m <= tensor.size * n and pattern_holds(tensor, pattern)
-
-
-def _is_no_chance(tensor: GraphTensor, pattern: str, nonzeros: int) -> bool:
-    n, m = _numbers(pattern)
-    if nonzeros * m >= _FULL * tensor.size * n:
-        return True
-    density = nonzeros / tensor.size
-    kept = _binomial_cdf(n, m, density)
-    return kept ** (tensor.size // m) < _CHANCE
-
-
-def _binomial_cdf(n: int, m: int, density: float) -> float:
-    """Probability of at most `n` non-zeros among `m` values."""
-    return sum(math.comb(m, k) * density**k * (1 - density) ** (m - k) for k in range(n + 1))
-
-
-def _numbers(pattern: str) -> tuple[int, int]:
-    n, m = pattern.split(":")
-    return int(n), int(m)
-
-
-def _only_whole_channels(tensor: GraphTensor, values: np.ndarray, nonzeros: int) -> bool:
-    axis = _output_axis(tensor)
-    if axis is None or values.ndim < 2:
-        return False
-    others = tuple(index for index in range(values.ndim) if index != axis)
-    alive = int(np.any(values, axis=others).sum())
-    return nonzeros == alive * (tensor.size // tensor.shape[axis])
-
-
-def _output_axis(tensor: GraphTensor) -> int | None:
-    """Stored axis of the output channels; None where it is not clear (recurrent weights)."""
-    reduction, rank = tensor.reduction_axis, len(tensor.shape)
-    if reduction is None or tensor.role != "weight":
-        return None
-    if "Conv" in tensor.op_type:
-        return 1 - reduction if reduction < 2 else None
-    return {rank - 1: rank - 2, rank - 2: rank - 1}.get(reduction)
-
-
 def _inspect_tensor(
     tensor: GraphTensor, claimed: str | None, flops: int | None, aliases: list[str]
 ) -> TensorInspection:
@@ -255,8 +174,9 @@ def _inspect_tensor(
         sparsity=(tensor.size - nonzeros) / tensor.size if tensor.size else 0.0,
         prunable=tensor.prunable,
         trainable=tensor.trainable,
-        pattern=_observed_pattern(tensor, values, nonzeros, claimed),
+        pattern=observed_pattern(tensor, values, nonzeros, claimed),
         reduction_axis=tensor.reduction_axis,
+        output_axis=tensor.output_axis,
         flops=flops,
         aliases=aliases,
     )
@@ -269,9 +189,7 @@ def _claimed_patterns(metadata: dict[str, Any] | None) -> dict[str, str]:
     for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict):
             name, pattern = entry.get("name"), entry.get("pattern")
-            if not isinstance(name, str) or not isinstance(pattern, str):
-                continue
-            if _NM.fullmatch(pattern) and _numbers(pattern)[0] < _numbers(pattern)[1]:
+            if isinstance(name, str) and isinstance(pattern, str):
                 claims[name] = pattern
     return claims
 

@@ -94,6 +94,19 @@ def test_pattern_and_run_dir(
     assert not output.with_suffix(".run").exists()
 
 
+def test_blocks_that_are_chosen_before(command: Command, base: list[object], output: Path) -> None:
+    """216 + 32 weights, of which 4 outputs each make a block."""
+    options = ["--pattern", "block:4x1", "--set", "sparsity.pattern_choice='before'"]
+    results = command(*base, "--json", *options).expect(0).json
+    assert (results["pattern"], results["sparsity"]) == ("block:4x1", 199 / 248)
+    assert results["recipe"]["sparsity"]["pattern_choice"] == "before"
+    found = command("inspect", output, "--json").expect(0).json
+    assert found["metadata_true"] is True
+    patterns = {t["name"]: t["pattern"] for t in found["tensors"] if t["prunable"]}
+    assert patterns["conv.weight"] == "block:4x1"
+    assert command(*base, "--pattern", "block:1x1").expect(2)
+
+
 class TestDryRun:
     def test_writes_nothing_and_tells_the_plan(
         self, command: Command, base: list[object], tmp_path: Path

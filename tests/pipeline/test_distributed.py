@@ -247,6 +247,25 @@ def test_a_killed_process_is_restarted_and_the_file_is_the_same(
     assert (folder / "killed.onnx").read_bytes() == (folder / "pair.onnx").read_bytes()
 
 
+def test_blocks_that_were_chosen_before_survive_sharding_and_a_kill(folder: Path) -> None:
+    """The masks that a run moves towards are whole in checkpoints and in parts on processes."""
+    options = ['sparsity.pattern="block:4x1"', 'sparsity.pattern_choice="before"']
+    options += ["finetune.lr=0.2", "schedule.end=0.9"]
+    run(folder, "blocks", 2, *options)
+    sharded = [*options, 'finetune.sharding="fsdp"']
+    with started(command(folder, "parts", 2, *sharded)) as running:
+        wait_for_step(folder / "parts.run" / "checkpoints", STEPS // 3)
+        os.kill(children(running.pid)[-1], signal.SIGKILL)
+        output, errors = running.communicate(timeout=TIMEOUT_S)
+    assert running.returncode == 0, errors[-3000:]
+    assert any("resumed after step" in note for note in json.loads(output)["notes"])
+    ones, twos = weights(folder / "blocks.onnx"), weights(folder / "parts.onnx")
+    for name, one in ones.items():
+        assert np.array_equal(one == 0, twos[name] == 0), name
+    lost = (ones["w"] == 0).reshape(4, 4, -1).sum(axis=1)
+    assert (lost.sum(), lost[lost < 4].sum()) == (231, 3)
+
+
 def wait_for_step(checkpoints: Path, step: int) -> None:
     deadline = time.monotonic() + 120
     while not any(int(path.name[5:]) >= step for path in checkpoints.glob("step-*")):

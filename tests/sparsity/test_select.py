@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from onnxprune.errors import TargetError
 from onnxprune.sparsity import (
     NM,
+    Axes,
     Magnitude,
     RandomScore,
     allocate_layerwise,
@@ -233,7 +234,7 @@ def test_the_pattern_holds_from_what_it_removes_and_is_nested_before(
     pattern = NM(n, 4)
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
     shapes = {"a": (3, 8), "b": (4, 2, 3)}
-    axes = {"a": 1, "b": 0}
+    axes = {"a": Axes(1), "b": Axes(0)}
     weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     total = 24 + 24
     needed = total * (4 - n) // 4
@@ -261,7 +262,7 @@ def test_the_pattern_holds_from_what_it_removes_and_is_nested_before(
 
 def test_beyond_the_pattern_the_lowest_of_the_rest_go() -> None:
     weights = {"w": torch.tensor([[1.0, 2, 9, 8], [7, 3, 6, 5]])}
-    masks = select_masks(weights, 5, Magnitude(), pattern=NM(2, 4), axes={"w": 1})
+    masks = select_masks(weights, 5, Magnitude(), pattern=NM(2, 4), axes={"w": Axes(1)})
     assert masks["w"].tolist() == [[False, False, True, True], [True, False, False, False]]
 
 

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from onnxprune.errors import TargetError
 from onnxprune.sparsity import (
     NM,
+    Axes,
+    Block,
     Magnitude,
+    Pattern,
     RandomScore,
     Score,
     partition,
@@ -26,6 +29,7 @@ Cuts = dict[str, list[int]]
 RunRanks = Callable[[int, Callable[[Any], Any]], list[Any]]
 COMMON = settings(max_examples=60, deadline=None)
 PATTERN = NM(2, 4)
+PATTERNS = [None, PATTERN, Block(4, 1), Block(2, 2), Block(1, 4)]
 SCORES: list[Score] = [Magnitude(), RandomScore(5)]
 
 
@@ -43,6 +47,16 @@ def cut_weights(draw: st.DrawFn, world: int, unit: int = 1) -> tuple[Tensors, Cu
         inner = draw(st.lists(st.integers(0, rows // unit), min_size=world - 1, max_size=world - 1))
         cuts[f"t{index}"] = [0, *(unit * cut for cut in sorted(inner)), rows]
     return weights, cuts
+
+
+@st.composite
+def drawn_axes(draw: st.DrawFn, weights: Tensors) -> dict[str, Axes]:
+    """The first and the last axis of each tensor, in either role."""
+    axes = {}
+    for name, weight in weights.items():
+        ends = draw(st.permutations([0, weight.ndim - 1]))
+        axes[name] = Axes(*ends)
+    return axes
 
 
 def part(tensors: Tensors, cuts: Cuts, rank: int) -> Tensors:
@@ -63,27 +77,33 @@ def assert_equal(found: Tensors, expected: Tensors) -> None:
 @COMMON
 @given(st.data(), st.integers(1, 4), st.sampled_from(SCORES))
 @pytest.mark.parametrize("scope", ["global", "layerwise"])
-@pytest.mark.parametrize("pattern", [None, PATTERN])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_parts_get_the_masks_of_the_whole(
     run_ranks: RunRanks,
     scope: str,
-    pattern: NM | None,
+    pattern: Pattern,
     data: st.DataObject,
     world: int,
     score: Score,
 ) -> None:
     weights, cuts = data.draw(cut_weights(world, unit=4 if pattern else 1))
-    axes = {name: data.draw(st.sampled_from([0, weights[name].ndim - 1])) for name in weights}
+    axes = data.draw(drawn_axes(weights))
     floors = {}
-    if pattern is None:
+    if not isinstance(pattern, NM):
         floors = {name: data.draw(st.integers(0, w.numel())) for name, w in weights.items()}
-    free = sum(weight.numel() - floors.get(name, 0) for name, weight in weights.items())
-    first, second = sorted(data.draw(st.integers(0, free)) for _ in range(2))
+    size = pattern.size if isinstance(pattern, Block) else 1
+    free = sum(w.numel() - -(-floors.get(n, 0) // size) * size for n, w in weights.items())
+    first, second, last = sorted(data.draw(st.integers(0, free)) for _ in range(3))
     moved = {name: 2 - weight for name, weight in weights.items()}
+    limited = data.draw(st.booleans())
 
     def choose(select: Callable[[Tensors], Tensors], shards: Any) -> list[Tensors]:
-        """Masks of two successive events."""
+        """Masks of two successive events, on the way to others if `limited`."""
         masks: Tensors | None = None
+        fixed: dict[str, Any] = {"pattern": pattern, "axes": axes, "scope": scope}
+        fixed |= {"floors": floors, "shards": shards}
+        if limited:
+            fixed["within"] = select_masks(select(weights), last, score, **fixed)
         events = []
         for zeros, values in ((first, weights), (second, moved)):
             masks = select_masks(
@@ -91,11 +111,7 @@ def test_parts_get_the_masks_of_the_whole(
                 zeros,
                 score,
                 masks=masks,
-                floors=floors,
-                scope=scope,
-                pattern=pattern,
-                axes=axes,
-                shards=shards,
+                **fixed,
             )
             events.append(masks)
         return events
@@ -108,18 +124,20 @@ def test_parts_get_the_masks_of_the_whole(
 
 @COMMON
 @given(st.data(), st.integers(1, 4), st.sampled_from(SCORES))
-@pytest.mark.parametrize("pattern", [None, PATTERN])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_replicas_get_the_same_masks_although_each_ranks_its_share_alone(
-    run_ranks: RunRanks, pattern: NM | None, data: st.DataObject, world: int, score: Score
+    run_ranks: RunRanks, pattern: Pattern, data: st.DataObject, world: int, score: Score
 ) -> None:
     weights, _ = data.draw(cut_weights(1, unit=4 if pattern else 1))
     if pattern is None:
         weights["scalar"] = torch.tensor(0.5)
-    axes = {name: data.draw(st.sampled_from([0, weights[name].ndim - 1])) for name in weights}
+    axes = data.draw(drawn_axes(weights))
     total = sum(weight.numel() for weight in weights.values())
-    first, second = sorted(data.draw(st.integers(0, total)) for _ in range(2))
+    first, second, last = sorted(data.draw(st.integers(0, total)) for _ in range(3))
     before = select_masks(weights, first, score, pattern=pattern, axes=axes)
     arguments: dict[str, Any] = {"masks": before, "pattern": pattern, "axes": axes}
+    if data.draw(st.booleans()):
+        arguments["within"] = select_masks(weights, last, score, **arguments)
     expected = select_masks(weights, second, score, **arguments)
     for masks in run_ranks(
         world, lambda rank: select_replicated_masks(weights, second, score, rank, **arguments)
@@ -144,7 +162,7 @@ def test_partition_covers_every_row_once_in_whole_groups(
     world: int, groups: int, axis: int
 ) -> None:
     tensor = torch.arange(groups * 4 * 4).reshape(groups * 4, 4)
-    arguments: dict[str, Any] = {"pattern": PATTERN, "axes": {"w": axis}}
+    arguments: dict[str, Any] = {"pattern": PATTERN, "axes": {"w": Axes(axis)}}
     parts = [partition({"w": tensor}, rank, world, **arguments)["w"] for rank in range(world)]
     assert torch.equal(torch.cat(parts), tensor)
     rows = [len(piece) for piece in parts]
@@ -203,7 +221,7 @@ def test_groups_that_are_cut_are_refused_on_every_rank(run_ranks: RunRanks) -> N
     def choose(rank: Any) -> Tensors:
         rows = 4 if rank.rank == 0 else 6
         weights = {"fine": torch.ones(2, 4), "cut": torch.ones(rows, 3)}
-        arguments: dict[str, Any] = {"pattern": PATTERN, "axes": {"fine": 1, "cut": 0}}
+        arguments: dict[str, Any] = {"pattern": PATTERN, "axes": {"fine": Axes(1), "cut": Axes(0)}}
         return select_masks(weights, 4, Magnitude(), shards=rank, **arguments)
 
     for error in run_ranks(2, choose):

@@ -20,7 +20,8 @@ from onnxprune.export.metadata import (
 from onnxprune.graph_shapes import infer_shapes
 from onnxprune.tensors import find_tensors
 from onnxprune.validate.flops import count_flops
-from onnxprune.validate.inspection import Inspection, inspect_model, observed_pattern
+from onnxprune.validate.inspection import Inspection, inspect_model
+from onnxprune.validate.observed_pattern import observed_pattern
 
 
 def small_model(**weights: np.ndarray) -> onnx.ModelProto:
@@ -105,7 +106,8 @@ def keep_n_of_m(shape: tuple[int, ...], axis: int, n: int, m: int, seed: int = 0
 
 def pattern_of(weight: np.ndarray, *, trans_b: bool = False) -> str:
     tensors = find_tensors(one_product(weight, trans_b=trans_b))
-    return observed_pattern(tensors["w"])
+    values = tensors["w"].array()
+    return observed_pattern(tensors["w"], values, int(np.count_nonzero(values)))
 
 
 def by_name(inspection: Inspection) -> dict[str, dict]:
@@ -145,6 +147,7 @@ def test_json_has_the_agreed_keys_and_counts(tmp_path: Path) -> None:
         "trainable": True,
         "pattern": "channel",
         "reduction_axis": 1,
+        "output_axis": 0,
         "flops": 0,
         "aliases": [],
     }
@@ -226,6 +229,74 @@ def test_nm_patterns_are_found_along_the_reduction_axis(n: int, m: int, trans_b:
     weight = keep_n_of_m((32, 32), axis, n, m)
     assert pattern_of(weight, trans_b=trans_b) == f"{n}:{m}"
     assert pattern_of(weight, trans_b=not trans_b) == "unstructured"
+
+
+def keep_blocks(
+    shape: tuple[int, int], rows: int, columns: int, share: float, seed: int = 0
+) -> np.ndarray:
+    """Outputs by inputs, of which a share of the blocks is not zero."""
+    rng = np.random.default_rng(seed)
+    grid = rng.random((shape[0] // rows, shape[1] // columns)) < share
+    kept = grid.repeat(rows, axis=0).repeat(columns, axis=1)
+    return np.where(kept, rng.uniform(0.1, 1, shape), 0.0)
+
+
+@pytest.mark.parametrize("trans_b", [False, True])
+@pytest.mark.parametrize(("rows", "columns"), [(4, 1), (1, 4), (16, 1), (4, 4), (1, 2)])
+def test_blocks_are_found_along_outputs_and_inputs(rows: int, columns: int, trans_b: bool) -> None:
+    weight = keep_blocks((32, 48), rows, columns, 0.3)
+    stored = weight if trans_b else weight.T
+    assert pattern_of(stored, trans_b=trans_b) == f"block:{rows}x{columns}"
+    turned = "unstructured" if rows != columns else f"block:{rows}x{columns}"
+    if columns != 2:
+        assert pattern_of(stored, trans_b=not trans_b) in (turned, f"block:{columns}x{rows}")
+
+
+def test_blocks_that_are_no_squares_or_lines_are_found_by_what_they_consist_of() -> None:
+    assert pattern_of(keep_blocks((32, 48), 8, 4, 0.3), trans_b=True) == "block:4x4"
+
+
+def test_a_part_of_a_block_is_allowed_and_more_is_not() -> None:
+    weight = keep_blocks((32, 16), 4, 1, 0.5)
+    first = np.argwhere(weight[::4] != 0)[:2]
+    for number, (row, column) in enumerate(first):
+        weight[4 * row : 4 * row + 3 : 1 + number, column] = 0
+        assert pattern_of(weight, trans_b=True) == ("unstructured" if number else "block:4x1")
+
+
+def test_a_few_zeros_are_no_blocks() -> None:
+    """They keep to any block that is larger than their number, which says nothing."""
+    weight = np.random.default_rng(0).uniform(0.1, 1, (32, 32))
+    weight[3, 5] = weight[20, 7] = 0
+    assert pattern_of(weight) == "unstructured"
+    claimed = with_metadata(one_product(weight), "block:4x1")
+    assert by_name(inspect_model(claimed))["w"]["pattern"] == "block:4x1"
+
+
+@pytest.mark.parametrize("group", [3, 100, -2])
+def test_groups_that_make_no_sense_do_no_harm(group: int) -> None:
+    weight = keep_blocks((10, 36), 2, 1, 0.5).reshape(10, 4, 3, 3)
+    proto = small_model(**{"conv.weight": weight})
+    proto.graph.node[0].attribute.add(name="group", i=group, type=onnx.AttributeProto.INT)
+    expected = "block:2x1" if group < 0 else "unstructured"
+    assert by_name(inspect_model(proto))["conv.weight"]["pattern"] == expected
+
+
+def test_dead_inputs_are_no_blocks() -> None:
+    weight = np.random.default_rng(0).uniform(0.1, 1, (32, 32))
+    weight[[3, 9, 21, 30]] = 0
+    assert pattern_of(weight) == "unstructured"
+    assert pattern_of(weight.T.copy()) == "channel"
+
+
+def test_a_claim_of_blocks_is_compared_with_the_file() -> None:
+    weight = keep_blocks((32, 16), 4, 2, 0.5)
+    honest = inspect_model(with_metadata(one_product(weight.T), "block:4x2"))
+    assert (honest.metadata.true, by_name(honest)["w"]["pattern"]) == (True, "block:4x2")
+    lying = inspect_model(with_metadata(one_product(weight.T), "block:8x2"))
+    assert lying.metadata.true is False
+    assert any("block:8x2 does not hold" in problem for problem in lying.metadata.problems)
+    assert by_name(lying)["w"]["pattern"] == "block:4x1"
 
 
 def test_one_value_too_many_breaks_the_pattern() -> None:
