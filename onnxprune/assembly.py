@@ -12,11 +12,13 @@ from torch import Tensor
 
 from onnxprune.calibration import Augmentation, Samples, shuffled_order, subset
 from onnxprune.cascade import Controller, Foremost, Policy, ShedMonitor, courses_of
+from onnxprune.closing import ModelClosure
 from onnxprune.corrupt import CorruptSamples
 from onnxprune.dense_outputs import DenseModel, only_batch
 from onnxprune.finetune import (
     BatchSource,
     CheckpointStore,
+    Close,
     CrossEntropy,
     Objective,
     Observer,
@@ -148,7 +150,7 @@ class Assembly:
             output_names=imported.output_names,
             parameters=by_name,
             masks=masks,
-            pruner=self.pruner(masks),
+            pruner=self.pruner(masks, self._closure(imported, masks)),
             batches=self._batches(job.train, corrupt, job.augmentation)
             if job.train is not None
             else _no_batches(),
@@ -172,8 +174,26 @@ class Assembly:
         run_id = self.job.identity["run_id"] if self.ranks.is_main else ""
         return CheckpointStore(self.job.run.checkpoints, run_id)
 
-    def pruner(self, masks: MaskSet) -> Pruner:
-        """When weights go and which, for the method of the recipe."""
+    def _closure(self, imported: ImportedModel, masks: MaskSet) -> Close | None:
+        """Structural closure, where the method and the recipe ask for it."""
+        asked = self.recipe.sparsity.method == "cascade-gmp" and self.recipe.cascade.closure
+        if not asked or not self.job.total_steps:
+            return None
+        if self.sharded:
+            self.host.message(
+                "dead weights are not looked for, since the parameters are sharded: they go by "
+                "their magnitude"
+            )
+            return None
+        return ModelClosure(self.job.source, imported, masks, self.job.plan.floors)
+
+    def pruner(self, masks: MaskSet, close: Close | None = None) -> Pruner:
+        """When weights go and which, for the method of the recipe.
+
+        Args:
+            masks: The masks in force.
+            close: Structural closure; None leaves dead weights to their magnitude.
+        """
         job, settings = self.job, self.recipe.cascade
         shards = self.ranks if self.sharded else None
         controlled = self.recipe.sparsity.method == "cascade-gmp"
@@ -188,6 +208,7 @@ class Assembly:
             )
             if controlled
             else None,
+            close=close,
             harvest=controlled and settings.harvest,
             floors=job.plan.floors,
             harvest_cost=settings.harvest_cost,

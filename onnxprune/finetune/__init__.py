@@ -21,7 +21,7 @@ from onnxprune.finetune.losses import (
 from onnxprune.finetune.optim import DEFAULT_LR, learning_rate, make_optimizer
 from onnxprune.finetune.plan import Plan
 from onnxprune.finetune.probe import observed_endings, probe_outputs, takes_batches
-from onnxprune.finetune.pruner import Pruner
+from onnxprune.finetune.pruner import Close, Pruner
 from onnxprune.finetune.ranks import Ranks
 from onnxprune.finetune.reading import worker_deaths
 from onnxprune.finetune.sharding import full_tensors, shard_parameters
@@ -41,6 +41,7 @@ __all__ = [
     "Change",
     "Checkpoint",
     "CheckpointStore",
+    "Close",
     "CrossEntropy",
     "Ctc",
     "Distillation",

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from onnxprune.pipeline import prune
 
@@ -73,6 +74,31 @@ def test_harvested_weights_advance_the_schedule(tmp_path: Path) -> None:
     for event in events:
         assert event["pruned"] >= event["harvested"] + event["closed"]
         assert event["sparsity"] >= event["target_sparsity"]
+
+
+def test_dead_weights_leave_first_and_the_output_does_not_change(tmp_path: Path) -> None:
+    """Hidden units that the dense head does not read: their weights are on no path, and large."""
+    proto, data = mlp()
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    w1, w2 = 10 * arrays["w1"].copy(), arrays["w2"].copy()
+    w1[8:] *= 3
+    w2[:, 8:] = 0
+    for tensor in proto.graph.initializer:
+        if tensor.name in ("w1", "w2"):
+            tensor.CopyFrom(numpy_helper.from_array({"w1": w1, "w2": w2}[tensor.name], tensor.name))
+    model, samples, output = save(tmp_path, proto, data)
+    recipe = quick(
+        samples,
+        samples,
+        sparsity={"method": "cascade-gmp", "target": 0.8},
+        schedule={"begin": 0.0, "end": 0.8, "events": 8},
+        finetune={"epochs": 4, "batch_size": 8, "lr": 1e-4},
+    )
+    prune(model, output, recipe)
+    events = [e for e in log(output.with_suffix(".run")) if e["kind"] == "event"]
+    # The first event masks zeros of the head; with them gone, the units above are dead.
+    assert sum(event["closed"] for event in events) >= 64
+    assert not weights(output)["w1"][8:].any()
 
 
 def test_the_learning_rate_is_held_while_pruning_and_decays_in_recovery(tmp_path: Path) -> None:
