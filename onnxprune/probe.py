@@ -147,7 +147,10 @@ class _Arms:
         if known is not None:
             return known
         if self.stop():
-            raise Interrupted("interrupted between two arms", remedy="the same call goes on")
+            raise Interrupted(
+                "interrupted between two arms",
+                remedy="with --run-dir the same call goes on; without it, it begins again",
+            )
         self.on_progress({"kind": "stage", "name": f"{name} {seed} ({number + 1}/{total})"})
         with deterministic(job.recipe, 0, self.ranks.device):
             result = _Arm(self, job, name, seed).run()

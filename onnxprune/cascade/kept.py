@@ -35,7 +35,9 @@ def kept_overlap(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> O
     either = true_counts({name: mask | second[name] for name, mask in first.items()})
     ours, theirs = true_counts(first), true_counts({name: second[name] for name in first})
     chance_both = {
-        name: ours[name] * theirs[name] / mask.numel() for name, mask in first.items() if len(mask)
+        name: ours[name] * theirs[name] / mask.numel()
+        for name, mask in first.items()
+        if mask.numel()
     }
     chance_either = {
         name: ours[name] + theirs[name] - chance for name, chance in chance_both.items()
