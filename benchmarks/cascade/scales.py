@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data import CLASSES, FASHION, Sizes
@@ -131,14 +131,11 @@ def options_of(arguments: argparse.Namespace, name: str) -> Options:
     """What parsed arguments mean for the experiment `name`."""
     scale_name = "quick" if arguments.quick else arguments.scale
     scale = SCALES[scale_name]
-    changed = Scale(
-        sizes=scale.sizes,
+    changed = replace(
+        scale,
         networks=tuple(arguments.networks or scale.networks),
         data=tuple(arguments.data or scale.data),
-        batch=scale.batch,
-        dense_epochs=scale.dense_epochs,
         epochs=scale.epochs if arguments.epochs is None else arguments.epochs,
-        precision=scale.precision,
         device=arguments.device or scale.device,
         workers=scale.workers if arguments.workers is None else arguments.workers,
         seeds=tuple(arguments.seeds or scale.seeds),
