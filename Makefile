@@ -10,7 +10,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_WHEELS ?= build/wheels
 GPU_PYTHON_VERSION ?= 3.12
 
-.PHONY: demo demo-label-free test lint docs gpu-check gpu-wheels clean
+.PHONY: demo demo-label-free test fuzz lint docs gpu-check gpu-wheels clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
@@ -36,6 +36,10 @@ demo-label-free: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# Property tests with examples that no run has had before.
+fuzz: $(INSTALLED)
+	FUZZ=1 $(BIN)/python -m pytest $(shell grep -rl "hypothesis import" tests)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
