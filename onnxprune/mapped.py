@@ -6,11 +6,9 @@ so that no file and no other process can make one, and the state of the file, so
 was changed since is noticed.
 """
 
-import contextlib
 import mmap
 import os
 import secrets
-import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,12 +19,6 @@ from onnxprune.errors import ModelFileError
 from onnxprune.files import check_state, file_state
 
 _MARK = "onnxprune.mapped"
-_POPULATE_READ = 22
-"""`MADV_POPULATE_READ` of Linux 5.14, for which Python has no name."""
-
-_READ_AHEAD_BYTES = 1 << 20
-"""Tensors of at least this size are read at once: taken page by page, it takes twice as long."""
-
 _SECRET = secrets.token_hex(16)
 
 
@@ -73,7 +65,6 @@ def mapped_data(tensor: TensorProto) -> np.ndarray:
     offset, length = int(entries["offset"]), int(entries["length"])
     state = entries[_MARK].removeprefix(f"{_SECRET}:")
     mapping = _mapping(entries["location"], state)
-    _read_ahead(mapping, offset, length)
     return np.frombuffer(mapping, np.uint8, length, offset)
 
 
@@ -92,12 +83,3 @@ def _mapping(path: str, state: str) -> mmap.mmap:
         raise ModelFileError(
             "an external data file cannot be read any more", where=path, got=error
         ) from None
-
-
-def _read_ahead(mapping: mmap.mmap, offset: int, length: int) -> None:
-    """Bring a part of a file into memory, where the system can do that in one go."""
-    if sys.platform != "linux" or length < _READ_AHEAD_BYTES:
-        return
-    start = offset - offset % mmap.PAGESIZE
-    with contextlib.suppress(OSError):  # an older kernel
-        mapping.madvise(_POPULATE_READ, start, offset + length - start)
