@@ -182,7 +182,7 @@ def run_trainer(
             output_names=imported.output_names,
             parameters={name: parameters[key] for key, name in imported.tensor_names.items()},
             masks=masks,
-            pruner=Pruner(masks, {0: zeros}, lambda _, first: chosen, ShedMonitor(0.01)),
+            pruner=Pruner(masks, {0: zeros}, lambda *_: chosen, ShedMonitor(0.01)),
             batches=_OneBatch(batch, turn),  # type: ignore[arg-type]
             objective=Objective(
                 imported.output_names[0],

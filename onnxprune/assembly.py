@@ -12,6 +12,7 @@ from torch import Tensor
 
 from onnxprune.calibration import Augmentation, Samples, shuffled_order, subset
 from onnxprune.cascade import Controller, Foremost, Policy, ShedMonitor, courses_of
+from onnxprune.cascade.controller import union
 from onnxprune.closing import ModelClosure
 from onnxprune.corrupt import CorruptSamples
 from onnxprune.dense_outputs import DenseModel, only_batch
@@ -145,12 +146,13 @@ class Assembly:
             by_name = {onnx: parts[key] for key, onnx in imported.tensor_names.items()}
         pruned = {name: by_name[name] for name in job.plan.tensors}
         masks = MaskSet(pruned, self.ranks if self.sharded else None)
-        return Trainer(
+        closure = self._closure(imported, masks)
+        trainer = Trainer(
             module=imported,
             output_names=imported.output_names,
             parameters=by_name,
             masks=masks,
-            pruner=self.pruner(masks, self._closure(imported, masks)),
+            pruner=self.pruner(masks, closure),
             batches=self._batches(job.train, corrupt, job.augmentation)
             if job.train is not None
             else _no_batches(),
@@ -168,13 +170,16 @@ class Assembly:
             sharded=self.sharded,
             loss_scale=max(1.0, math.log(job.source.class_count or 1)),
         )
+        if closure is not None and trainer.stepper.average is not None:
+            closure.average = trainer.stepper.average.module
+        return trainer
 
     def _checkpoints(self) -> CheckpointStore:
         """Only the first process reads and writes them, so only it needs to know the data."""
         run_id = self.job.identity["run_id"] if self.ranks.is_main else ""
         return CheckpointStore(self.job.run.checkpoints, run_id)
 
-    def _closure(self, imported: ImportedModel, masks: MaskSet) -> Close | None:
+    def _closure(self, imported: ImportedModel, masks: MaskSet) -> ModelClosure | None:
         """Structural closure, where the method and the recipe ask for it."""
         asked = self.recipe.sparsity.method == "cascade-gmp" and self.recipe.cascade.closure
         if not asked or not self.job.total_steps:
@@ -185,7 +190,17 @@ class Assembly:
                 "their magnitude"
             )
             return None
-        return ModelClosure(self.job.source, imported, masks, self.job.plan.floors)
+        plan = self.job.plan
+        closure = ModelClosure(
+            self.job.source, imported, masks, plan.floors, exact=plan.pattern is None
+        )
+        if closure.initial:
+            listed = ", ".join(closure.initial[:6]) + (" ..." if len(closure.initial) > 6 else "")
+            self.host.message(
+                f"{len(closure.initial)} scales are zero in all channels and pass for initial "
+                f"values: what they cut off does not count as dead: {listed}"
+            )
+        return closure
 
     def pruner(self, masks: MaskSet, close: Close | None = None) -> Pruner:
         """When weights go and which, for the method of the recipe.
@@ -201,7 +216,7 @@ class Assembly:
         return Pruner(
             masks,
             events,
-            lambda zeros, first: self._select(masks, zeros, first),
+            partial(self._select, masks),
             ShedMonitor(settings.tau, shards),
             Controller(
                 Policy(settings.wait, settings.pressure, settings.hold_lr), events, job.plan.zeros
@@ -217,9 +232,19 @@ class Assembly:
         )
 
     def _select(
-        self, masks: MaskSet, zeros: int, first: Mapping[str, Tensor] | None
+        self,
+        masks: MaskSet,
+        zeros: int,
+        first: Mapping[str, Tensor] | None = None,
+        dead: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
+        """See `finetune.pruner.Select`."""
         settings, plan = self.recipe.sparsity, self.job.plan
+        current = masks.masks
+        if dead is not None and plan.pattern is None:
+            current = {name: mask & ~dead[name] for name, mask in current.items()}
+        elif dead is not None:
+            first = dead if first is None else union(first, dead)
         weights = {name: local_part(p.detach()) for name, p in masks.parameters.items()}
         score: Score = Magnitude()
         if settings.method == "random":
@@ -234,7 +259,7 @@ class Assembly:
             partial(select_masks if self.sharded else select_replicated_masks, weights, **limits),
             zeros,
             score,
-            masks=masks.masks,
+            masks=current,
             pattern=plan.pattern,
             moment=settings.pattern_choice,
             last_zeros=plan.zeros,

@@ -11,6 +11,7 @@ import torch
 
 from onnxprune.calibration import Samples
 from onnxprune.cascade import Budget, kept_overlap, training_budget
+from onnxprune.closing import dead_weights
 from onnxprune.dense_outputs import fixed_batch, padded
 from onnxprune.errors import (
     ModelError,
@@ -258,6 +259,8 @@ class Conclusion:
         difference: float | None,
     ) -> dict[str, Any]:
         metadata = read_metadata(proto) or {}
+        dead = dead_weights(proto, {name: mask.cpu() for name, mask in masks.items()})
+        tensors = tensor_table(self.job.source, proto, set(self.job.plan.tensors))
         return {
             "schema_version": SCHEMA_VERSION,
             "tool_version": __version__,
@@ -282,7 +285,8 @@ class Conclusion:
             "overlap_with_one_shot": _overlap_with_one_shot(self.job, masks),
             "validation": {**validation, "torch_vs_runtime_max_abs_error": difference},
             "latency": latency,
-            "tensors": list(tensor_table(self.job.source, proto, set(self.job.plan.tensors))),
+            "dead_weights": sum(dead.values()),
+            "tensors": [{**entry, "dead": dead.get(entry["name"], 0)} for entry in tensors],
             "recipe": self.job.recipe.to_dict(),
             "environment": {**describe_machine(), "torch": torch.__version__},
             "timing": {f"{name.replace(' ', '_')}_s": s for name, s in self.run.seconds.items()},

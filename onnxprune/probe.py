@@ -231,7 +231,7 @@ class _Arm:
         arms = self.arms
         job = arms.arm_job(name, self.seed)
         assembly = Assembly(job, None, arms.accelerator, arms.ranks, self)
-        return assembly.pruner(self.trainer.masks).select(job.plan.zeros, None)
+        return assembly.pruner(self.trainer.masks).select(job.plan.zeros)
 
     def _overlap(self, dense: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> Overlap:
         """How the weights that magnitude keeps now differ from those of the dense model."""

@@ -81,10 +81,14 @@ def close(
     tensors: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
     floors: Mapping[str, int] | None = None,
+    *,
+    most: int | None = None,
+    among: Mapping[str, Tensor] | None = None,
 ) -> Closure:
     """Find all weights that the outputs no longer depend on.
 
-    Apply `changes` and `masks` together: neither is right without the other.
+    Apply `changes` and `masks` together: neither is right without the other. Limits are kept
+    exactly, and what then stays is as it was.
 
     Args:
         flow: What `onnxprune.structure.read_flow` says of the graph.
@@ -93,9 +97,13 @@ def close(
         masks: Masks of some of them, True where a weight is kept; they are not changed.
         floors: How many weights each tensor keeps at least, by name. Where there are more dead
             weights than may go, the first in row-major order go.
+        most: How many weights go at most, in all; those nearest to the outputs go first. None for
+            no limit.
+        among: Name -> boolean tensor like the mask: only weights that are True here may go. None
+            for all.
     """
     with torch.no_grad():
-        sweep = _Sweep(flow, tensors, masks, floors or {})
+        sweep = _Sweep(flow, tensors, masks, floors or {}, most, among)
         sweep.forward()
         sweep.backward()
         return sweep.result()
@@ -108,11 +116,15 @@ class _Sweep:
         tensors: Mapping[str, Tensor],
         masks: Mapping[str, Tensor],
         floors: Mapping[str, int],
+        most: int | None,
+        among: Mapping[str, Tensor] | None,
     ) -> None:
         self._flow = flow
         self._tensors = tensors
         self._masks = dict(masks)
         self._floors = floors
+        self._left = sum(mask.numel() for mask in masks.values()) if most is None else most
+        self._among = among
         self._operands = {operand.value: operand for operand in flow.operands}
         self._constants: dict[str, Tensor] = {}
         self._used: dict[str, Tensor] = {}
@@ -269,16 +281,19 @@ class _Sweep:
         return weight.kept & ~removed
 
     def _remove(self, name: str, dead: Tensor) -> Tensor:
-        """Take weights out of a mask as far as the tensor's floor permits; returns which."""
+        """Take weights out of a mask as far as the limits permit; returns which."""
         mask = self._masks[name]
+        if self._among is not None:
+            dead = dead & self._among[name]
         count, kept = int(dead.sum()), int(mask.sum())
-        allowed = max(kept - self._floors.get(name, 0), 0)
+        allowed = min(max(kept - self._floors.get(name, 0), 0), self._left)
         if count > allowed:
             order = dead.reshape(-1).cumsum(0).reshape(dead.shape)
             dead, count = dead & (order <= allowed), allowed
         if count:
             self._masks[name] = mask & ~dead
             self._dead[name] = count
+            self._left -= count
         return dead
 
     def _can_take(self, product: Product) -> bool:
@@ -315,7 +330,7 @@ class _Sweep:
         elif not self._can_take(product):
             reason = "no bias or running mean of its own follows to take it"
         else:
-            reason = "the tensor keeps its least number of weights"
+            reason = "no more weights may go"
         self._unfolded.append(Unfolded(weight.name, channels, reason))
 
     def result(self) -> Closure:

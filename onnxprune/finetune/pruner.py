@@ -15,8 +15,20 @@ from onnxprune.sparsity.shards import Whole, sum_counts, true_counts
 class Select(Protocol):
     """Chooses masks, as `sparsity.select_masks` does, for the current weights."""
 
-    def __call__(self, zeros: int, first: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """Masks with exactly `zeros` zeros, in which the weights of `first` go before others."""
+    def __call__(
+        self,
+        zeros: int,
+        first: Mapping[str, Tensor] | None = None,
+        dead: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Masks with exactly `zeros` zeros.
+
+        Args:
+            zeros: How many weights are zero afterwards.
+            first: Weights that go before others; None for none.
+            dead: What closure took. It goes before all others, and whatever the ranking, but for
+                patterns; None for none.
+        """
         ...
 
 
@@ -26,8 +38,8 @@ class Close(Protocol):
     def __call__(self, room: int) -> dict[str, Tensor]:
         """Weights on no path from an input to an output, True for those that leave.
 
-        Constants that they carried are folded into biases and statistics, so all of them must
-        leave.
+        Unless a pattern decides what leaves, they are zero from now on, and constants that they
+        carried are in biases and running means; what the model computes stays.
 
         Args:
             room: At most as many weights.
@@ -96,7 +108,7 @@ class Pruner:
         if due is None or self.masks.zeros >= max(self.events.values()):
             return None
         if self.controller is None:
-            return Event(self.select(due, None)) if due > self.masks.zeros else None
+            return Event(self.select(due)) if due > self.masks.zeros else None
         return self._controlled(step, self.controller, loss_change)
 
     def _controlled(
@@ -109,12 +121,12 @@ class Pruner:
         room = controller.target - before
         dead = self.close(room) if self.close is not None else nothing(self.masks.masks)
         closed = self._takable(dead)
-        first = union(dead, self._harvest(dead, controller, loss_change))
-        taken = self._takable(first)
+        shed = self._harvest(dead, controller, loss_change)
+        taken = self._takable(union(dead, shed))
         zeros = controller.zeros(step, before, taken)
         if zeros <= before:
             return None
-        chosen = self.select(zeros, first)
+        chosen = self.select(zeros, shed, dead)
         controller.pruned(step, zeros)
         return Event(chosen, closed, min(taken, zeros - before) - closed, waited)
 
@@ -129,13 +141,13 @@ class Pruner:
         A weight must have fallen behind its own tensor as well: where a whole tensor has shrunk
         before a normalisation, none of its weights has lost its part.
         """
-        masks = self.masks.masks
+        masks = {name: mask & ~dead[name] for name, mask in self.masks.masks.items()}
         if not self.harvest or self.monitor.since is None:
             return nothing(masks)
         weights = self.masks.parameters
         at_event = self.monitor.shed(weights, masks)
         now = self.monitor.shed(weights, masks, relative=True)
-        shed = {name: at_event[name] & now[name] & ~dead[name] for name in at_event}
+        shed = {name: at_event[name] & now[name] for name in at_event}
         if not self._count(shed):
             return shed
         change = loss_change(shed)

@@ -252,6 +252,11 @@ def _sparsity_sentence(results: Results) -> str:
         text += f": {fmt.count(zeros)} of {fmt.count(total)}"
     if results.sparsity < results.target_sparsity - 1e-9:
         text += ", less than was asked"
+    if results.dead_weights:
+        text += (
+            f". Of those that are kept, {fmt.count(results.dead_weights)} do nothing: no path "
+            "leads through them"
+        )
     return f"{text}."
 
 

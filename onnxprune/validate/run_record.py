@@ -193,6 +193,7 @@ class Results(_Lenient):
     notes: list[str] = []
     budget: BudgetResult | None = None
     overlap_with_one_shot: OverlapResult | None = None
+    dead_weights: int | None = Field(None, ge=0)
 
 
 @dataclass(frozen=True)

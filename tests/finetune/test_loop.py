@@ -96,7 +96,7 @@ def trainer(observer: Recorder, plan: Plan, **changes: Any) -> Trainer:
         pruner=Pruner(
             masks,
             plan.events,
-            lambda zeros, first: select_masks(
+            lambda zeros, *_: select_masks(
                 {"fc.weight": module.fc.weight.detach()}, zeros, Magnitude(), masks=masks.masks
             ),
             ShedMonitor(0.01),

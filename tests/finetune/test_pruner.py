@@ -35,10 +35,18 @@ class Net:
             **options,
         )
 
-    def select(self, zeros: int, first: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    def select(
+        self,
+        zeros: int,
+        first: Mapping[str, Tensor] | None = None,
+        dead: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         weights = {name: p.detach() for name, p in self.masks.parameters.items()}
         score = Magnitude() if first is None else Foremost(Magnitude(), first)
-        return select_masks(weights, zeros, score, masks=self.masks.masks, floors=self.floors)
+        masks = self.masks.masks
+        if dead is not None:
+            masks = {name: mask & ~dead[name] for name, mask in masks.items()}
+        return select_masks(weights, zeros, score, masks=masks, floors=self.floors)
 
     def event(self, step: int, loss_change: float = 0.0) -> int:
         """Run the event at a step; returns how many weights were harvested."""

@@ -21,6 +21,7 @@ from onnxprune.errors import Interrupted
 from onnxprune.pipeline import prune
 from onnxprune.recipe import Recipe
 
+from . import test_closing as closing
 from .helpers import Arrays, assert_pruned, log, normal, save, stop_after, text_model, weights
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
@@ -264,6 +265,24 @@ def test_blocks_that_were_chosen_before_survive_sharding_and_a_kill(folder: Path
         assert np.array_equal(one == 0, twos[name] == 0), name
     lost = (ones["w"] == 0).reshape(4, 4, -1).sum(axis=1)
     assert (lost.sum(), lost[lost < 4].sum()) == (231, 3)
+
+
+def test_closure_and_harvest_in_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    """Each process judges its copy for itself, and all find the same weights."""
+    save(tmp_path, *closing.network())
+    options = ['sparsity.method="cascade-gmp"', f"sparsity.target={closing.SPARSITY}"]
+    options += ["cascade.tau=0.3", "cascade.harvest_cost=10.0", "schedule.events=6"]
+    taken = []
+    for name, processes in (("single", 1), ("pair", 2)):
+        run(tmp_path, name, processes, *options)
+        entries = [e for e in log(tmp_path / f"{name}.run") if e["kind"] == "event"]
+        taken.append([(e["step"], e["closed"], e["harvested"], e["kept"]) for e in entries])
+    assert taken[0] == taken[1]
+    assert sum(closed for _, closed, _, _ in taken[0]) > 10
+    assert sum(harvested for _, _, harvested, _ in taken[0]) > 0
+    ones, twos = weights(tmp_path / "single.onnx"), weights(tmp_path / "pair.onnx")
+    for tensor, one in ones.items():
+        assert np.array_equal(one == 0, twos[tensor] == 0), tensor
 
 
 def wait_for_step(checkpoints: Path, step: int) -> None:

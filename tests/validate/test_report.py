@@ -312,6 +312,12 @@ def test_shed_weights_and_budget_are_shown(tmp_path: Path) -> None:
     assert [trace["y"] for trace in plot.figure["data"]] == [[3, 1234], [77, 77]]
 
 
+@pytest.mark.parametrize(("dead", "said"), [(1234, True), (0, False), (None, False)])
+def test_dead_weights_are_named(tmp_path: Path, dead: int | None, said: bool) -> None:
+    page = build_report(write_run(tmp_path / "run", results(dead_weights=dead)))
+    assert ("do nothing" in page) is said
+
+
 def test_every_figure_is_valid_for_plotly(run_dir: Path) -> None:
     def painted(value: Any) -> Any:
         if isinstance(value, list):
