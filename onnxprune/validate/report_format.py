@@ -74,6 +74,30 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits}g}".replace("-", _MINUS)
 
 
+def signed(value: float | None, digits: int = 4) -> str:
+    """A number with `digits` decimals, always with its sign: "+0.0012"."""
+    return f"{value:+.{digits}f}".replace("-", _MINUS) if _finite(value) else _DASH
+
+
+def signed_interval(low: float | None, high: float | None, digits: int = 4) -> str:
+    """Both ends of an interval with their signs; words where one seed gives none."""
+    if not (_finite(low) and _finite(high)):
+        return "none from one seed"
+    return f"[{signed(low, digits)}, {signed(high, digits)}]"
+
+
+def signed_percent(fraction: float | None, digits: int = 2) -> str:
+    """`0.012` as "+1.20 %", always with its sign."""
+    return f"{signed(100 * fraction, digits)}{_NBSP}%" if _finite(fraction) else _DASH
+
+
+def amount(value: float | None) -> str:
+    """A mean of counts: grouped digits, with one decimal where it is not whole."""
+    if not _finite(value) or value == round(value):
+        return count(value)
+    return f"{value:,.1f}".replace(",", _THIN).replace("-", _MINUS)
+
+
 def count(value: float | None) -> str:
     """`1234567` with grouped digits."""
     if not _finite(value):

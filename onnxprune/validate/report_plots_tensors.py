@@ -16,6 +16,7 @@ from onnxprune.validate.report_plots import (
     Plot,
     count_layout,
     legend_line,
+    names_axis,
     plain_text,
     rounded,
     rounded_all,
@@ -119,17 +120,7 @@ def _sparsity_layout(tensors: Sequence[TensorResult], overall: float, scrolls: b
             "fixedrange": True,
             "side": "top" if scrolls else "bottom",
         },
-        "yaxis": {
-            "range": [len(tensors) - 0.4, -0.6],
-            "tickvals": list(range(len(tensors))),
-            "ticktext": [plain_text(tensor.name, 36) for tensor in tensors],
-            "automargin": True,
-            "showgrid": False,
-            "zeroline": False,
-            "ticks": "",
-            "ticklabelstandoff": 9,
-            "fixedrange": True,
-        },
+        "yaxis": names_axis([tensor.name for tensor in tensors]),
         "shapes": [upright_line(rounded(overall), SPARSITY)],
     }
 

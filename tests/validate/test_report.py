@@ -29,7 +29,7 @@ from onnxprune.validate.report_summary import (
 )
 from onnxprune.validate.run_record import Results, Speedup, read_run
 
-PLOT_KEYS = ["quality", "loss", "tensors", "histogram", "latency", "ratio"]
+PLOT_KEYS = ["quality", "loss", "events", "tensors", "histogram", "latency", "ratio"]
 HOSTILE = [
     "</script><script>document.title='owned'</script>",
     "<img src=x onerror=\"document.title='owned'\">",
@@ -373,7 +373,7 @@ def test_an_unfinished_run_gives_a_page_that_says_so(tmp_path: Path, status: str
     assert "step 17 of 40" in words
     assert "Nothing has been validated" in words
     assert ("--resume" in words) == (status == "interrupted")
-    assert list(page.plots()) == ["quality", "loss"]
+    assert list(page.plots()) == ["quality", "loss", "events"]
 
 
 def test_a_run_without_any_step_has_a_page(tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_values_that_are_no_numbers_leave_gaps(run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("run.json", None, "has no run.json"),
+        ("run.json", None, "neither a run nor a probe"),
         ("run.json", "{", "run.json is damaged"),
         ("run.json", '{"status": "great"}', "status"),
         ("run.json", "[1]", "a JSON object"),
