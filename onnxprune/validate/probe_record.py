@@ -134,6 +134,11 @@ class ProbeRecord(BaseModel):
         return [arm.elsewhere.get(score, []) for arm in self.over_seeds(CONTROL)]
 
 
+def chosen(score: str) -> str:
+    """How a score chooses what is pruned, in words: "by magnitude"."""
+    return "at random" if score == "random" else f"by {score}"
+
+
 def read_probe(folder: Path) -> ProbeRecord:
     """Read and check `probe.json` in `folder`.
 

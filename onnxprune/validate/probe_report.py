@@ -6,7 +6,7 @@ from pathlib import Path
 from onnxprune.model import atomic_write_text
 from onnxprune.toml import toml_text
 from onnxprune.validate import report_format as fmt
-from onnxprune.validate.probe_record import ProbeRecord, ScoreResult, read_probe
+from onnxprune.validate.probe_record import ProbeRecord, ScoreResult, chosen, read_probe
 from onnxprune.validate.report_page import Group, facts_table, render_page
 from onnxprune.validate.report_plots import Table
 from onnxprune.validate.report_plots_curves import curve_plots, tensor_plots
@@ -62,7 +62,6 @@ def build_probe_report(folder: Path) -> str:
         figures=_figures(probe),
         asked=_asked(probe),
         outcome=_outcome(probe),
-        verdicts=gain_table(probe),
         advice=_advice(probe),
         command=_command(probe),
         recipe=toml_text(probe.recipe).strip(),
@@ -93,7 +92,9 @@ def _groups(probe: ProbeRecord) -> list[Group]:
             "gain",
             "Gain",
             [gain_plot(probe)],
-            tables=[("Shed weights at the end of each run", arms_table(probe))],
+            pair=True,
+            beside=[("Net shed weights for each weight pruned", gain_table(probe))],
+            tables=[("Shed weights at the end, seed by seed", arms_table(probe))],
         ),
         Group("curves", "Shed curves", curve_plots(probe), pair=True),
         Group(
@@ -118,7 +119,7 @@ def _figures(probe: ProbeRecord) -> list[KeyFigure]:
     verdicts = [
         KeyFigure(
             f"verdict-{score}",
-            f"Pruned by {score}",
+            f"Pruned {chosen(score)}",
             fmt.capital(gain.verdict),
             f"gain {fmt.signed(gain.mean)}, 95 % interval "
             f"{fmt.signed_interval(gain.low, gain.high)}",
@@ -152,7 +153,7 @@ def _asked(probe: ProbeRecord) -> str:
     seeds = len(probe.seeds)
     arms = f"{len(probe.names)} arms, {', '.join(probe.names)}, "
     return (
-        f"Asked: whether pruning {fmt.percent(probe.pruned_share)} of the "
+        f"Asked: whether pruning {fmt.share(probe.pruned_share)} of the "
         f"{fmt.count(probe.arms[0].weights)} prunable weights makes training shed further ones. "
         f"{arms}ran {fmt.count(probe.steps)} steps each with {seeds} "
         f"{'seed' if seeds == 1 else 'seeds'}; the control arm lost no weight. A kept weight is "
@@ -170,9 +171,9 @@ def _outcome(probe: ProbeRecord) -> list[str]:
 
 def _verdict_sentence(score: str, gain: ScoreResult) -> str:
     if gain.verdict != "inconclusive":
-        return f"Pruned by {score}: {gain.verdict}. {fmt.capital(_MEANINGS[gain.verdict])}."
+        return f"Pruned {chosen(score)}: {gain.verdict}. {fmt.capital(_MEANINGS[gain.verdict])}."
     if len(gain.values) < 2:
-        return f"Pruned by {score}: inconclusive, as always with one seed."
+        return f"Pruned {chosen(score)}: inconclusive, as always with one seed."
     needed = gain.seeds_that_would_decide
     more = (
         "more seeds than is practical would be needed"
@@ -180,8 +181,8 @@ def _verdict_sentence(score: str, gain: ScoreResult) -> str:
         else f"about {fmt.count(needed)} seeds would decide"
     )
     return (
-        f"Pruned by {score}: inconclusive, the interval is too wide; {more}, if mean and spread "
-        "stay as they are."
+        f"Pruned {chosen(score)}: inconclusive, the interval is too wide; {more}, if mean and "
+        "spread stay as they are."
     )
 
 
@@ -216,15 +217,9 @@ def _loss_sentence(probe: ProbeRecord) -> str:
 def _advice(probe: ProbeRecord) -> list[str]:
     """The recommendation, then its reasons."""
     advice = probe.recommendation
-    settle = advice.settle_steps
     return [
         f"Prune with method {advice.method} and {fmt.count(advice.events)} pruning events.",
-        f"The verdict by {probe.score} is {probe.verdict}: {advice.reason}.",
-        *(
-            [f"Net shedding had settled {fmt.count(settle)} steps after the pruning event."]
-            if settle is not None
-            else []
-        ),
+        f"Pruned {chosen(probe.score)}, the verdict is {probe.verdict}: {advice.reason}.",
         "It holds for the learning rate, weight decay and length of training of this probe; a "
         "cascade says that weights fall, not that the pruned model is better.",
     ]
@@ -241,7 +236,7 @@ def _command(probe: ProbeRecord) -> str:
 def _facts(probe: ProbeRecord) -> list[tuple[str, Table]]:
     """The tables of the last section."""
     settings = [
-        ("share pruned", fmt.percent(probe.pruned_share)),
+        ("share pruned", fmt.share(probe.pruned_share)),
         ("tau", fmt.number(probe.tau)),
         ("steps of an arm", fmt.count(probe.steps)),
         ("seeds", ", ".join(map(str, probe.seeds[:50]))),

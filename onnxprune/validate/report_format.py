@@ -44,6 +44,11 @@ def percent(fraction: float | None, digits: int = 2) -> str:
     return f"{100 * fraction:.{digits}f}{_NBSP}%".replace("-", _MINUS)
 
 
+def share(fraction: float | None) -> str:
+    """`0.125` as "12.5 %": at most four significant digits, none of them for show."""
+    return f"{number(100 * fraction)}{_NBSP}%" if _finite(fraction) else _DASH
+
+
 def points(difference: float | None, digits: int = 2) -> str:
     """A difference of two fractions in percentage points, always with its sign."""
     if not _finite(difference):

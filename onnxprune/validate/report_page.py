@@ -34,7 +34,8 @@ class Group:
         plots: Its plots.
         pair: Whether plots stand side by side where there is room.
         texts: Paragraphs above the plots.
-        tables: Tables below them, each with its heading.
+        beside: Tables among the plots, each with its heading.
+        tables: Tables below them.
     """
 
     key: str
@@ -42,12 +43,13 @@ class Group:
     plots: list[Plot] = field(default_factory=list)
     pair: bool = False
     texts: list[str] = field(default_factory=list)
+    beside: list[tuple[str, Table]] = field(default_factory=list)
     tables: list[tuple[str, Table]] = field(default_factory=list)
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to show."""
-        return not (self.plots or self.texts or self.tables)
+        return not (self.plots or self.texts or self.beside or self.tables)
 
 
 def render_page(template: str, groups: Sequence[Group], **values: Any) -> str:

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from onnxprune.validate import report_format as fmt
-from onnxprune.validate.probe_record import ProbeRecord, ShedCount, TensorShed
+from onnxprune.validate.probe_record import ProbeRecord, ShedCount, TensorShed, chosen
 from onnxprune.validate.report_plots import (
     BELOW,
     DENSE,
@@ -56,7 +56,7 @@ def tensor_plots(probe: ProbeRecord) -> list[Plot]:
 def _curve_plot(probe: ProbeRecord, score: str, key: str, most: int) -> Plot:
     treated, control = probe.treated_curves(score), probe.control_curves(score)
     data = [
-        *_curve_traces(f"pruned by {score}", treated, PRUNED),
+        *_curve_traces(f"pruned {chosen(score)}", treated, PRUNED),
         *_curve_traces(_CONTROL_NAME, control, DENSE),
     ]
     layout = {
@@ -90,7 +90,7 @@ def _curve_plot(probe: ProbeRecord, score: str, key: str, most: int) -> Plot:
     band = " Bands reach from the lowest seed to the highest." if len(probe.seeds) > 1 else ""
     return Plot(
         key=key,
-        title=f"Shed weights, pruned by {score}",
+        title=f"Shed weights, pruned {chosen(score)}",
         caption=words + band,
         alternative=f"Line chart over training steps. {words}",
         figure={"data": data, "layout": layout, "narrow": NARROW},
@@ -163,7 +163,7 @@ def _tensor_plot(probe: ProbeRecord, score: str, key: str, shedding: Sequence[Te
     narrow = {"yaxis": {"ticktext": [plain_text(row.name, 16) for row in shown]}}
     return Plot(
         key=key,
-        title=f"Tensors that shed, pruned by {score}",
+        title=f"Tensors that shed, pruned {chosen(score)}",
         caption=caption,
         alternative=f"Horizontal bar chart. {words}",
         figure={"data": _tensor_bars(shown, score), "layout": layout, "narrow": narrow},
@@ -189,7 +189,7 @@ def _tensor_bars(rows: Sequence[TensorShed], score: str) -> list[Figure]:
             "hovertemplate": f"{hover}, {name}<extra></extra>",
         }
         for name, values, color in (
-            (f"pruned by {score}", [row.shed for row in rows], PRUNED),
+            (f"pruned {chosen(score)}", [row.shed for row in rows], PRUNED),
             (_CONTROL_NAME, [row.control for row in rows], DENSE),
         )
     ]

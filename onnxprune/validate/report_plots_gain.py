@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from onnxprune.validate import report_format as fmt
-from onnxprune.validate.probe_record import ArmResult, GainResult, ProbeRecord
+from onnxprune.validate.probe_record import ArmResult, GainResult, ProbeRecord, chosen
 from onnxprune.validate.report_plots import (
     BELOW,
     DENSE,
@@ -30,7 +30,7 @@ def gain_plot(probe: ProbeRecord) -> Plot:
     first = probe.gains[probe.score]
     words = (
         f"A small dot is a seed, a diamond the mean of {len(probe.seeds)} with its 95 % interval. "
-        f"By {probe.score}: {fmt.signed(first.mean)}, interval "
+        f"Pruned {chosen(probe.score)}: {fmt.signed(first.mean)}, interval "
         f"{fmt.signed_interval(first.low, first.high)}."
     )
     dots = [(name, gain.values) for name, gain in rows]
@@ -53,37 +53,37 @@ def gain_plot(probe: ProbeRecord) -> Plot:
             "layout": layout,
             "narrow": {},
         },
-        height_px=130 + _ROW_PX * len(rows),
+        height_px=140 + _ROW_PX * len(rows),
     )
 
 
 def gain_table(probe: ProbeRecord) -> Table:
-    """Verdict, gain and interval of each score, and how each seed came out."""
-    verdicts = {score: gain.verdict for score, gain in probe.gains.items()}
+    """Verdict, gain and interval of each score."""
+    verdicts = {chosen(score): gain.verdict for score, gain in probe.gains.items()}
     rows = [
         [
             name,
             verdicts.get(name, ""),
             fmt.signed(gain.mean),
             fmt.signed_interval(gain.low, gain.high),
-            *map(fmt.signed, gain.values),
         ]
         for name, gain in _gains(probe)
     ]
-    seeds = [f"Seed {seed}" for seed in probe.seeds]
-    return Table(["Pruned by", "Verdict", "Gain", "95 % interval", *seeds], rows)
+    return Table(["Pruned", "Verdict", "Gain", "95 % interval"], rows)
 
 
 def arms_table(probe: ProbeRecord) -> Table:
     """What each treated arm shed at the end beside its control, seed by seed."""
     rows = []
-    for score in probe.gains:
+    for score, gain in probe.gains.items():
         arms, controls = probe.over_seeds(score), probe.control_curves(score)
-        for arm, control in zip(arms, controls, strict=True):
+        for arm, control, value in zip(arms, controls, gain.values, strict=True):
             shed, other = arm.shed[-1].shed, control[-1].shed
             numbers = (arm.pruned, arm.shed[-1].kept, shed, other, shed - other)
-            rows.append([f"{score}, seed {arm.seed}", *map(fmt.count, numbers)])
-    return Table(["Arm", "Pruned", "Can be shed", "Shed", "Control, same positions", "Net"], rows)
+            name = f"{chosen(score)}, seed {arm.seed}"
+            rows.append([name, *map(fmt.count, numbers), fmt.signed(value)])
+    headers = ["Pruned", "Weights pruned", "Can be shed", "Shed", "Control, same positions", "Net"]
+    return Table([*headers, "Gain"], rows)
 
 
 def overlap_plot(probe: ProbeRecord) -> Plot:
@@ -105,7 +105,7 @@ def overlap_plot(probe: ProbeRecord) -> Plot:
     }
     layout = _dot_layout(names, "kept by both, of those kept by either")
     layout["xaxis"] |= {"range": [-0.02, 1.02], "tickformat": ".0%", "dtick": 0.25}
-    target = "" if probe.target_sparsity is None else f" at {fmt.percent(probe.target_sparsity)}"
+    target = "" if probe.target_sparsity is None else f" at {fmt.share(probe.target_sparsity)}"
     words = (
         f"What magnitude would keep{target and f'{target} sparsity'}, by the weights at the end of "
         "an arm and by those of the dense model (Jaccard index): "
@@ -126,7 +126,7 @@ def overlap_plot(probe: ProbeRecord) -> Plot:
             "layout": layout,
             "narrow": {},
         },
-        height_px=130 + _ROW_PX * len(names),
+        height_px=140 + _ROW_PX * len(names),
         table=_overlap_table(probe),
     )
 
@@ -149,7 +149,7 @@ def _gains(probe: ProbeRecord) -> list[tuple[str, GainResult]]:
     return [
         row
         for score, gain in probe.gains.items()
-        for row in ((score, gain), (f"{score}, against now", gain.relative))
+        for row in ((chosen(score), gain), (f"{chosen(score)}, against now", gain.relative))
     ]
 
 
@@ -204,9 +204,9 @@ def _seed_dots(
 
 def _dot_layout(names: Sequence[str], axis_title: str) -> Figure:
     return {
-        "margin": MARGIN | {"t": 12, "b": 84},
+        "margin": MARGIN | {"t": 12, "b": 92},
         "showlegend": True,
-        "legend": BELOW | {"orientation": "h"},
+        "legend": BELOW | {"orientation": "h", "xref": "container"},
         "hovermode": "closest",
         "xaxis": {"title": {"text": axis_title}, "zeroline": False, "fixedrange": True},
         "yaxis": names_axis(names),

@@ -42,7 +42,7 @@ def quality_plot(run: RunRecord, metric: str | None) -> Plot | None:
     key = metric or ""
     name = fmt.metric_name(key)
     target = run.results.target_sparsity if run.results else run.plan.get("target_sparsity")
-    layout = _two_panels(run, name or "quality", "sparsity", split=0.4)
+    layout = _two_panels(run, name or "quality", "sparsity", split=0.46)
     layout["yaxis"]["tickformat"] = ".1%" if fmt.is_fraction(key) else ""
     layout["yaxis2"] |= {"tickformat": ".0%", "range": [-0.03, 1.03], "dtick": 0.25}
     data = _quality_traces(evals, key)
@@ -71,7 +71,7 @@ def quality_plot(run: RunRecord, metric: str | None) -> Plot | None:
         caption=f"Measured during training, on the evaluation data. {words}" if evals else words,
         alternative=f"Line chart over training steps. {words}",
         figure={"data": data, "layout": layout, "narrow": NARROW},
-        height_px=430,
+        height_px=470,
         table=_quality_table(evals, key),
     )
 
@@ -134,7 +134,7 @@ def _planned_trace(run: RunRecord) -> Figure:
         points = [(0, _sparsity_before(run)), *points]
     points.append((max(run.total_steps or 0, run.last_step, points[-1][0]), points[-1][1]))
     trace = line_trace("planned sparsity", thin(points), SPARSITY)
-    trace["line"] |= {"width": 8, "shape": "hv"}
+    trace["line"] |= {"width": 7, "shape": "hv"}
     hover = {"hovertemplate": "planned %{y:.2%}<extra></extra>"}
     return trace | {"yaxis": "y2", "opacity": 0.3, "showlegend": True} | hover
 
@@ -149,13 +149,13 @@ def _schedule_words(run: RunRecord) -> str:
         return ""
     (behind, behind_at), (ahead, ahead_at) = min(gaps), max(gaps)
     texts = [
-        f"{fmt.percent(abs(gap))} {word} at step {fmt.count(step)}"
-        for gap, step, word in ((ahead, ahead_at, "ahead"), (-behind, behind_at, "behind"))
+        f"{100 * gap:.2f} points {word} the planned schedule (step {fmt.count(step)})"
+        for gap, step, word in ((ahead, ahead_at, "ahead of"), (-behind, behind_at, "behind"))
         if gap > _SAME_SPARSITY
     ]
     if not texts:
         return "The planned schedule was followed exactly."
-    return f"Against the planned schedule it was up to {' and up to '.join(texts)}."
+    return f"At most it was {' and '.join(texts)}."
 
 
 def _followed(run: RunRecord, step: int) -> float:
