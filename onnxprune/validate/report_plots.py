@@ -122,7 +122,7 @@ def names_axis(names: Sequence[str]) -> Figure:
     return {
         "range": [len(names) - 0.4, -0.6],
         "tickvals": list(range(len(names))),
-        "ticktext": [plain_text(name, 36) for name in names],
+        "ticktext": tick_names(names, 36),
         "automargin": True,
         "showgrid": False,
         "zeroline": False,
@@ -130,6 +130,11 @@ def names_axis(names: Sequence[str]) -> Figure:
         "ticklabelstandoff": 9,
         "fixedrange": True,
     }
+
+
+def tick_names(names: Sequence[str], length: int) -> list[str]:
+    """Names at an axis, at most `length` characters long, told apart by what they do not share."""
+    return [plain_text(name, length) for name in fmt.distinct(names, length)]
 
 
 def level_line(axis: str, value: float, color: str) -> Figure:

@@ -8,10 +8,8 @@ from onnxprune.validate.probe_record import ProbeRecord, ShedCount, TensorShed, 
 from onnxprune.validate.report_plots import (
     BELOW,
     DENSE,
-    LEGEND,
     MARGIN,
     MUTED,
-    NARROW,
     PRUNED,
     Figure,
     Plot,
@@ -21,10 +19,11 @@ from onnxprune.validate.report_plots import (
     names_axis,
     plain_text,
     rounded,
+    tick_names,
     upright_line,
 )
 
-_MAX_BARS = 30
+_MAX_BARS = 20
 _MAX_ROWS = 300
 _CONTROL_NAME = "control, same positions"
 
@@ -60,9 +59,9 @@ def _curve_plot(probe: ProbeRecord, score: str, key: str, most: int) -> Plot:
         *_curve_traces(_CONTROL_NAME, control, DENSE),
     ]
     layout = {
-        "margin": MARGIN | {"t": 12, "b": 92},
+        "margin": MARGIN | {"t": 12, "b": 116},
         "showlegend": True,
-        "legend": BELOW | {"orientation": "h"},
+        "legend": BELOW | {"orientation": "h", "xref": "container"},
         "hovermode": "x unified",
         "xaxis": {
             "title": {"text": "step after the pruning event"},
@@ -93,8 +92,8 @@ def _curve_plot(probe: ProbeRecord, score: str, key: str, most: int) -> Plot:
         title=f"Shed weights, pruned {chosen(score)}",
         caption=words + band,
         alternative=f"Line chart over training steps. {words}",
-        figure={"data": data, "layout": layout, "narrow": NARROW},
-        height_px=360,
+        figure={"data": data, "layout": layout, "narrow": {}},
+        height_px=380,
         table=_curve_table(treated, control),
     )
 
@@ -138,20 +137,23 @@ def _curve_table(
 
 
 def _tensor_plot(probe: ProbeRecord, score: str, key: str, shedding: Sequence[TensorShed]) -> Plot:
-    shown, first = shedding[:_MAX_BARS], shedding[0]
+    shown, first = shedding[:_MAX_BARS], max(shedding, key=lambda row: row.net_shed)
     counts = f"{fmt.count(len(shedding))} of {fmt.count(len(probe.tensors[score]))}"
-    words = (
-        f"{counts} tensors shed weights in the treated or in the control arm. The most net: "
-        f"{fmt.shorten(first.name, 60)}, {fmt.signed(first.net_shed, 1)} of its "
-        f"{fmt.count(first.size)} weights."
-    )
+    words = f"{counts} tensors shed weights in the treated or in the control arm."
+    if first.net_shed > 0:
+        words += (
+            f" The most net: {fmt.shorten(first.name, 44)}, {fmt.signed(first.net_shed, 1)} of its "
+            f"{fmt.count(first.size)} weights."
+        )
+    else:
+        words += " None sheds more than in the control arm."
     caption = words + (f" The first {len(shown)} are drawn." if len(shown) < len(shedding) else "")
     layout = {
         "barmode": "group",
         "bargap": 0.3,
-        "margin": MARGIN | {"r": 20},
+        "margin": MARGIN | {"r": 20, "t": 12, "b": 92},
         "showlegend": True,
-        "legend": LEGEND | {"x": 0, "xanchor": "left"},
+        "legend": BELOW | {"orientation": "h", "xref": "container"},
         "hovermode": "closest",
         "xaxis": {
             "title": {"text": "shed weights, mean over the seeds"},
@@ -160,14 +162,14 @@ def _tensor_plot(probe: ProbeRecord, score: str, key: str, shedding: Sequence[Te
         },
         "yaxis": names_axis([row.name for row in shown]),
     }
-    narrow = {"yaxis": {"ticktext": [plain_text(row.name, 16) for row in shown]}}
+    narrow = {"yaxis": {"ticktext": tick_names([row.name for row in shown], 22)}}
     return Plot(
         key=key,
         title=f"Tensors that shed, pruned {chosen(score)}",
         caption=caption,
         alternative=f"Horizontal bar chart. {words}",
         figure={"data": _tensor_bars(shown, score), "layout": layout, "narrow": narrow},
-        height_px=110 + 26 * len(shown),
+        height_px=134 + 26 * len(shown),
         table=_tensor_table(probe, score),
     )
 

@@ -19,6 +19,7 @@ from onnxprune.validate.report_plots import (
     upright_line,
 )
 
+# Those of the verdicts in `onnxprune.cascade`, which would load PyTorch.
 _ABSENT_BELOW = 0.1
 _PRESENT_ABOVE = 1.0
 _ROW_PX = 46

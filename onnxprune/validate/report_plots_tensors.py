@@ -20,6 +20,7 @@ from onnxprune.validate.report_plots import (
     plain_text,
     rounded,
     rounded_all,
+    tick_names,
     upright_line,
 )
 from onnxprune.validate.run_record import Results, TensorResult
@@ -55,7 +56,7 @@ def tensor_plot(results: Results) -> Plot | None:
             "data": _sparsity_bars(shown, results.sparsity),
             "layout": _sparsity_layout(shown, results.sparsity, scrolls),
             "narrow": {
-                "yaxis": {"ticktext": [plain_text(t.name, 16) for t in shown]},
+                "yaxis": {"ticktext": tick_names([t.name for t in shown], 16)},
                 "legend": {"orientation": "v"},
                 "margin": {"t": 120 if scrolls else 84},
             },

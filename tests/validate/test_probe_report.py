@@ -14,7 +14,7 @@ from PIL import Image
 
 from onnxprune.errors import UsageError
 from onnxprune.validate import build_report, report_path, write_probe_report
-from onnxprune.validate.report_format import amount, share, signed, signed_interval
+from onnxprune.validate.report_format import amount, distinct, share, signed, signed_interval
 
 from .pages import HOSTILE, Page, browse, needs_chromium, painted
 
@@ -314,7 +314,7 @@ def test_many_tensors_stay_under_the_limit(tmp_path: Path) -> None:
         write(tmp_path / "probe", probe(tensors={"magnitude": rows, "random": rows}))
     )
     assert len(text.encode()) < 6_000_000
-    assert len(Page(text).plots()["where-0"]["figure"]["data"][0]["x"]) == 30
+    assert len(Page(text).plots()["where-0"]["figure"]["data"][0]["x"]) == 20
 
 
 def test_a_folder_of_both_kinds_gives_the_page_of_the_run(tmp_path: Path) -> None:
@@ -332,7 +332,15 @@ def test_numbers_in_words() -> None:
     assert signed_interval(-1.0, 2.0, 1) == "[\u22121.0, +2.0]"
     assert signed_interval(None, None) == "none from one seed"
     assert (share(0.2), share(0.125)) == ("20\u00a0%", "12.5\u00a0%")
-    assert (amount(1234.0), amount(-0.25)) == ("1\u202f234", "\u22120.2")
+    assert (amount(1234.5), amount(-0.25)) == ("1\u202f234", "\u22120.2")
+
+
+def test_long_names_are_told_apart_by_what_they_do_not_share() -> None:
+    layers = [f"/backbone/stage{i}/block{j}/Conv.weight" for i in (1, 2) for j in (0, 10)]
+    shortened = ["…stage1/block0…", "…stage1/block10…", "…stage2/block0…", "…stage2/block10…"]
+    assert distinct(layers, 22) == shortened
+    assert distinct(layers, 60) == layers
+    assert distinct(["abcdefgh"], 5) == ["ab…gh"]
 
 
 @needs_chromium
