@@ -45,6 +45,11 @@ class ProbePlan:
     horizon_steps: int | None
     horizon_reached: float
 
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """(name, seed) of every run, seed by seed."""
+        return [(name, seed) for seed in self.seeds for name in self.arms]
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values, for `--dry-run`."""
         return {
@@ -121,6 +126,8 @@ def probe_result(
     return {
         "schema_version": SCHEMA_VERSION,
         "tool_version": __version__,
+        "model": None if job.source.path is None else job.source.path.name,
+        "source_sha256": job.source.sha256,
         "verdict": gains[first].verdict,
         "score": first,
         "gain": _gain_json(gains[first]),
@@ -137,6 +144,7 @@ def probe_result(
         },
         "tau": job.recipe.cascade.tau,
         "pruned_share": job.recipe.cascade.prune,
+        "target_sparsity": target.sparsity.resolved_target,
         "decay_horizon_steps": plan.horizon_steps,
         "decay_horizon_reached": plan.horizon_reached,
         "steps": steps,
@@ -156,6 +164,7 @@ def probe_result(
         "recommendation": asdict(advice),
         "notes": [*job.notes, *([plan.warning] if plan.warning else [])],
         "arms": arms,
+        "recipe": target.model_copy(update={"preprocess": job.recipe.preprocess}).portable(),
         "data": job.data_facts,
         "environment": {**describe_machine(), "torch": torch.__version__},
     }

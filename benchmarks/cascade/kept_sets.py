@@ -25,8 +25,10 @@ from analysis import by, interval, paired
 from lab import Entry, Lab
 from plots import Band, Panel, draw
 from record import write_results
-from runs import Run, Workplace, load_masks, overlap, supported
+from runs import Run, Workplace, load_masks, supported
 from scales import options_of, parser_of
+
+from onnxprune.cascade import kept_overlap
 
 METHODS = ("one-shot", "gmp", "cascade-gmp", "iterative learning-rate", "random")
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
@@ -119,9 +121,8 @@ def overlaps(
             for run, entry in same:
                 values.setdefault((name_of(run), LARGEST), []).append(entry["overlap_with_start"])
             for one, other in itertools.combinations(kept, 2):
-                index = overlap(kept[one], kept[other])
-                assert index is not None
-                values.setdefault((one, other), []).append(index)
+                jaccard = kept_overlap(kept[one], kept[other]).jaccard
+                values.setdefault((one, other), []).append(jaccard)
         found += [
             {
                 "network": network,

@@ -71,7 +71,7 @@ class Plan:
 
     sparsities: tuple[float, ...] = (0.8, 0.9, 0.95, 0.98)
     tuned_at: tuple[float, ...] = (0.9, 0.9, 0.98, 0.98)
-    lrs: tuple[float, ...] = (0.05, 0.1, 0.2)
+    lrs: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
     decays: tuple[float, ...] = (5e-4, 2e-3, 5e-3)
     ends: tuple[float, ...] = (0.15, 0.3, 0.65)
     shares: tuple[float, ...] = (0.5, 1.0)
