@@ -156,7 +156,7 @@ def test_a_closure_changes_no_output(
     results = prune(model, output, recipe(samples, **tables))
     assert_pruned(model, output, SPARSITY)
     assert sum(watch.taken) >= 20
-    assert sum(watch.folded) >= 2
+    assert sum(watch.folded) >= 1
     assert max(watch.changes) < 1e-5
     assert watch.survivors == 0
     closed = [event["closed"] for event in events(output.with_suffix(".run"))]
@@ -184,7 +184,9 @@ def test_under_a_pattern_no_constant_is_folded(tmp_path: Path, watch: Watch, pat
     target = 0.5 if pattern == "2:4" else SPARSITY
     tables = {"sparsity": {"pattern": pattern, "target": target, "exclude": ["w1", "head"]}}
     prune(model, output, recipe(samples, **tables))
-    assert_pruned(model, output, target)
+    pruned = [weights(output)[name] for name in ("w2", "w3")]
+    zeros = sum(int((array == 0).sum()) for array in pruned)
+    assert zeros / sum(array.size for array in pruned) >= target
     assert max(watch.changes) == 0
     assert sum(watch.folded) == 0
 
@@ -202,15 +204,17 @@ def unread_units() -> tuple[onnx.ModelProto, Arrays]:
 
 
 def test_of_more_dead_weights_than_may_go_some_do(tmp_path: Path) -> None:
-    """They fill what is left below the target, and no other weight goes."""
+    """They fill what is left below the target, and the rest is reported."""
     model, samples, output = save(tmp_path, *unread_units())
     tables = {"sparsity": {"target": 0.25}, "schedule": {"events": 10}}
     results = prune(model, output, recipe(samples, **tables))
     assert_pruned(model, output, 0.25)
-    *earlier, last = events(output.with_suffix(".run"))
-    assert not any(event["closed"] for event in earlier)
-    assert last["closed"] == last["pruned"] > 0
-    assert results["dead_weights"] == 64 - last["closed"]
+    closed = sum(event["closed"] for event in events(output.with_suffix(".run")))
+    pruned = weights(output)
+    unread = int((pruned["w2"] == 0).all(axis=0).sum())
+    assert results["dead_weights"] == 8 * unread - closed > 0
+    assert closed == (pruned["w1"] == 0).sum() > 0
+    assert pruned["w1"][:8].all()
 
 
 def test_an_interrupted_run_ends_with_the_same_file(tmp_path: Path, watch: Watch) -> None:
@@ -259,7 +263,8 @@ def test_single_zeros_of_a_scale_cut_their_channels(tmp_path: Path) -> None:
     scale = np.ones(8)
     scale[:5] = 0
     model, samples, output = save(tmp_path, *residual(scale))
-    results = prune(model, output, recipe(samples, sparsity={"target": 0.8}))
+    tables = {"sparsity": {"target": 0.8}, "schedule": {"kind": "one-shot"}}
+    results = prune(model, output, recipe(samples, **tables))
     assert events(output.with_suffix(".run"))[0]["closed"] == 5 * 72
     assert not weights(output)["w2"][:5].any()
     assert not any("pass for initial" in note for note in results["notes"])
