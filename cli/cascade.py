@@ -66,15 +66,14 @@ def command(
       onnxprune cascade model.onnx --data photos/ --seeds 3 --epochs 2 --run-dir probe
       onnxprune cascade model.onnx --data photos/ --set finetune.weight_decay=0.002 --dry-run
     """
-    resolved = common.load_recipe(
-        recipe,
-        settings,
-        {
-            "data": {"train": data, "eval": eval_data},
-            "finetune": {"epochs": epochs, "seed": seed, "device": device, "threads": threads},
-            "validate": {"provider": provider, "threads": threads},
-        },
-    )
+    given: dict[str, dict[str, Any]] = {
+        "data": {"train": data, "eval": eval_data},
+        "finetune": {"seed": seed, "device": device, "threads": threads},
+        "validate": {"provider": provider, "threads": threads},
+    }
+    target = common.load_recipe(recipe, settings, given)
+    own = {**given, "finetune": {**given["finetune"], "epochs": epochs}}
+    resolved = common.load_recipe(recipe, settings, own)
     need_training_packages()
     from onnxprune.probe import finished_arms, prepare_probe, probe
     from onnxprune.probe_results import probe_plan
@@ -83,7 +82,7 @@ def command(
         folder = run_dir or held.enter_context(tempfile.TemporaryDirectory(prefix="onnxprune-"))
         job = prepare_probe(model, resolved, run_dir=folder, allow_python=allow_python)
         plan = probe_plan(job, seeds)
-        finished = len(finished_arms(job, resolved, plan))
+        finished = len(finished_arms(job, target, plan))
         cost = _announce(job, plan, finished, measure=dry_run or not as_json)
         if dry_run:
             if as_json:
@@ -92,7 +91,7 @@ def command(
         from onnxprune.cli.progress import ProgressView
 
         with stop_on_signal() as stop, ProgressView(common.message_console()) as view:
-            result = probe(job, resolved, seeds, on_progress=view, stop=stop.is_set)
+            result = probe(job, target, seeds, on_progress=view, stop=stop.is_set)
         if run_dir:
             _write_page(job)
     if as_json:
@@ -189,9 +188,11 @@ def _print_result(result: dict[str, Any], run_dir: Path | None) -> None:
         f"outputs by at most {change['output_change']:.2%}"
     )
     advice = result["recommendation"]
+    reached = result["decay_horizon_reached"]
+    within = "" if reached >= 1 else f" within {reached:.0%} of the decay horizon"
     console.print(
-        f"verdict: {result['verdict']} ({result['score']}); use --method {advice['method']} with "
-        f"[schedule] events = {advice['events']}: {advice['reason']}"
+        f"verdict: {result['verdict']}{within} ({result['score']}); use --method "
+        f"{advice['method']} with [schedule] events = {advice['events']}: {advice['reason']}"
     )
     needed = result["gains"][result["score"]]["seeds_that_would_decide"]
     if needed:

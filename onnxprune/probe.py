@@ -7,6 +7,7 @@ learning rate, weight decay. What the treated arms shed beyond the control is th
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -31,7 +32,7 @@ from onnxprune.importer import load
 from onnxprune.job import Job, prepare
 from onnxprune.probe_results import CONTROL, ProbePlan, probe_plan, probe_result
 from onnxprune.recipe import Recipe
-from onnxprune.sparsity import Magnitude, select_masks, target_zeros
+from onnxprune.sparsity import Magnitude, prunable_limit, select_masks, target_zeros
 
 ProgressCallback = Callable[[dict[str, Any]], None]
 
@@ -46,11 +47,20 @@ def prepare_probe(
     """Check everything that a probe needs; see `job.prepare` for arguments and errors.
 
     Raises:
-        UsageError: There is nothing to train, or so many weights are zero already that the treated
-            arms would lose no other.
+        UsageError: There is nothing to train; so many weights are zero already that the treated
+            arms would lose no other; or several processes were started.
         OnnxpruneError: Whatever `prepare` raises.
     """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise UsageError(
+            "a probe runs in one process",
+            where="onnxprune cascade",
+            got=f"{processes} processes of a launcher",
+            remedy="start it without torchrun or accelerate launch",
+        )
     whole = {"target": recipe.cascade.prune, "method": "one-shot", "pattern": "unstructured"}
+    whole["pattern_choice"] = "during"
     tables = recipe.model_dump(by_alias=True, exclude_unset=True)
     sparsity = {**tables.get("sparsity", {}), **whole}
     schedule = {**tables.get("schedule", {}), "begin": 0.0}
@@ -63,6 +73,13 @@ def prepare_probe(
             got=recipe.finetune.epochs,
             expected="above 0, with --data",
         )
+    target = recipe.sparsity.resolved_target
+    prunable_limit(
+        {name: tensor.size for name, tensor in job.plan.tensors.items()},
+        job.plan.floors,
+        target_zeros(target, job.plan.size),
+        what=f"sparsity {target:g}",
+    )
     zeros = sum(
         tensor.size - int(np.count_nonzero(tensor.array())) for tensor in job.plan.tensors.values()
     )
@@ -91,8 +108,8 @@ def probe(
 
     Args:
         job: From `prepare_probe`.
-        target: The recipe of the main job, for whose sparsity kept sets are compared and whose
-            schedule is recommended.
+        target: The recipe of the main job, for whose sparsity kept sets are compared, and for whose
+            schedule and epochs events are recommended.
         seeds: Number of seeds, at least 1.
         on_progress: As in `pipeline.execute`; training entries carry `arm` and `seed`. Before each
             arm comes `{"kind": "arm", "name": ..., "seed": ..., "done": ..., "total": ...,
@@ -165,7 +182,10 @@ class _Arms:
         """The job of an arm."""
         plan = replace(self.job.plan, zeros=0) if name == CONTROL else self.job.plan
         recipe = _arm_recipe(self.job.recipe, name, seed)
-        return replace(self.job, recipe=recipe, plan=plan, resume=True)
+        changed = self.job.augmentation
+        if changed is not None:
+            changed = changed.with_seed(seed)
+        return replace(self.job, recipe=recipe, plan=plan, augmentation=changed, resume=True)
 
 
 def finished_arms(
