@@ -235,6 +235,7 @@ def execute(run: Run, place: Workplace, stop: Callable[[], bool] = lambda: False
         "harvested": sum(line["harvested"] for line in log if line["kind"] == "event"),
         "rollbacks": sum(line["kind"] == "rollback" for line in log),
         "overlap_with_start": (results["overlap_with_one_shot"] or {}).get("jaccard"),
+        "overlap_by_chance": (results["overlap_with_one_shot"] or {}).get("expected"),
         "seconds": round(time.perf_counter() - started, 1),
         "tool_version": __version__,
     }

@@ -13,6 +13,7 @@ so by chance.
 
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -114,8 +115,11 @@ def summary(
 ) -> list[dict[str, Any]]:
     """Accuracy, its difference to gmp, cost and what was shed and taken, for each arm."""
     found: dict[tuple[float, str], dict[int, Entry]] = {}
+    diverged: Counter[tuple[float, str]] = Counter()
     for (sparsity, arm, seed), entry in zip(cells, entries, strict=True):
-        if entry is not None and "accuracy" in entry:
+        if entry is not None and "accuracy" not in entry:
+            diverged[sparsity, arm] += 1
+        elif entry is not None:
             found.setdefault((sparsity, arm), {})[seed] = entry
     rows = []
     for (sparsity, arm), by_seed in found.items():
@@ -126,6 +130,7 @@ def summary(
                 "sparsity": sparsity,
                 "arm": arm,
                 "accuracy": interval(run["accuracy"] for run in runs).to_json(),
+                "diverged": diverged[sparsity, arm],
                 "against_gmp": against.to_json() if against and arm != REFERENCE else None,
                 "mean_density": round(interval(r["budget"]["mean_density"] for r in runs).mean, 4),
                 "closed": [run["closed"] for run in runs],
