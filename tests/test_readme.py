@@ -1,6 +1,8 @@
 """Figures in the README and the docs are those of the committed results files."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,12 @@ def test_the_operators_how_to_quotes_the_source() -> None:
     assert len(own) >= 5
     for chunk in own:
         assert chunk in source or set(chunk.splitlines()) <= indented
+
+
+def test_the_tables_on_cascade_shedding() -> None:
+    """The page is what the script makes of the results files."""
+    script = ROOT / "benchmarks" / "cascade" / "tables.py"
+    done = subprocess.run(
+        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

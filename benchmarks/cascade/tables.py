@@ -1,0 +1,178 @@
+"""The tables of docs/concepts/cascade-measured.md, made from the results files.
+
+    python benchmarks/cascade/tables.py            # write them into the page
+    python benchmarks/cascade/tables.py --check    # say whether the page has them as they are
+
+A table stands between the lines `<!-- table NAME -->` and `<!-- end -->`.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "concepts" / "cascade-measured.md"
+RESULTS = ROOT / "benchmarks" / "results" / "cascade"
+MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Row = Mapping[str, Any]
+
+
+def main() -> None:
+    """Write the page, or compare it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true")
+    page = PAGE.read_text(encoding="utf-8")
+    made = MARKED.sub(lambda found: f"{found[1]}\n{table(found[2])}\n\n{found[3]}", page)
+    if not parser.parse_args().check:
+        PAGE.write_text(made, encoding="utf-8")
+    elif made != page:
+        sys.exit("the page differs from the results files: run benchmarks/cascade/tables.py")
+
+
+def table(name: str) -> str:
+    """A table in Markdown."""
+    makers = {
+        "phase": phase,
+        "methods": methods,
+        "methods-against-gmp": methods_against_gmp,
+        "tuning": tuning,
+        "cost": cost,
+        "variants": variants,
+    }
+    return makers[name]()
+
+
+def phase() -> str:
+    """The gain over learning rate and weight decay, and what random pruning costs."""
+    cells: dict[tuple[float, float, float], dict[str, Row]] = {}
+    for point in results("phase_map")["points"]:
+        key = point["sparsity"], point["lr"], point["weight_decay"]
+        cells.setdefault(key, {})[point["criterion"]] = point
+    rows = [
+        [
+            f"{sparsity:.0%}".replace("%", " %"),
+            *(f"{lr:g}", f"{decay:g}"),
+            f"{both['magnitude']['decay_horizon_reached']:.2f}",
+            *(with_ends(both[score]["gain"]) for score in ("magnitude", "random")),
+            points(both["random"]["against_control"]),
+        ]
+        for (sparsity, lr, decay), both in sorted(cells.items())
+    ]
+    head = ["pruned", "learning rate", "weight decay", "decay horizon covered"]
+    head += ["gain, magnitude", "gain, random", "accuracy after random pruning, against control"]
+    return markdown(head, rows)
+
+
+def methods() -> str:
+    """Accuracy of each method at each sparsity, in percent."""
+    return _by_sparsity(lambda cell: percent(cell["accuracy"]))
+
+
+def methods_against_gmp() -> str:
+    """Differences to gmp, in points."""
+    return _by_sparsity(lambda cell: points(cell["against_gmp"]), without="gmp")
+
+
+def _by_sparsity(show: Any, without: str | None = None) -> str:
+    cells: dict[str, dict[float, str]] = {}
+    for cell in results("methods")[0]["comparison"]:
+        if cell["method"] != without:
+            cells.setdefault(cell["method"], {})[cell["sparsity"]] = show(cell)
+    sparsities = sorted({sparsity for row in cells.values() for sparsity in row})
+    head = ["method", *(f"{sparsity:.0%}".replace("%", " %") for sparsity in sparsities)]
+    rows = [[name, *(row.get(s, "–") for s in sparsities)] for name, row in cells.items()]
+    return markdown(head, rows)
+
+
+def tuning() -> str:
+    """The best point of each tuned method, on the validation part."""
+    rows = [
+        [
+            point["method"],
+            f"{point['sparsity']:.0%}".replace("%", " %"),
+            *(f"{point['lr']:g}", f"{point['weight_decay']:g}", f"{point['pruning_end']:g}"),
+            f"{100 * point['accuracy']:.1f}",
+            ", ".join(key.replace("_", " ") for key in point["at_edge"]) or "–",
+        ]
+        for point in results("methods")[0]["tuning"]
+        if point.get("best")
+    ]
+    head = ["method", "sparsity", "learning rate", "weight decay", "pruning ends"]
+    return markdown([*head, "accuracy, %", "at an edge of the grid"], rows)
+
+
+def cost() -> str:
+    """Accuracy for what training costs, and what gmp reaches for no more."""
+    rows = [
+        [
+            f"{point['sparsity']:.0%}".replace("%", " %"),
+            point["method"],
+            *(f"{point['pruning_end']:g}", f"{point['epochs']:g}"),
+            f"{point['training_flops'] / 1e9:.0f}",
+            f"{point['seconds']:.0f}",
+            percent(point["accuracy"]),
+            points((point.get("gmp_at_this_cost") or {}).get("difference")),
+        ]
+        for point in sorted(
+            results("methods")[0]["cost"], key=lambda p: (p["sparsity"], p["training_flops"])
+        )
+    ]
+    head = ["sparsity", "method", "pruning ends", "epochs", "10⁹ FLOPs", "seconds"]
+    return markdown([*head, "accuracy, %", "against gmp for no more FLOPs, points"], rows)
+
+
+def variants() -> str:
+    """Arms beside gmp, on the validation part."""
+    rows = [
+        [row["arm"], percent(row["accuracy"]), points(row["against_gmp"]), row["mean_density"]]
+        for row in results("variants")
+    ]
+    return markdown(["arm", "accuracy, %", "against gmp, points", "mean density"], rows)
+
+
+def results(name: str) -> Any:
+    """What a results file holds."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["results"]
+
+
+def with_ends(interval: Row, digits: int = 3, scale: float = 1.0) -> str:
+    """A mean with its interval."""
+    mean, low, high = (
+        None if interval[key] is None else number(scale * interval[key], digits)
+        for key in ("mean", "low", "high")
+    )
+    return f"{mean} [{low}, {high}]" if low else f"{mean} [one seed]"
+
+
+def percent(interval: Row) -> str:
+    """An accuracy in percent."""
+    return with_ends(interval, 1, 100)
+
+
+def points(interval: Row | None) -> str:
+    """A difference of accuracies in points, with its sign."""
+    if interval is None:
+        return "–"
+    text = with_ends(interval, 1, 100)
+    return text if text.startswith(("−", "0.0 ")) else f"+{text}"
+
+
+def number(value: float, digits: int) -> str:
+    """A number with a minus sign, and none before zero."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Lines of a table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
