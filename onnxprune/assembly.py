@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -171,7 +171,7 @@ class Assembly:
             loss_scale=max(1.0, math.log(job.source.class_count or 1)),
         )
         if closure is not None and trainer.stepper.average is not None:
-            closure.average = trainer.stepper.average.module
+            closure.average = cast(ImportedModel, trainer.stepper.average.module)
         return trainer
 
     def _checkpoints(self) -> CheckpointStore:
