@@ -40,6 +40,7 @@ def exported(name: str) -> onnx.ModelProto:
             dynamo=False,
             input_names=["x"],
             output_names=["y"],
+            training=torch.onnx.TrainingMode.PRESERVE,  # keeps BatchNorm apart
         )
     return onnx.load_from_string(buffer.getvalue())
 
