@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from onnxprune.closing import ModelClosure
+from onnxprune.finetune.step import Stepper
 from onnxprune.importer import ImportedModel
 from onnxprune.pipeline import prune
 from onnxprune.recipe import Recipe
@@ -157,6 +158,8 @@ def test_a_closure_changes_no_output(
     assert_pruned(model, output, SPARSITY)
     assert sum(watch.taken) >= 20
     assert sum(watch.folded) >= 1
+    models = 2 if "ema" in tables.get("finetune", {}) else 1
+    assert len(watch.changes) == models * len(watch.taken)
     assert max(watch.changes) < 1e-5
     assert watch.survivors == 0
     closed = [event["closed"] for event in events(output.with_suffix(".run"))]
@@ -262,3 +265,29 @@ def test_a_scale_that_is_zero_as_a_whole_is_an_initialisation(
     assert (event["step"], event["closed"]) == (0, closed)
     assert np.count_nonzero(weights(output)["w2"]) > 20
     assert any("pass for initial" in note for note in results["notes"]) == (cut == 8)
+
+
+def test_a_diverged_run_rolls_back_masks_controller_and_constants(
+    tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learning rate is lowered, the sparsity stays exact, and closures go on being exact."""
+    model, samples, output = save(tmp_path, *network())
+    original, steps = Stepper.step, []
+
+    def diverging(self: Stepper, *arguments: Any) -> Tensor:
+        loss = original(self, *arguments)
+        steps.append(float(loss))
+        return loss * float("nan") if len(steps) == 15 else loss
+
+    monkeypatch.setattr(Stepper, "step", diverging)
+    settings = recipe(samples, finetune={"checkpoint_seconds": 0.0})
+    prune(model, output, settings)
+    assert_pruned(model, output, SPARSITY)
+    entries = log(output.with_suffix(".run"))
+    (rollback,) = [entry for entry in entries if entry["kind"] == "rollback"]
+    assert (rollback["failed_at"], rollback["step"]) == (15, 14)
+    assert len(steps) == STEPS + 1
+    assert max(watch.changes) < 1e-5
+    assert sum(event["pruned"] for event in entries if event["kind"] == "event") == round(
+        sum(array.size for array in weights(output).values()) * SPARSITY + 0.5
+    )
