@@ -5,6 +5,7 @@ everywhere else. What is drawn depends on seed, epoch and sample alone: not on h
 read, and not on where a run was resumed.
 """
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,6 +50,12 @@ class Augmentation:
                 expected="a folder of images, or a torchvision: data set",
                 remedy="augment in a python: source, or leave the transforms out",
             )
+
+    def with_seed(self, seed: int) -> "Augmentation":
+        """The same changes with other draws."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
 
     def __call__(self, index: int, epoch: int) -> Sample:
         """Sample `index` as epoch `epoch` sees it.

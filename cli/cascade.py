@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--run-dir",
     metavar="DIR",
-    help="Keeps finished arms and results; the same call goes on there.",
+    help="Keeps finished arms, results and a page; the same call goes on there.",
 )
 @click.option("--dry-run", is_flag=True, help="Show arms, time and decay horizon, and do nothing.")
 @click.option("--device", help="auto, cpu or cuda.  [default: auto]")
@@ -66,24 +66,24 @@ def command(
       onnxprune cascade model.onnx --data photos/ --seeds 3 --epochs 2 --run-dir probe
       onnxprune cascade model.onnx --data photos/ --set finetune.weight_decay=0.002 --dry-run
     """
-    resolved = common.load_recipe(
-        recipe,
-        settings,
-        {
-            "data": {"train": data, "eval": eval_data},
-            "finetune": {"epochs": epochs, "seed": seed, "device": device, "threads": threads},
-            "validate": {"provider": provider, "threads": threads},
-        },
-    )
+    given: dict[str, dict[str, Any]] = {
+        "data": {"train": data, "eval": eval_data},
+        "finetune": {"seed": seed, "device": device, "threads": threads},
+        "validate": {"provider": provider, "threads": threads},
+    }
+    target = common.load_recipe(recipe, settings, given)
+    own = {**given, "finetune": {**given["finetune"], "epochs": epochs}}
+    resolved = common.load_recipe(recipe, settings, own)
     need_training_packages()
-    from onnxprune.probe import prepare_probe, probe
+    from onnxprune.probe import finished_arms, prepare_probe, probe
     from onnxprune.probe_results import probe_plan
 
     with ExitStack() as held:
         folder = run_dir or held.enter_context(tempfile.TemporaryDirectory(prefix="onnxprune-"))
         job = prepare_probe(model, resolved, run_dir=folder, allow_python=allow_python)
         plan = probe_plan(job, seeds)
-        cost = _announce(job, plan, measure=dry_run or not as_json)
+        finished = len(finished_arms(job, target, plan))
+        cost = _announce(job, plan, finished, measure=dry_run or not as_json)
         if dry_run:
             if as_json:
                 common.print_json({**plan.to_json(), "estimate": cost})
@@ -91,28 +91,34 @@ def command(
         from onnxprune.cli.progress import ProgressView
 
         with stop_on_signal() as stop, ProgressView(common.message_console()) as view:
-            result = probe(job, resolved, seeds, on_progress=view, stop=stop.is_set)
+            result = probe(job, target, seeds, on_progress=view, stop=stop.is_set)
+        if run_dir:
+            _write_page(job)
     if as_json:
         common.print_json(result)
     else:
         _print_result(result, Path(run_dir) if run_dir else None)
 
 
-def _announce(job: "Job", plan: "ProbePlan", *, measure: bool) -> dict[str, Any] | None:
+def _announce(
+    job: "Job", plan: "ProbePlan", finished: int, *, measure: bool
+) -> dict[str, Any] | None:
     """Say beforehand what is run, how long it takes, and what it cannot show."""
     console = common.message_console()
-    arms = len(plan.arms) * len(plan.seeds)
+    left = len(plan.runs) - finished
     console.print(
         f"{len(plan.arms)} arms ({', '.join(plan.arms)}) × {len(plan.seeds)} seeds of "
         f"{plan.steps:,} steps; treated arms lose {job.recipe.cascade.prune:.0%} of "
         f"{job.plan.size:,} prunable weights"
     )
+    if finished:
+        console.print(f"{finished} of {len(plan.runs)} arms were finished before")
     cost = None
     if measure:
         from onnxprune.estimate import estimate
 
         cost = estimate(job)
-        cost["total_s"] = arms * cost["train_s"]
+        cost["total_s"] = left * cost["train_s"]
         console.print(
             f"time: about {common.duration_text(cost['total_s'])} ({cost['step_s']:.3f} s a step, "
             "measured)"
@@ -127,8 +133,25 @@ def _announce(job: "Job", plan: "ProbePlan", *, measure: bool) -> dict[str, Any]
     return cost
 
 
+def _write_page(job: "Job") -> None:
+    from onnxprune.errors import OutputError
+    from onnxprune.validate import write_probe_report
+
+    try:
+        write_probe_report(job.run.path, job.run.probe_page)
+    except OutputError as error:
+        raise OutputError(
+            "the page cannot be written; the probe is complete",
+            where=job.run.probe_page,
+            got=error.got,
+            remedy=f"{error.remedy}, then call `onnxprune report` with this folder",
+        ) from None
+
+
 def _print_result(result: dict[str, Any], run_dir: Path | None) -> None:
     from rich.table import Table
+
+    from onnxprune.run_directory import PROBE_FILE, PROBE_PAGE_FILE
 
     console = common.output_console()
     table = Table(
@@ -165,9 +188,11 @@ def _print_result(result: dict[str, Any], run_dir: Path | None) -> None:
         f"outputs by at most {change['output_change']:.2%}"
     )
     advice = result["recommendation"]
+    reached = result["decay_horizon_reached"]
+    within = "" if reached >= 1 else f" within {reached:.0%} of the decay horizon"
     console.print(
-        f"verdict: {result['verdict']} ({result['score']}); use --method {advice['method']} with "
-        f"[schedule] events = {advice['events']}: {advice['reason']}"
+        f"verdict: {result['verdict']}{within} ({result['score']}); use --method "
+        f"{advice['method']} with [schedule] events = {advice['events']}: {advice['reason']}"
     )
     needed = result["gains"][result["score"]]["seeds_that_would_decide"]
     if needed:
@@ -175,7 +200,8 @@ def _print_result(result: dict[str, Any], run_dir: Path | None) -> None:
     for note in result["notes"]:
         console.print(f"note: {note}")
     if run_dir is not None:
-        console.print(f"results: {run_dir / 'probe.json'}")
+        console.print(f"results: {run_dir / PROBE_FILE}")
+        console.print(f"page:    {run_dir / PROBE_PAGE_FILE}")
 
 
 def _interval(gain: dict[str, Any]) -> str:

@@ -15,14 +15,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from onnxprune.cli.common import duration_text
+
 _QUIET_SECONDS = 30.0
+_SPEED_SECONDS = 600.0
+"""Time left follows the speed over so long, so that an evaluation in between hardly shows in it."""
 
 
 class ProgressView:
-    """Shows the entries that `pipeline.prune` reports.
+    """Shows the entries that `pipeline.prune` and `probe.probe` report.
 
-    On a terminal it draws one bar a stage; elsewhere it prints stages, evaluations and messages,
-    and a training line now and then.
+    On a terminal it draws one bar a stage, and for a probe one over the steps of all arms;
+    elsewhere it prints stages, arms, evaluations and messages, and a training line now and then.
     """
 
     def __init__(self, console: Console) -> None:
@@ -37,8 +41,11 @@ class ProgressView:
             TextColumn("{task.fields[facts]}"),
             console=console,
             disable=not self.live,
+            speed_estimate_period=_SPEED_SECONDS,
         )
         self._task: TaskID | None = None
+        self._all_arms: TaskID | None = None
+        self._steps_before = 0
         self._stage = ""
         self._metrics = ""
         self._printed = 0.0
@@ -67,6 +74,32 @@ class ProgressView:
         if not self.live:
             self.console.print(f"{self._stage} …")
 
+    def _on_arm(self, entry: dict[str, Any]) -> None:
+        """An arm of a probe begins; those that were finished before count as done."""
+        steps, total = entry["steps"], entry["total"]
+        self._steps_before = entry["done"] * steps
+        if self._all_arms is None:
+            self._all_arms = self._bars.add_task(
+                "all arms", completed=self._steps_before, total=total * steps, facts=""
+            )
+        number = f"arm {entry['done'] + 1} of {total}"
+        self._bars.update(self._all_arms, completed=self._steps_before, facts=number)
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._stage = f"{entry['name']}, seed {entry['seed']}"
+        self._metrics = ""
+        self._task = self._bars.add_task(f"  {self._stage}", total=steps, facts="")
+        if not self.live:
+            self.console.print(f"{number}: {self._stage}{self._time_left()}")
+
+    def _time_left(self) -> str:
+        """How long all arms will still take, once that can be told."""
+        if self._all_arms is None:
+            return ""
+        (task,) = (task for task in self._bars.tasks if task.id == self._all_arms)
+        seconds = task.time_remaining
+        return "" if seconds is None else f"; about {duration_text(seconds)} left for all arms"
+
     def _on_work(self, entry: dict[str, Any]) -> None:
         self._update(entry["done"], entry["total"], "")
 
@@ -78,9 +111,11 @@ class ProgressView:
             f"{entry['images_per_s']:.1f} samples/s{self._metrics}"
         )
         self._update(step, total, facts)
+        if self._all_arms is not None:
+            self._bars.update(self._all_arms, completed=self._steps_before + step)
         if not self.live and time.monotonic() - self._printed > _QUIET_SECONDS:
             self._printed = time.monotonic()
-            self.console.print(f"  step {step}/{total}  {facts}")
+            self.console.print(f"  step {step}/{total}  {facts}{self._time_left()}")
 
     def _on_event(self, entry: dict[str, Any]) -> None:
         return

@@ -9,19 +9,30 @@ from onnxprune.cli import common
 
 @click.command("report")
 @click.argument("run_dir")
-@click.option("-o", "--output", required=True, metavar="FILE", help="The HTML file to write.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="The HTML file to write.  [default: report.html or cascade.html in RUN_DIR]",
+)
 @common.json_option
-def command(run_dir: str, output: str, as_json: bool) -> None:
+def command(run_dir: str, output: str | None, as_json: bool) -> None:
     """Write what a run did and found as one HTML page without external parts.
 
+    RUN_DIR is the run directory of `prune`, or the folder that `cascade --run-dir` wrote.
+
     \b
-    Example:
+    Examples:
       onnxprune report pruned.run -o report.html
+      onnxprune report probe
     """
     from onnxprune.model import check_writable
-    from onnxprune.validate import write_report
+    from onnxprune.validate import report_path, write_report
 
-    check_writable(output)
+    if output is None:
+        output = str(report_path(Path(run_dir)))
+    else:
+        check_writable(output)
     write_report(Path(run_dir), Path(output))
     if as_json:
         common.print_json({"output": output, "size_bytes": Path(output).stat().st_size})

@@ -213,6 +213,7 @@ class Assembly:
         shards = self.ranks if self.sharded else None
         controlled = self.recipe.sparsity.method == "cascade-gmp"
         events = job.plan.events(job.total_steps)
+        layerwise = self.recipe.sparsity.scope == "layerwise"
         return Pruner(
             masks,
             events,
@@ -225,6 +226,7 @@ class Assembly:
             else None,
             close=close,
             harvest=controlled and settings.harvest,
+            ahead="none" if job.plan.pattern else "dead" if layerwise else "all",
             floors=job.plan.floors,
             harvest_cost=settings.harvest_cost,
             shards=shards or Whole(),

@@ -166,6 +166,7 @@ def prepare(
     plan = make_plan(imported.tensors.values(), recipe)
     notes += plan.skipped_notes()
     notes += _sparse_already(plan)
+    notes += _never_falling(recipe)
     check_device(recipe.finetune)
     open_session(source, recipe.validation.provider, recipe.validation.threads)
     train, evaluation, held_out = _open_samples(source, recipe, allow_python, notes)
@@ -211,6 +212,17 @@ def _check_output(output: Path, source: OnnxModel, run: RunDirectory) -> None:
             remedy="name another file, or another --run-dir",
         )
     check_writable(output)
+
+
+def _never_falling(recipe: Recipe) -> list[str]:
+    """What to know of a learning rate that is held until the end."""
+    held = recipe.sparsity.method == "cascade-gmp" and recipe.cascade.hold_lr
+    if not held or recipe.schedule.end < 1 or recipe.schedule.kind == "one-shot":
+        return []
+    return [
+        "the learning rate stays at its peak to the last step, since the target is reached only "
+        "there: lower [schedule] end, or set [cascade] hold_lr = false"
+    ]
 
 
 def _in_inference(source: OnnxModel, recipe: Recipe, notes: list[str]) -> OnnxModel:

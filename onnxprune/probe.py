@@ -5,7 +5,9 @@ random; the control arm starts from the same weights and loses none. All train a
 learning rate, weight decay. What the treated arms shed beyond the control is the cascade.
 """
 
+import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -28,9 +30,9 @@ from onnxprune.errors import Interrupted, UsageError
 from onnxprune.finetune import Ranks, Trainer, make_accelerator
 from onnxprune.importer import load
 from onnxprune.job import Job, prepare
-from onnxprune.probe_results import CONTROL, probe_plan, probe_result
+from onnxprune.probe_results import CONTROL, ProbePlan, probe_plan, probe_result
 from onnxprune.recipe import Recipe
-from onnxprune.sparsity import Magnitude, select_masks, target_zeros
+from onnxprune.sparsity import Magnitude, prunable_limit, select_masks, target_zeros
 
 ProgressCallback = Callable[[dict[str, Any]], None]
 
@@ -45,11 +47,20 @@ def prepare_probe(
     """Check everything that a probe needs; see `job.prepare` for arguments and errors.
 
     Raises:
-        UsageError: There is nothing to train, or so many weights are zero already that the treated
-            arms would lose no other.
+        UsageError: There is nothing to train; so many weights are zero already that the treated
+            arms would lose no other; or several processes were started.
         OnnxpruneError: Whatever `prepare` raises.
     """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise UsageError(
+            "a probe runs in one process",
+            where="onnxprune cascade",
+            got=f"{processes} processes of a launcher",
+            remedy="start it without torchrun or accelerate launch",
+        )
     whole = {"target": recipe.cascade.prune, "method": "one-shot", "pattern": "unstructured"}
+    whole["pattern_choice"] = "during"
     tables = recipe.model_dump(by_alias=True, exclude_unset=True)
     sparsity = {**tables.get("sparsity", {}), **whole}
     schedule = {**tables.get("schedule", {}), "begin": 0.0}
@@ -62,6 +73,13 @@ def prepare_probe(
             got=recipe.finetune.epochs,
             expected="above 0, with --data",
         )
+    target = recipe.sparsity.resolved_target
+    prunable_limit(
+        {name: tensor.size for name, tensor in job.plan.tensors.items()},
+        job.plan.floors,
+        target_zeros(target, job.plan.size),
+        what=f"sparsity {target:g}",
+    )
     zeros = sum(
         tensor.size - int(np.count_nonzero(tensor.array())) for tensor in job.plan.tensors.values()
     )
@@ -90,10 +108,12 @@ def probe(
 
     Args:
         job: From `prepare_probe`.
-        target: The recipe of the main job, for whose sparsity kept sets are compared and whose
-            schedule is recommended.
+        target: The recipe of the main job, for whose sparsity kept sets are compared, and for whose
+            schedule and epochs events are recommended.
         seeds: Number of seeds, at least 1.
-        on_progress: As in `pipeline.execute`; training entries carry `arm` and `seed`.
+        on_progress: As in `pipeline.execute`; training entries carry `arm` and `seed`. Before each
+            arm comes `{"kind": "arm", "name": ..., "seed": ..., "done": ..., "total": ...,
+            "steps": ...}` with the number of finished arms, of all arms, and the steps of each.
         stop: Asked often; when it says yes, the probe stops. Finished arms are kept.
 
     Returns:
@@ -109,12 +129,7 @@ def probe(
         accelerator = make_accelerator(job.recipe.finetune, job.run.path)
         held.callback(accelerator.end_training)
         runner = _Arms(job, target, accelerator, on_progress, stop)
-        arms = [
-            runner.arm(name, seed, number, len(plan.seeds) * len(plan.arms))
-            for number, (seed, name) in enumerate(
-                (seed, name) for seed in plan.seeds for name in plan.arms
-            )
-        ]
+        arms = runner.run(plan)
     result = probe_result(job, target, plan, arms)
     job.run.write_json(job.run.probe, result)
     return result
@@ -137,38 +152,82 @@ class _Arms:
         self.ranks = Ranks(accelerator.device)
         self.on_progress = on_progress
         self.stop = stop
-        self.folder = job.run.arms
 
-    def arm(self, name: str, seed: int, number: int, total: int) -> dict[str, Any]:
-        """The result of one arm, read or computed."""
+    def run(self, plan: ProbePlan) -> list[dict[str, Any]]:
+        """The results of all arms, seed by seed."""
+        known = finished_arms(self.job, self.target, plan)
+        missing = [key for key in plan.runs if key not in known]
+        for number, (name, seed) in enumerate(missing, start=len(known)):
+            if self.stop():
+                raise Interrupted(
+                    "interrupted between two arms",
+                    remedy="with --run-dir the same call goes on; without it, it begins again",
+                )
+            counts = {"done": number, "total": len(plan.runs), "steps": plan.steps}
+            self.on_progress({"kind": "arm", "name": name, "seed": seed, **counts})
+            known[name, seed] = self._arm(name, seed)
+        return [known[key] for key in plan.runs]
+
+    def _arm(self, name: str, seed: int) -> dict[str, Any]:
         job = self.arm_job(name, seed)
-        file = self.folder / f"{seed}-{name}.json"
-        known = read_arm(file, job.identity["run_id"])
-        if known is not None:
-            return known
-        if self.stop():
-            raise Interrupted(
-                "interrupted between two arms",
-                remedy="with --run-dir the same call goes on; without it, it begins again",
-            )
-        self.on_progress({"kind": "stage", "name": f"{name} {seed} ({number + 1}/{total})"})
         with deterministic(job.recipe, 0, self.ranks.device):
             result = _Arm(self, job, name, seed).run()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.job.run.write_json(file, {"run_id": job.identity["run_id"], **result})
+        file = _arm_file(self.job, name, seed)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        run_id = _arm_id(self.job, self.target, name, seed)
+        self.job.run.write_json(file, {"run_id": run_id, **result})
         return result
 
     def arm_job(self, name: str, seed: int) -> Job:
         """The job of an arm."""
-        recipe, plan = self.job.recipe, self.job.plan
-        finetune = recipe.finetune.model_copy(update={"seed": seed})
-        method = "random" if name == "random" else "one-shot"
-        sparsity = recipe.sparsity.model_copy(update={"method": method})
-        if name == CONTROL:
-            sparsity = sparsity.model_copy(update={"target": 0.0})
-            plan = replace(plan, zeros=0)
-        recipe = recipe.model_copy(update={"finetune": finetune, "sparsity": sparsity})
-        return replace(self.job, recipe=recipe, plan=plan, resume=True)
+        plan = replace(self.job.plan, zeros=0) if name == CONTROL else self.job.plan
+        recipe = _arm_recipe(self.job.recipe, name, seed)
+        changed = self.job.augmentation
+        if changed is not None:
+            changed = changed.with_seed(seed)
+        return replace(self.job, recipe=recipe, plan=plan, augmentation=changed, resume=True)
+
+
+def finished_arms(
+    job: Job, target: Recipe, plan: ProbePlan
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """(name, seed) -> the result of each arm that an earlier call with the same job finished.
+
+    Args:
+        job: From `prepare_probe`.
+        target: As in `probe`.
+        plan: Of the probe.
+    """
+    stored = {
+        (name, seed): read_arm(_arm_file(job, name, seed), _arm_id(job, target, name, seed))
+        for name, seed in plan.runs
+    }
+    return {key: result for key, result in stored.items() if result is not None}
+
+
+def _arm_recipe(recipe: Recipe, name: str, seed: int) -> Recipe:
+    sparsity = recipe.sparsity.model_copy(
+        update={"method": "random" if name == "random" else "one-shot"}
+    )
+    if name == CONTROL:
+        sparsity = sparsity.model_copy(update={"target": 0.0})
+    finetune = recipe.finetune.model_copy(update={"seed": seed})
+    return recipe.model_copy(update={"finetune": finetune, "sparsity": sparsity})
+
+
+def _arm_file(job: Job, name: str, seed: int) -> Path:
+    return job.run.arms / f"{seed}-{name}.json"
+
+
+def _arm_id(job: Job, target: Recipe, name: str, seed: int) -> str:
+    """What decides the result of an arm, with the sparsity for which kept sets are compared."""
+    facts = {
+        **job.identity,
+        "run_id": None,
+        "recipe_sha256": _arm_recipe(job.recipe, name, seed).sha256(),
+        "target_sparsity": target.sparsity.resolved_target,
+    }
+    return hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
 
 
 class _Arm:

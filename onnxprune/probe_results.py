@@ -16,7 +16,7 @@ from onnxprune.cascade import (
     gain_over_seeds,
     recommend,
 )
-from onnxprune.finetune import learning_rate
+from onnxprune.finetune import learning_rate, weight_decay
 from onnxprune.job import Job
 from onnxprune.recipe import Recipe
 from onnxprune.validate import describe_machine
@@ -34,8 +34,8 @@ class ProbePlan:
         arms: Names of the arms of each seed, treated ones first.
         seeds: The seeds.
         steps: Optimizer steps of each arm.
-        horizon_steps: Steps in which weight decay alone sheds an unused weight, at the mean
-            learning rate of the run; None without weight decay.
+        horizon_steps: Steps in which weight decay alone sheds an unused weight of the tensor that
+            is decayed most, at the mean learning rate of the run; None without weight decay.
         horizon_reached: How much of that the run covers; at least 1 can show a complete cascade.
     """
 
@@ -44,6 +44,11 @@ class ProbePlan:
     steps: int
     horizon_steps: int | None
     horizon_reached: float
+
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """(name, seed) of every run, seed by seed."""
+        return [(name, seed) for seed in self.seeds for name in self.arms]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, for `--dry-run`."""
@@ -80,7 +85,10 @@ def probe_plan(job: Job, seeds: int) -> ProbePlan:
     def rate(step: int) -> float:
         return learning_rate(settings, (step + 0.5) / steps)
 
-    terms = (rate, settings.weight_decay, momentum, recipe.cascade.tau, steps)
+    decay = max(
+        weight_decay(name, len(tensor.shape), settings) for name, tensor in job.plan.tensors.items()
+    )
+    terms = (rate, decay, momentum, recipe.cascade.tau, steps)
     reached = decay_reached(*terms)
     within = decay_horizon(*terms)
     needed = within if within is not None else math.ceil(steps / reached) if reached else None
@@ -101,7 +109,7 @@ def probe_result(
 
     Args:
         job: The job of the probe.
-        target: The recipe of the main job, whose schedule is recommended.
+        target: The recipe of the main job, for whose schedule and epochs events are recommended.
         plan: What was run.
         arms: The results of all arms.
     """
@@ -111,7 +119,8 @@ def probe_result(
     relative = {score: _gain(score, plan, by_name, "shed_relative") for score in scores}
     first = scores[0]
     curves = {score: _net_curve(score, plan, by_name) for score in scores}
-    schedule, steps = target.schedule, job.total_steps
+    schedule = target.schedule
+    steps = max(1, round(target.finetune.epochs * job.steps_per_epoch))
     advice = recommend(
         gains[first].verdict,
         curves[first],
@@ -121,6 +130,8 @@ def probe_result(
     return {
         "schema_version": SCHEMA_VERSION,
         "tool_version": __version__,
+        "model": None if job.source.path is None else job.source.path.name,
+        "source_sha256": job.source.sha256,
         "verdict": gains[first].verdict,
         "score": first,
         "gain": _gain_json(gains[first]),
@@ -137,6 +148,7 @@ def probe_result(
         },
         "tau": job.recipe.cascade.tau,
         "pruned_share": job.recipe.cascade.prune,
+        "target_sparsity": target.sparsity.resolved_target,
         "decay_horizon_steps": plan.horizon_steps,
         "decay_horizon_reached": plan.horizon_reached,
         "steps": steps,
@@ -156,6 +168,7 @@ def probe_result(
         "recommendation": asdict(advice),
         "notes": [*job.notes, *([plan.warning] if plan.warning else [])],
         "arms": arms,
+        "recipe": target.model_copy(update={"preprocess": job.recipe.preprocess}).portable(),
         "data": job.data_facts,
         "environment": {**describe_machine(), "torch": torch.__version__},
     }

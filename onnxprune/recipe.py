@@ -32,7 +32,7 @@ from onnxprune.recipe_tables import (
     Table,
     ValidateTable,
 )
-from onnxprune.toml import merged, toml_value
+from onnxprune.toml import merged, toml_text
 
 __all__ = [
     "AugmentTable",
@@ -120,17 +120,7 @@ class Recipe(Table):
 
     def to_toml(self) -> str:
         """The whole recipe as TOML; `from_toml` reads it back equal."""
-        lines: list[str] = []
-        for table, values in self.to_dict().items():
-            plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
-            lines.append(f"[{table}]")
-            lines += [f"{key} = {toml_value(value)}" for key, value in plain.items()]
-            for key in [key for key in values if key not in plain]:
-                if values[key]:
-                    lines.append(f"[{table}.{key}]")
-                    lines += [f"{toml_value(k)} = {toml_value(v)}" for k, v in values[key].items()]
-            lines.append("")
-        return "\n".join(lines)
+        return toml_text(self.to_dict())
 
     def portable(self) -> dict[str, Any]:
         """What shapes the result: the recipe without paths, machine choices and measurements.

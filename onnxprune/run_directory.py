@@ -23,6 +23,7 @@ METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
 PROBE_FILE = "probe.json"
+PROBE_PAGE_FILE = "cascade.html"
 MLFLOW_FILE = "mlflow.db"
 TRACKER_NAMES = ["onnxprune", MLFLOW_FILE, "mlruns"]
 """What TensorBoard and MLflow write in a run directory."""
@@ -44,6 +45,7 @@ class RunDirectory:
         lock: Held by the process that works in the folder.
         teacher: `teacher.npz`: the dense model's outputs for the training samples.
         probe: `probe.json`: what `onnxprune cascade` found.
+        probe_page: `cascade.html`: the page about that.
         arms: Folder of its finished arms.
     """
 
@@ -59,6 +61,7 @@ class RunDirectory:
         self.teacher = path / "teacher.npz"
         self.lock = path / ".lock"
         self.probe = path / PROBE_FILE
+        self.probe_page = path / PROBE_PAGE_FILE
         self.arms = path / "arms"
 
     def check(self, *, resume: bool) -> None:
@@ -100,7 +103,7 @@ class RunDirectory:
     def _foreign(self) -> list[str]:
         """What lies here and is no part of a run, nor of one that was killed while it began."""
         names = [file.name for file in (*self._files, self.recipe, self.checkpoints, self.lock)]
-        names += [self.arms.name, self.probe.name]
+        names += [self.arms.name, self.probe.name, self.probe_page.name]
         names += TRACKER_NAMES
         return [
             entry.name

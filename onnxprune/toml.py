@@ -17,6 +17,21 @@ def merged(values: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]
     return result
 
 
+def toml_text(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Tables of values, and of tables of values, as a TOML document."""
+    lines: list[str] = []
+    for table, values in tables.items():
+        plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
+        lines.append(f"[{table}]")
+        lines += [f"{key} = {toml_value(value)}" for key, value in plain.items()]
+        for key in [key for key in values if key not in plain]:
+            if values[key]:
+                lines.append(f"[{table}.{key}]")
+                lines += [f"{toml_value(k)} = {toml_value(v)}" for k, v in values[key].items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
 def toml_value(value: object) -> str:
     """A string, number, boolean, list or inline table as TOML; JSON is the common ground."""
     if isinstance(value, list | tuple):

@@ -8,7 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.probe import prepare_probe, probe
+from onnxprune.probe_results import probe_plan
 from onnxprune.recipe import Recipe
 
 Arrays = dict[str, np.ndarray]
@@ -164,6 +166,50 @@ def test_the_largest_change_without_shed_weights_is_reported_whatever_its_sign(
         changes = [arm["without_shed"][key] for arm in result["arms"]]
         assert abs(result["without_shed"][key]) == max(map(abs, changes)) > 0
         assert result["without_shed"][key] in changes
+
+
+def random_layers(folder: Path, *tables: dict[str, Any]) -> tuple[Path, Recipe]:
+    """A model of 44 weights in a file, and a recipe with 40 samples for it."""
+    rng = np.random.default_rng(1)
+    onnx.save(two_layers(rng.normal(size=(8, 4)), rng.normal(size=(4, 3))), folder / "model.onnx")
+    x, label = rng.normal(size=(40, 8)).astype(np.float32), np.arange(40) % 3
+    np.savez(folder / "data.npz", x=x, label=label)
+    spec = str(folder / "data.npz")
+    given: dict[str, Any] = {"data": {"train": spec, "eval": spec}, "finetune": DECAYING}
+    for table in tables:
+        given = {**given, **{key: {**given.get(key, {}), **value} for key, value in table.items()}}
+    return folder / "model.onnx", Recipe.from_dict(given)
+
+
+def test_the_pattern_of_the_main_job_does_not_matter(tmp_path: Path) -> None:
+    tables = {"sparsity": {"pattern": "2:4", "target": 0.5, "pattern_choice": "after"}}
+    model, recipe = random_layers(tmp_path, tables)
+    plan = prepare_probe(model, recipe, run_dir=tmp_path / "probe").plan
+    assert (plan.pattern, plan.zeros) == (None, 9)
+
+
+def test_a_target_that_cannot_be_reached_is_refused_before_training(tmp_path: Path) -> None:
+    """Kept sets are compared at the main job's sparsity, which floors of a half do not permit."""
+    model, recipe = random_layers(tmp_path, {"sparsity": {"target": 0.8, "min_density": 0.5}})
+    with pytest.raises(OnnxpruneError, match="cannot be reached"):
+        prepare_probe(model, recipe, run_dir=tmp_path / "probe")
+
+
+def test_a_launcher_of_several_processes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, recipe = random_layers(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="one process"):
+        prepare_probe(model, recipe, run_dir=tmp_path / "probe")
+
+
+def test_the_horizon_is_that_of_the_tensor_that_decays_most(tmp_path: Path) -> None:
+    """ln(100) / (0.5 * 0.05) = 184.2 steps for `w2`; nothing else decays."""
+    decays = {"lr": 0.5, "weight_decay": 0.0, "weight_decay_per_tensor": {"w2": 0.05}}
+    model, recipe = random_layers(tmp_path, {"finetune": {**decays, "epochs": 40}})
+    job = prepare_probe(model, recipe, run_dir=tmp_path / "probe")
+    assert probe_plan(job, 1).horizon_steps == 185
 
 
 @pytest.mark.parametrize(("epochs", "complete"), [(4, False), (40, True)])

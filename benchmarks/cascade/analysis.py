@@ -17,8 +17,8 @@ class Interval:
 
     Attributes:
         mean: Of the values.
-        low: Lower end; the mean itself for one value, whose spread is not known.
-        high: Upper end.
+        low: Lower end; minus infinity for one value, whose spread is not known.
+        high: Upper end; infinity for one value.
         count: Number of values.
     """
 
@@ -27,9 +27,12 @@ class Interval:
     high: float
     count: int
 
-    def to_json(self, digits: int = 5) -> dict[str, float]:
-        """Rounded JSON values."""
-        return {key: round(value, digits) for key, value in asdict(self).items()}
+    def to_json(self, digits: int = 5) -> dict[str, float | None]:
+        """Rounded JSON values; None for an end that is not known."""
+        return {
+            key: round(value, digits) if math.isfinite(value) else None
+            for key, value in asdict(self).items()
+        }
 
 
 def interval(values: Iterable[float]) -> Interval:
@@ -44,7 +47,7 @@ def interval(values: Iterable[float]) -> Interval:
     count = len(numbers)
     mean = math.fsum(numbers) / count
     if count == 1:
-        return Interval(mean, mean, mean, 1)
+        return Interval(mean, -math.inf, math.inf, 1)
     variance = math.fsum((value - mean) ** 2 for value in numbers) / (count - 1)
     half = float(stdtrit(count - 1, 0.975)) * math.sqrt(variance / count)
     return Interval(mean, mean - half, mean + half, count)

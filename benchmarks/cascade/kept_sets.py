@@ -3,9 +3,9 @@
     python benchmarks/cascade/kept_sets.py
 
 Overlap: the Jaccard index of the sets that methods keep of one dense model at equal sparsity, with
-each other, and with one-shot magnitude pruning of that model. Two random sets of density d overlap
-by d / (2 - d); gmp is run a second time with the data in another order, and its overlap with
-itself says how much is left to chance.
+each other, and with one-shot magnitude pruning of that model, beside what independent random sets
+with as many weights of each tensor would have. gmp is run a second time with the data in another
+order, and its overlap with itself says how much is left to chance.
 
 Patterns: accuracy of N:M and block masks chosen before, during and after the unstructured phase
 (`[sparsity] pattern_choice`), at equal epochs. Left out, and named as such, where the product does
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -25,8 +26,10 @@ from analysis import by, interval, paired
 from lab import Entry, Lab
 from plots import Band, Panel, draw
 from record import write_results
-from runs import Run, Workplace, load_masks, overlap, supported
+from runs import Run, Workplace, load_masks, supported
 from scales import options_of, parser_of
+
+from onnxprune.cascade import kept_overlap
 
 METHODS = ("one-shot", "gmp", "cascade-gmp", "iterative learning-rate", "random")
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
@@ -112,16 +115,18 @@ def overlaps(
     found = []
     groups = by(done, lambda pair: (pair[0].network, pair[0].data, pair[0].sparsity))
     for (network, data, sparsity), pairs in groups.items():
-        chance = (1 - sparsity) / (1 + sparsity)
         values: dict[tuple[str, str], list[float]] = {}
+        chance: dict[tuple[str, str], list[float]] = {}
         for same in by(pairs, lambda pair: pair[0].seed).values():
             kept = {name_of(run): load_masks(place.masks(run)) for run, _ in same}
             for run, entry in same:
-                values.setdefault((name_of(run), LARGEST), []).append(entry["overlap_with_start"])
+                pair = name_of(run), LARGEST
+                values.setdefault(pair, []).append(entry["overlap_with_start"])
+                chance.setdefault(pair, []).append(entry["overlap_by_chance"])
             for one, other in itertools.combinations(kept, 2):
-                index = overlap(kept[one], kept[other])
-                assert index is not None
-                values.setdefault((one, other), []).append(index)
+                overlap = kept_overlap(kept[one], kept[other])
+                values.setdefault((one, other), []).append(overlap.jaccard)
+                chance.setdefault((one, other), []).append(overlap.expected)
         found += [
             {
                 "network": network,
@@ -129,7 +134,7 @@ def overlaps(
                 "sparsity": sparsity,
                 "sets": [one, other],
                 "jaccard": interval(numbers).to_json(),
-                "by_chance": round(chance, 4),
+                "by_chance": round(fmean(chance[one, other]), 4),
             }
             for (one, other), numbers in values.items()
         ]

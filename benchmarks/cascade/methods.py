@@ -23,7 +23,7 @@ matters shows beside two more arms:
 
 import itertools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))
 
 from analysis import by, front, interval, paired
+from data import CLASSES
 from lab import Entry, Lab
 from plots import Band, Panel, draw
 from record import write_results
@@ -71,7 +72,7 @@ class Plan:
 
     sparsities: tuple[float, ...] = (0.8, 0.9, 0.95, 0.98)
     tuned_at: tuple[float, ...] = (0.9, 0.9, 0.98, 0.98)
-    lrs: tuple[float, ...] = (0.05, 0.1, 0.2)
+    lrs: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
     decays: tuple[float, ...] = (5e-4, 2e-3, 5e-3)
     ends: tuple[float, ...] = (0.15, 0.3, 0.65)
     shares: tuple[float, ...] = (0.5, 1.0)
@@ -227,16 +228,22 @@ def comparison_runs(
 def cost_runs(
     network: str, data: str, methods: Sequence[str], plan: Plan, tuning: Tuning, lab: Lab
 ) -> Iterable[Run]:
-    """Gradual pruning of several lengths, at the sparsities of tuning, over the seeds."""
+    """Gradual pruning of several lengths, over the seeds, at all sparsities but the lowest."""
     chosen = [method for method in COSTED if method in methods]
-    sparsities = dict.fromkeys(plan.tuned_at)
-    for method, sparsity, end in itertools.product(chosen, sparsities, plan.ends):
-        best = tuning.best(method, sparsity, end)
+    sparsities = plan.sparsities[1:] or plan.sparsities
+    for sparsity, method, end in itertools.product(sparsities, chosen, plan.ends):
+        best = tuning.best(method, plan.tuning_of(sparsity), end)
         if best is None:
             continue
         for share, seed in itertools.product(plan.shares, lab.scale.seeds):
-            epochs = share * lab.scale.epochs
-            yield replace(best, method=method, epochs=epochs, seed=seed, judged_on="test")
+            yield replace(
+                best,
+                method=method,
+                sparsity=sparsity,
+                epochs=share * lab.scale.epochs,
+                seed=seed,
+                judged_on="test",
+            )
 
 
 def rows(runs: Iterable[Run], entries: Iterable[Entry | None]) -> list[dict[str, Any]]:
@@ -279,40 +286,58 @@ def shed_share(entry: Entry) -> float | None:
 def comparison(runs: Sequence[Run], entries: Sequence[Entry | None]) -> list[dict[str, Any]]:
     """Accuracy, its loss against the dense model, and the difference to gmp, seed by seed."""
     values: dict[tuple[str, float], dict[int, Entry]] = {}
+    chance = 0.0
     for run, entry in zip(runs, entries, strict=True):
-        if entry is not None and "accuracy" in entry:
+        if entry is not None:
             values.setdefault((run.method, run.sparsity), {})[run.seed] = entry
+            chance = 1 / CLASSES[run.data]
     found = []
     for (method, sparsity), cells in values.items():
-        accuracy = {seed: entry["accuracy"] for seed, entry in cells.items()}
-        other = values.get((REFERENCE, sparsity), {})
-        against = paired(accuracy, {seed: entry["accuracy"] for seed, entry in other.items()})
-        loss = interval(e["accuracy"] - e["accuracy_before"] for e in cells.values())
-        density = interval(e["budget"]["mean_density"] for e in cells.values())
+        accuracy = accuracies(cells, chance)
+        against = paired(accuracy, accuracies(values.get((REFERENCE, sparsity), {}), chance))
+        done = [entry for entry in cells.values() if "accuracy" in entry]
         found.append(
             {
                 "method": method,
                 "sparsity": sparsity,
                 "accuracy": interval(accuracy.values()).to_json(),
-                "against_dense": loss.to_json(),
                 "against_gmp": against.to_json() if against and method != REFERENCE else None,
-                "mean_density": round(density.mean, 4),
+                "diverged": len(cells) - len(done),
             }
         )
+        if done:
+            loss = interval(e["accuracy"] - e["accuracy_before"] for e in done)
+            density = interval(e["budget"]["mean_density"] for e in done)
+            found[-1] |= {
+                "against_dense": loss.to_json(),
+                "mean_density": round(density.mean, 4),
+                "seconds": round(interval(e["seconds"] for e in done).mean, 1),
+            }
     return found
 
 
+def accuracies(entries: Mapping[int, Entry], chance: float) -> dict[int, float]:
+    """Seed -> accuracy; a run that diverged is no better than guessing."""
+    return {seed: entry.get("accuracy", chance) for seed, entry in entries.items()}
+
+
 def cost(runs: Sequence[Run], entries: Sequence[Entry | None]) -> list[dict[str, Any]]:
-    """Accuracy against training FLOPs, and which points no other beats at lower cost."""
+    """Accuracy against training FLOPs, which points no other beats at lower cost, and gmp beside.
+
+    FLOPs at actual density are theory on dense hardware; the seconds are what the runs took, with
+    others beside them.
+    """
     pairs = [
         (run, entry)
         for run, entry in zip(runs, entries, strict=True)
         if entry is not None and "accuracy" in entry
     ]
     points = []
+    scores = []
     groups = by(pairs, lambda p: (p[0].method, p[0].sparsity, p[0].pruning_end, p[0].epochs))
     for (method, sparsity, end, epochs), cells in groups.items():
         flops = interval(entry["budget"]["training_flops"] for _, entry in cells)
+        scores.append({run.seed: entry["accuracy"] for run, entry in cells})
         points.append(
             {
                 "method": method,
@@ -320,7 +345,8 @@ def cost(runs: Sequence[Run], entries: Sequence[Entry | None]) -> list[dict[str,
                 "pruning_end": end,
                 "epochs": epochs,
                 "training_flops": flops.mean,
-                "accuracy": interval(entry["accuracy"] for _, entry in cells).to_json(),
+                "seconds": round(interval(entry["seconds"] for _, entry in cells).mean, 1),
+                "accuracy": interval(scores[-1].values()).to_json(),
             }
         )
     for sparsity in {point["sparsity"] for point in points}:
@@ -328,7 +354,48 @@ def cost(runs: Sequence[Run], entries: Sequence[Entry | None]) -> list[dict[str,
         best = front(same, lambda p: p["training_flops"], lambda p: p["accuracy"]["mean"])
         for point in same:
             point["on_front"] = point in best
+    for point, score in zip(points, scores, strict=True):
+        if point["method"] != REFERENCE:
+            point["gmp_at_this_cost"] = at_cost(point, score, points, scores)
+            point["share_of_gmp_flops"] = share_of_flops(point, points)
     return points
+
+
+def at_cost(
+    point: Mapping[str, Any],
+    score: Mapping[int, float],
+    points: Sequence[dict[str, Any]],
+    scores: Sequence[dict[int, float]],
+) -> dict[str, Any] | None:
+    """The best point of gmp that costs no more (by 2 %), and the difference to it, seed by seed."""
+    fitting = [
+        (other, theirs)
+        for other, theirs in zip(points, scores, strict=True)
+        if other["method"] == REFERENCE
+        and other["sparsity"] == point["sparsity"]
+        and other["training_flops"] <= 1.02 * point["training_flops"]
+    ]
+    if not fitting:
+        return None
+    other, theirs = max(fitting, key=lambda pair: pair[0]["accuracy"]["mean"])
+    difference = paired(score, theirs)
+    return {
+        "pruning_end": other["pruning_end"],
+        "epochs": other["epochs"],
+        "difference": difference.to_json() if difference else None,
+    }
+
+
+def share_of_flops(point: Mapping[str, Any], points: Sequence[dict[str, Any]]) -> float | None:
+    """FLOPs of a point over the least with which gmp is as good on average; None if it never is."""
+    as_good = [
+        other["training_flops"]
+        for other in points
+        if other["method"] == REFERENCE
+        and other["sparsity"] == point["sparsity"]
+        and other["accuracy"]["mean"] >= point["accuracy"]["mean"]
+    ]
+    return round(point["training_flops"] / min(as_good), 4) if as_good else None
 
 
 def plot(result: dict[str, Any], folder: Path, name: str) -> None:

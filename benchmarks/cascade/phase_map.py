@@ -16,6 +16,7 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -106,8 +107,9 @@ def accuracy(entries: Mapping[int, Entry], arm: str) -> dict[int, float]:
 def together(probed: Probed) -> list[dict[str, Any]]:
     """How a cascade goes together with what random pruning loses.
 
-    For each network and data set: the accuracy of random pruning against the control, by verdict;
-    and Spearman's rank correlation of it with the gain, over the points of one sparsity.
+    For each network and data set: the accuracy of random pruning against the control, by verdict,
+    as mean and range over the points; and Spearman's rank correlation of it with the gain, over the
+    points of one sparsity. Points share their dense models, so neither has an interval.
     """
     rows = []
     for point, entries in probed.items():
@@ -122,7 +124,7 @@ def together(probed: Probed) -> list[dict[str, Any]]:
                 "network": network,
                 "data": data,
                 "random_against_control": {
-                    verdict: interval(loss for *_, loss in same).to_json()
+                    verdict: _range([loss for *_, loss in same])
                     for verdict, same in by(group, lambda row: row[1].verdict).items()
                 },
                 "rank_correlation_with_gain": rank_correlation(
@@ -131,6 +133,15 @@ def together(probed: Probed) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _range(values: Sequence[float]) -> dict[str, float]:
+    return {
+        "mean": round(fmean(values), 5),
+        "lowest": round(min(values), 5),
+        "highest": round(max(values), 5),
+        "points": len(values),
+    }
 
 
 def plot(probed: Probed, folder: Path, name: str) -> None:
@@ -191,7 +202,8 @@ def _grid(probed: Probed, group: Sequence[Point], criterion: str) -> Grid:
 def _cell(gain: dict[str, Any] | None) -> tuple[float, str] | None:
     if gain is None:
         return None
-    text = f"{gain['mean']:+.2f}\n[{gain['low']:+.2f}, {gain['high']:+.2f}]\n{gain['verdict']}"
+    ends = "one seed" if gain["low"] is None else f"[{gain['low']:+.2f}, {gain['high']:+.2f}]"
+    text = f"{gain['mean']:+.2f}\n{ends}\n{gain['verdict']}"
     return gain["mean"], text
 
 

@@ -22,12 +22,12 @@ class Band:
     Attributes:
         label: In the legend.
         xs: Where the points are.
-        ys: Intervals as JSON values: `mean`, `low`, `high`.
+        ys: Intervals as JSON values: `mean`, `low`, `high`; an end that is None is not drawn.
     """
 
     label: str
     xs: Sequence[float]
-    ys: Sequence[Mapping[str, float]]
+    ys: Sequence[Mapping[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
             order = sorted(range(len(band.xs)), key=band.xs.__getitem__)
             xs = [band.xs[index] for index in order]
             means, lows, highs = (
-                [band.ys[index][key] for index in order] for key in ("mean", "low", "high")
+                [_end(band.ys[index], key) for index in order] for key in ("mean", "low", "high")
             )
             colour = _COLOURS[number % len(_COLOURS)]
             axis.plot(xs, means, marker="o", markersize=4, color=colour, label=band.label)
@@ -89,6 +89,11 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     _save(figure, path)
+
+
+def _end(interval: Mapping[str, float | None], key: str) -> float:
+    value = interval[key]
+    return interval["mean"] or 0.0 if value is None else value
 
 
 def draw_grids(path: Path, grids: Sequence[Grid]) -> None:

@@ -143,13 +143,13 @@ def gain_of(entries: Mapping[int, Entry], criterion: str, key: str = "gain") -> 
 
 
 def gain_json(gain: Gain) -> dict[str, Any]:
-    """Mean, interval and verdict; ends that one seed leaves open are the mean."""
+    """Mean, interval and verdict; ends that one seed leaves open are None."""
     known = len(gain.values) > 1
     return {
         "verdict": gain.verdict,
         "mean": round(gain.mean, 4),
-        "low": round(gain.low if known else gain.mean, 4),
-        "high": round(gain.high if known else gain.mean, 4),
+        "low": round(gain.low, 4) if known else None,
+        "high": round(gain.high, 4) if known else None,
         "values": [round(value, 4) for value in gain.values],
     }
 

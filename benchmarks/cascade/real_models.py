@@ -184,7 +184,8 @@ def prune_task(setting: Setting, task: Task, folder: Path, stop: Callable[[], bo
             character_accuracy(path, samples) for path in (task.model, folder / "pruned.onnx")
         )
     else:
-        before, after = (values[which].get(task.metric, 1.0) for which in ("dense", "pruned"))
+        after = values["pruned"][task.metric]
+        before = 1.0 if task.metric == "agreement" else values["dense"][task.metric]
     return {
         "metric": task.metric,
         "accuracy": after,

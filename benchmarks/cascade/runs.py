@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from data import CLASSES, FASHION, Parts, prepare
 from networks import write_untrained
 from scales import Scale
@@ -221,8 +222,7 @@ def execute(run: Run, place: Workplace, stop: Callable[[], bool] = lambda: False
         shutil.rmtree(run_dir, ignore_errors=True)
         return {"failed": str(error)}
     log = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    kept = kept_sets(output, run.sparsity)
-    _save_masks(kept, place.masks(run))
+    _save_masks(kept_sets(output, run.sparsity), place.masks(run))
     validation = results["validation"]
     entry = {
         "accuracy": validation["pruned"]["top1"],
@@ -234,7 +234,8 @@ def execute(run: Run, place: Workplace, stop: Callable[[], bool] = lambda: False
         "closed": sum(line["closed"] for line in log if line["kind"] == "event"),
         "harvested": sum(line["harvested"] for line in log if line["kind"] == "event"),
         "rollbacks": sum(line["kind"] == "rollback" for line in log),
-        "overlap_with_start": overlap(kept, magnitude_sets(source, kept)),
+        "overlap_with_start": (results["overlap_with_one_shot"] or {}).get("jaccard"),
+        "overlap_by_chance": (results["overlap_with_one_shot"] or {}).get("expected"),
         "seconds": round(time.perf_counter() - started, 1),
         "tool_version": __version__,
     }
@@ -269,37 +270,16 @@ def kept_sets(model: Path, sparsity: float) -> dict[str, np.ndarray]:
     return {name: t.array() != 0 for name, t in tensors.items() if t.prunable}
 
 
-def magnitude_sets(model: Path, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Kept sets of one-shot global magnitude pruning of a file, as large as those in `like`."""
-    if not like:
-        return {}
-    tensors = find_tensors(read(model).proto)
-    flat = np.concatenate([np.abs(tensors[name].array()).ravel() for name in like])
-    kept = np.zeros(flat.size, bool)
-    count = sum(int(mask.sum()) for mask in like.values())
-    kept[np.argsort(-flat, kind="stable")[:count]] = True
-    ends = np.cumsum([mask.size for mask in like.values()])
-    pieces = np.split(kept, ends[:-1])
-    return {name: piece.reshape(like[name].shape) for name, piece in zip(like, pieces, strict=True)}
-
-
-def overlap(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> float | None:
-    """Jaccard index of two kept sets: in both, over in any; None if there are none."""
-    both = sum(int((one[name] & other[name]).sum()) for name in one)
-    any_ = sum(int((one[name] | other[name]).sum()) for name in one)
-    return both / any_ if any_ else None
-
-
 def _save_masks(kept: Mapping[str, np.ndarray], path: Path) -> None:
     if kept:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, **kept)
 
 
-def load_masks(path: Path) -> dict[str, np.ndarray]:
+def load_masks(path: Path) -> dict[str, torch.Tensor]:
     """The kept sets that a finished run left."""
     with np.load(path) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
 def _merged(*tables: Tables) -> dict[str, Any]:

@@ -6,6 +6,7 @@ and then the smallest magnitudes up to the floor. What closure and harvest take 
 advances the schedule, and the training that is no longer needed for pruning goes into recovery.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,7 +45,7 @@ class Controller:
         settled_at: Step at which the target was reached; None before.
         waited: Events that magnitude pruning was put off, one after another.
         pressure: Factor on weight decay now; brakes lower it towards 1.
-        observed: (step, shed weights) since the last event.
+        observed: (step, shed weights) since weights were last taken; none are shed at the first.
     """
 
     policy: Policy
@@ -58,13 +59,21 @@ class Controller:
     def __post_init__(self) -> None:
         self.pressure = self.policy.pressure
 
+    def began(self, step: int) -> None:
+        """From here on shed weights are counted."""
+        self.observed = [(step, 0)]
+
     def observe(self, step: int, shed: int) -> None:
-        """Note how many weights are shed at a step."""
+        """Note how many weights are shed at a step, counted since `began`."""
         self.observed.append((step, shed))
 
     @property
     def rising(self) -> bool:
-        """Whether more weights were shed in the later half of the time since the last event."""
+        """Whether more weights were shed in the later half of the time since weights were taken.
+
+        By more than twice the spread that two counts of independent events would have: a few
+        weights more or less are no trend.
+        """
         if len(self.observed) < 3:
             return False
         (first, at_first), (last, at_last) = self.observed[0], self.observed[-1]
@@ -72,8 +81,9 @@ class Controller:
         step, at_middle = min(self.observed, key=lambda point: abs(point[0] - middle))
         if not first < step < last:
             return False
-        early, late = (at_middle - at_first) / (step - first), (at_last - at_middle) / (last - step)
-        return late > early > 0
+        late = at_last - at_middle
+        as_before = (at_middle - at_first) * (last - step) / (step - first)
+        return late - as_before > 2 * math.sqrt(max(0, late) + max(0, as_before))
 
     def zeros(self, step: int, masked: int, first: int) -> int:
         """How many weights are zero after the event at `step`.
@@ -96,7 +106,6 @@ class Controller:
 
     def pruned(self, step: int, zeros: int) -> None:
         """The event at `step` is done."""
-        self.observed = []
         if zeros >= self.target and self.settled_at is None:
             self.settled_at = step
 

@@ -18,7 +18,12 @@ from onnxprune.finetune.losses import (
     TaskLoss,
     class_axis,
 )
-from onnxprune.finetune.optim import DEFAULT_LR, learning_rate, make_optimizer
+from onnxprune.finetune.optim import (
+    DEFAULT_LR,
+    learning_rate,
+    make_optimizer,
+    weight_decay,
+)
 from onnxprune.finetune.plan import Plan
 from onnxprune.finetune.probe import observed_endings, probe_outputs, takes_batches
 from onnxprune.finetune.pruner import Close, Pruner
@@ -72,5 +77,6 @@ __all__ = [
     "rank_seed",
     "shard_parameters",
     "takes_batches",
+    "weight_decay",
     "worker_deaths",
 ]

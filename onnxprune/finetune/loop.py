@@ -17,7 +17,7 @@ from onnxprune.finetune.checkpoint import Checkpoint, CheckpointStore
 from onnxprune.finetune.divergence import LossWatch
 from onnxprune.finetune.losses import Objective, accuracy_metrics
 from onnxprune.finetune.optim import learning_rate
-from onnxprune.finetune.plan import Plan
+from onnxprune.finetune.plan import Plan, observation_steps
 from onnxprune.finetune.pruner import Pruner
 from onnxprune.finetune.ranks import Ranks
 from onnxprune.finetune.state import TrainingState
@@ -28,9 +28,6 @@ from onnxprune.sparsity import MaskSet
 
 LOGGED_STEPS = 500
 """A run logs at most about twice this many training entries; a GPU is waited for at each."""
-
-OBSERVATIONS = 100
-"""Shed weights are counted about this often, and right before each pruning event."""
 
 
 class Observer(Protocol):
@@ -131,6 +128,7 @@ class Trainer:
         self.watch = LossWatch(self.settings.explosion, self.loss_scale)
         self.lr_scale = 1.0
         self.rollbacks = 0
+        self._observations = observation_steps(self.plan)
         self._went_back_to: int | None = None
         self._saved_at = time.monotonic()
         self._start_counting()
@@ -302,9 +300,8 @@ class Trainer:
         )
 
     def _observe_if_due(self) -> None:
-        """Count shed weights; also right before a pruning event, so before the step is saved."""
-        every = max(1, self.plan.total_steps // OBSERVATIONS)
-        if self.step % every and self.step not in self.plan.events:
+        """Count shed weights, before the step is saved."""
+        if self.step not in self._observations:
             return
         count = self.pruner.observe(self.step)
         self._record(
@@ -348,6 +345,7 @@ class Trainer:
         self.stepper.optimizer.state.clear()
         if self.plan.rewinds(self.step):
             self.state.go_back()
+            self.pruner.started(self.step)
 
     def _stop_or_save(self) -> None:
         due = time.monotonic() - self._saved_at >= self.settings.checkpoint_seconds

@@ -74,7 +74,7 @@ def make_optimizer(
     """
     by_decay: dict[float, list[Parameter]] = {}
     for name, parameter in parameters.items():
-        by_decay.setdefault(weight_decay(name, parameter, settings), []).append(parameter)
+        by_decay.setdefault(weight_decay(name, parameter.ndim, settings), []).append(parameter)
     groups = [{"params": params, "weight_decay": decay} for decay, params in by_decay.items()]
     lr = learning_rate(settings, 0.0)
     if settings.optimizer == "adamw":
@@ -82,9 +82,9 @@ def make_optimizer(
     return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum)
 
 
-def weight_decay(name: str, parameter: torch.Tensor, settings: FinetuneTable) -> float:
+def weight_decay(name: str, dimensions: int, settings: FinetuneTable) -> float:
     """The decay of one tensor: of the last glob that matches its name, or the default."""
-    decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+    decay = settings.weight_decay if dimensions >= 2 else 0.0
     for glob, value in settings.weight_decay_per_tensor.items():
         if name == glob or fnmatchcase(name, glob):
             decay = value

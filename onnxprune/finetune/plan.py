@@ -1,8 +1,15 @@
 """When things happen in a run, in optimizer steps."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from onnxprune.cascade import Course
+
+_OBSERVATIONS = 100
+"""Shed weights are counted about this often over a run."""
+
+_BETWEEN_EVENTS = 4
+"""So often they are counted between two pruning events at least, where there are as many steps."""
 
 
 @dataclass(frozen=True)
@@ -38,3 +45,18 @@ class Plan:
     def rewinds(self, step: int) -> bool:
         """Whether the weights go back to the rewinding point before a step."""
         return self.rewind_point is not None and step > self.rewind_point and self.restarts(step)
+
+
+def observation_steps(plan: Plan) -> frozenset[int]:
+    """Steps after which shed weights are counted: evenly, before events, between them, at the end.
+
+    Args:
+        plan: Of the run.
+    """
+    total = plan.total_steps
+    steps = {*range(0, total + 1, max(1, total // _OBSERVATIONS)), *plan.events, total}
+    for first, last in pairwise(sorted(plan.events)):
+        steps |= {
+            first + (last - first) * part // _BETWEEN_EVENTS for part in range(1, _BETWEEN_EVENTS)
+        }
+    return frozenset(steps)

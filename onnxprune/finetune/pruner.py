@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -76,6 +76,9 @@ class Pruner:
         controller: Decides for method `cascade-gmp`; None keeps to the schedule.
         close: Structural closure; None leaves dead weights to their magnitude.
         harvest: Whether shed weights go first.
+        ahead: What may go ahead of the schedule: dead and shed weights (`all`), `dead` ones only
+            where each tensor loses its own share, and `none` under a pattern: other weights would
+            go in their place.
         floors: Weights that each tensor keeps at least, by name.
         harvest_cost: A harvest is left out where zeroing it raises the loss by more than this
             share.
@@ -90,6 +93,7 @@ class Pruner:
     controller: Controller | None = None
     close: Close | None = None
     harvest: bool = False
+    ahead: Literal["all", "dead", "none"] = "all"
     floors: Mapping[str, int] = field(default_factory=dict)
     harvest_cost: float = 0.01
     shards: Shards = field(default_factory=Whole)
@@ -120,15 +124,16 @@ class Pruner:
         before, waited = self.masks.zeros, controller.waited
         room = controller.target - before
         dead = self.close(room) if self.close is not None else nothing(self.masks.masks)
-        closed = self._takable(dead)
         shed = self._harvest(dead, controller, loss_change)
-        taken = self._takable(union(dead, shed))
+        ahead = {"all": union(dead, shed), "dead": dead, "none": nothing(dead)}[self.ahead]
+        taken = self._takable(ahead)
         zeros = controller.zeros(step, before, taken)
         if zeros <= before:
             return None
         chosen = self.select(zeros, shed, dead)
         controller.pruned(step, zeros)
-        return Event(chosen, closed, min(taken, zeros - before) - closed, waited)
+        closed, harvested = (self._count(_without(part, chosen)) for part in (dead, shed))
+        return Event(chosen, closed, harvested, waited)
 
     def _harvest(
         self,
@@ -163,6 +168,8 @@ class Pruner:
     def started(self, step: int) -> None:
         """Begin to watch: masks were put in place before `step`, or training begins."""
         self.monitor.begin(step, self.masks.parameters, self.masks.masks)
+        if self.controller is not None:
+            self.controller.began(step)
 
     def observe(self, step: int) -> ShedCount:
         """Count the weights that are shed after `step` steps."""
@@ -196,3 +203,8 @@ class Pruner:
 
     def _count(self, chosen: Mapping[str, Tensor]) -> int:
         return sum(sum_counts(self.shards, true_counts(chosen)).values())
+
+
+def _without(chosen: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those weights that masks do not keep."""
+    return {name: part & ~masks[name] for name, part in chosen.items()}

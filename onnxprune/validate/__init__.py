@@ -8,7 +8,8 @@ from onnxprune.validate.environment import describe_machine
 from onnxprune.validate.flops import Flops, count_flops
 from onnxprune.validate.inspection import Inspection, inspect_model
 from onnxprune.validate.latency import BenchResult, ModelLatency, Speedup, bench
-from onnxprune.validate.report import build_report, write_report
+from onnxprune.validate.probe_report import write_probe_report
+from onnxprune.validate.report import build_report, report_path, write_report
 from onnxprune.validate.session import ModelSource, Session, available_providers, open_session
 
 __all__ = [
@@ -29,5 +30,7 @@ __all__ = [
     "evaluate",
     "inspect_model",
     "open_session",
+    "report_path",
+    "write_probe_report",
     "write_report",
 ]

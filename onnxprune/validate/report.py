@@ -1,30 +1,17 @@
-"""One self-contained HTML page from a run directory.
+"""The page of a run, and which page a folder gets."""
 
-The page loads nothing: plotly.js, styles and data are inside, and its content security policy
-forbids every connection and every script but its own two (by digest). What comes from the model,
-the recipe or the machine is escaped.
-"""
-
-import base64
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib import resources
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
 from onnxprune.model import atomic_write_text
-from onnxprune.run_directory import Status
+from onnxprune.run_directory import RunDirectory, Status
 from onnxprune.validate import report_format as fmt
-from onnxprune.validate.report_plots import Plot, Table
+from onnxprune.validate.probe_report import build_probe_report
+from onnxprune.validate.report_page import Group, facts_table, present, render_page
+from onnxprune.validate.report_plots import Table
 from onnxprune.validate.report_plots_latency import latency_plot, ratio_plot
-from onnxprune.validate.report_plots_shedding import budget_words, shed_plot
+from onnxprune.validate.report_plots_shedding import budget_words, event_plot, shed_plot
 from onnxprune.validate.report_plots_tensors import histogram_plot, tensor_plot
 from onnxprune.validate.report_plots_training import loss_plot, quality_plot
 from onnxprune.validate.report_summary import main_metric, summarize
@@ -35,31 +22,23 @@ _MAX_OTHER_ROWS = 250
 _MAX_RECIPE_CHARACTERS = 100_000
 
 
-@dataclass(frozen=True)
-class _Group:
-    """A section of the page that holds plots."""
-
-    key: str
-    title: str
-    plots: list[Plot]
-    pair: bool = False
-    texts: list[str] = field(default_factory=list)
-    tables: list[tuple[str, Table]] = field(default_factory=list)
-
-
 def build_report(run_dir: Path, status: Status | None = None) -> str:
-    """The page for the run in `run_dir`, as HTML text under 6 MB.
+    """The page for the run or the probe in `run_dir`, as HTML text under 6 MB.
 
     A run that was interrupted, failed or is still running gives a page that says so and shows what
-    has been recorded.
+    has been recorded. A folder that holds both a run and a probe gives the page of the run.
 
     Args:
-        run_dir: The run directory.
+        run_dir: The run directory, or the folder of a probe.
         status: How the run ended, where `run.json` does not say so yet.
 
     Raises:
-        UsageError: `run_dir` is no run directory, or one of its files is missing or damaged.
+        UsageError: `run_dir` holds neither, the probe has not finished, or a file is missing or
+            damaged.
     """
+    run_dir = Path(run_dir)
+    if _holds_probe(run_dir):
+        return build_probe_report(run_dir)
     run = read_run(run_dir)
     if status is not None:
         run = replace(run, info=run.info.model_copy(update={"status": status}))
@@ -67,10 +46,10 @@ def build_report(run_dir: Path, status: Status | None = None) -> str:
 
 
 def write_report(run_dir: Path, out: Path, status: Status | None = None) -> None:
-    """Write the page for the run in `run_dir` to the file `out`.
+    """Write the page for the run or the probe in `run_dir` to the file `out`.
 
     Args:
-        run_dir: The run directory.
+        run_dir: The run directory, or the folder of a probe.
         out: The HTML file.
         status: How the run ended, where `run.json` does not say so yet.
 
@@ -81,47 +60,56 @@ def write_report(run_dir: Path, out: Path, status: Status | None = None) -> None
     atomic_write_text(Path(out), build_report(run_dir, status))
 
 
+def report_path(run_dir: Path) -> Path:
+    """Where the page of a run or a probe lies unless another place is named.
+
+    Args:
+        run_dir: The run directory, or the folder of a probe.
+    """
+    folder = RunDirectory(Path(run_dir))
+    return folder.probe_page if _holds_probe(folder.path) else folder.report
+
+
+def _holds_probe(folder: Path) -> bool:
+    run = RunDirectory(folder)
+    return not run.run.exists() and (run.probe.exists() or run.arms.is_dir())
+
+
 def _render(run: RunRecord) -> str:
     results = run.results
-    groups = [group for group in _groups(run) if group.plots or group.texts or group.tables]
+    groups = [group for group in _groups(run) if not group.empty]
     prunable, others, left_out = _tensor_rows(results)
     sections = [("summary", "Summary"), *((group.key, group.title) for group in groups)]
     if prunable or others:
         sections.append(("table", "Tensors"))
     sections += [("recipe", "Recipe"), ("environment", "Environment")]
-    plotly_js, report_js = _script(get_plotlyjs()), _script(_asset("report.js"))
-    template = _environment().get_template("report.html.j2")
-    page = template.render(
+    return render_page(
+        "report.html.j2",
+        groups,
         title=_title(run),
-        policy=_policy([plotly_js, report_js]),
-        css=Markup(_asset("report.css")),
         summary=summarize(run),
         sections=sections,
         run=run,
+        tool_version=run.info.tool_version,
         validation=_validation_table(results),
-        groups=groups,
         prunable=prunable,
         others=others,
         left_out=left_out,
         recipe=_recipe_text(run),
         notes=results.notes[:100] if results else [],
         facts=_facts(run),
-        plots_json=_json_for_script([_plot_data(plot) for g in groups for plot in g.plots]),
-        plotly_js=Markup(plotly_js),
-        report_js=Markup(report_js),
     )
-    return page.encode("utf-8", "replace").decode("utf-8")
 
 
-def _groups(run: RunRecord) -> list[_Group]:
+def _groups(run: RunRecord) -> list[Group]:
     results = run.results
     metric = main_metric(results) if results else None
     if metric is None or not any(metric in point.metrics for point in run.evals):
         metric = next((name for point in run.evals for name in point.metrics), None)
-    training = _Group("training", "Training", _present([quality_plot(run, metric), loss_plot(run)]))
+    training = Group("training", "Training", present([quality_plot(run, metric), loss_plot(run)]))
     if not training.plots:
-        training = _Group("training", "Training", [], texts=["No training step was recorded."])
-    shedding = _Group("shedding", "Shedding", _present([shed_plot(run)]))
+        training = Group("training", "Training", [], texts=["No training step was recorded."])
+    shedding = Group("shedding", "Shedding", present([shed_plot(run), event_plot(run)]))
     if results is None:
         return [training, shedding]
     shedding.texts.extend(budget_words(results))
@@ -129,28 +117,24 @@ def _groups(run: RunRecord) -> list[_Group]:
     texts = []
     if results.latency is not None:
         latency_tables.append(
-            ("Where latency was measured", _table(fmt.flatten(results.latency.environment)))
+            ("Where latency was measured", facts_table(fmt.flatten(results.latency.environment)))
         )
         if results.latency.verdict:
             texts.append(fmt.shorten(results.latency.verdict, 1000))
     return [
         training,
         shedding,
-        _Group("sparsity", "Sparsity per tensor", _present([tensor_plot(results)])),
-        _Group("weights", "Weight distributions", _present([histogram_plot(results)])),
-        _Group(
+        Group("sparsity", "Sparsity per tensor", present([tensor_plot(results)])),
+        Group("weights", "Weight distributions", present([histogram_plot(results)])),
+        Group(
             "latency",
             "Latency",
-            _present([latency_plot(results), ratio_plot(results)]),
+            present([latency_plot(results), ratio_plot(results)]),
             pair=True,
             texts=texts,
             tables=[(caption, table) for caption, table in latency_tables if table.rows],
         ),
     ]
-
-
-def _present(candidates: Sequence[Plot | None]) -> list[Plot]:
-    return [plot for plot in candidates if plot is not None]
 
 
 def _title(run: RunRecord) -> str:
@@ -198,7 +182,7 @@ def _facts(run: RunRecord) -> list[tuple[str, Table]]:
     identity: list[tuple[str, str]] = [("source sha256", run.info.source_sha256 or "unknown")]
     tables: list[tuple[str, Table]] = []
     if results is None:
-        tables.append(("Plan", _table(fmt.flatten(run.plan))))
+        tables.append(("Plan", facts_table(fmt.flatten(run.plan))))
     else:
         identity = [("source sha256", results.source_sha256 or run.info.source_sha256 or "unknown")]
         identity.append(("payload sha256 of the pruned model", results.payload_sha256 or "unknown"))
@@ -208,9 +192,9 @@ def _facts(run: RunRecord) -> list[tuple[str, Table]]:
         if results.validation and results.validation.torch_vs_runtime_max_abs_error is not None:
             error = fmt.number(results.validation.torch_vs_runtime_max_abs_error)
             identity.append(("largest difference, PyTorch to ONNX Runtime", error))
-        tables.append(("Environment", _table(fmt.flatten(results.environment))))
-        tables.append(("Time", _table(_timing_rows(results.timing))))
-    tables.insert(0, ("Model and data", _table(identity)))
+        tables.append(("Environment", facts_table(fmt.flatten(results.environment))))
+        tables.append(("Time", facts_table(_timing_rows(results.timing))))
+    tables.insert(0, ("Model and data", facts_table(identity)))
     return [(caption, table) for caption, table in tables if table.rows]
 
 
@@ -224,74 +208,8 @@ def _timing_rows(timing: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _table(rows: Sequence[tuple[str, str]]) -> Table:
-    return Table(["Item", "Value"], [list(row) for row in rows[:300]])
-
-
 def _recipe_text(run: RunRecord) -> str:
     text = run.recipe_text.strip()
     if len(text) <= _MAX_RECIPE_CHARACTERS:
         return text
     return text[:_MAX_RECIPE_CHARACTERS] + "\n… (the rest is in recipe.toml)"
-
-
-def _plot_data(plot: Plot) -> dict[str, Any]:
-    return {
-        "key": plot.key,
-        "alternative": plot.alternative,
-        "figure": plot.figure,
-        "height_px": plot.height_px,
-        "choices": plot.choices,
-        "chosen": plot.chosen,
-    }
-
-
-def _json_for_script(value: Any) -> Markup:
-    """JSON that cannot end or open a script element, whatever strings it holds."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
-def _script(text: str) -> str:
-    """Script text as a browser hashes it: one kind of line end, no early end of the element."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if "</script" in text.lower():
-        raise ValueError("a script of the page contains `</script`")
-    return text
-
-
-def _policy(scripts: Sequence[str]) -> str:
-    digests = [
-        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts
-    ]
-    sources = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _asset(name: str) -> str:
-    folder = resources.files("onnxprune.validate") / "templates"
-    return (folder / name).read_text(encoding="utf-8")
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    filters: dict[str, Callable[..., Any]] = {
-        "count": fmt.count,
-        "percent": fmt.percent,
-        "shorten": fmt.shorten,
-        "filled": lambda tensor: round(100 * min(1.0, max(0.0, tensor.sparsity)), 1),
-    }
-    environment.filters.update(filters)
-    return environment

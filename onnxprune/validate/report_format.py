@@ -1,7 +1,8 @@
 """How the report writes numbers: true minus signs, grouped digits, units that do not break."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 _NBSP = "\u00a0"
@@ -44,6 +45,11 @@ def percent(fraction: float | None, digits: int = 2) -> str:
     return f"{100 * fraction:.{digits}f}{_NBSP}%".replace("-", _MINUS)
 
 
+def share(fraction: float | None) -> str:
+    """`0.125` as "12.5 %": at most four significant digits, none of them for show."""
+    return f"{number(100 * fraction)}{_NBSP}%" if _finite(fraction) else _DASH
+
+
 def points(difference: float | None, digits: int = 2) -> str:
     """A difference of two fractions in percentage points, always with its sign."""
     if not _finite(difference):
@@ -72,6 +78,30 @@ def number(value: float | None, digits: int = 4) -> str:
     if not _finite(value):
         return _DASH
     return f"{value:.{digits}g}".replace("-", _MINUS)
+
+
+def signed(value: float | None, digits: int = 4) -> str:
+    """A number with `digits` decimals, always with its sign: "+0.0012"."""
+    return f"{value:+.{digits}f}".replace("-", _MINUS) if _finite(value) else _DASH
+
+
+def signed_interval(low: float | None, high: float | None, digits: int = 4) -> str:
+    """Both ends of an interval with their signs; words where one seed gives none."""
+    if not (_finite(low) and _finite(high)):
+        return "none from one seed"
+    return f"[{signed(low, digits)}, {signed(high, digits)}]"
+
+
+def signed_percent(fraction: float | None, digits: int = 2) -> str:
+    """`0.012` as "+1.20 %", always with its sign."""
+    return f"{signed(100 * fraction, digits)}{_NBSP}%" if _finite(fraction) else _DASH
+
+
+def amount(value: float | None) -> str:
+    """A mean of counts: grouped digits, with a decimal where it is small and not whole."""
+    if not _finite(value) or abs(value) >= 100 or value == round(value):
+        return count(value)
+    return f"{value:,.1f}".replace(",", _THIN).replace("-", _MINUS)
 
 
 def count(value: float | None) -> str:
@@ -129,6 +159,29 @@ def shorten(name: str, length: int) -> str:
         return name
     tail = (length - 1) // 2
     return f"{name[: length - 1 - tail]}…{name[len(name) - tail :]}"
+
+
+def distinct(names: Sequence[str], length: int) -> list[str]:
+    """Names at most `length` characters long that still tell them apart, as far as that goes.
+
+    Where one is too long, what all begin and end with is left out, up to a separator.
+    """
+    if len(names) > 1 and any(len(name) > length for name in names):
+        start = _shared(names)
+        rest = [name[start:] for name in names]
+        end = _shared([name[::-1] for name in rest])
+        names = [
+            ("…" if start else "") + name[: len(name) - end] + ("…" if end else "") for name in rest
+        ]
+    return [shorten(name, length) for name in names]
+
+
+def _shared(names: Sequence[str]) -> int:
+    """How many characters all names begin with, up to and with a separator."""
+    first, last = min(names), max(names)
+    pairs = enumerate(zip(first, last, strict=False))
+    count = next((place for place, (a, b) in pairs if a != b), min(len(first), len(last)))
+    return len(re.sub(r"[^./:_]*$", "", first[:count]))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -24,19 +24,19 @@ Figure = dict[str, Any]
 
 MARGIN = {"l": 8, "r": 14, "t": 36, "b": 44}
 LEGEND = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
-NARROW: Figure = {
-    "margin": MARGIN | {"b": 92},
-    "legend": {"x": 0, "xanchor": "left", "yref": "container", "y": 0, "yanchor": "bottom"},
-}
+BELOW = {"x": 0, "xanchor": "left", "yref": "container", "y": 0, "yanchor": "bottom"}
+"""Where a legend lies below the axis."""
+NARROW: Figure = {"margin": MARGIN | {"b": 92}, "legend": BELOW}
 """What small screens change: the legend goes below the axis."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """The numbers of a plot; the first column heads its row."""
+    """Numbers; the first column heads its row. `facts` are items and values without a header."""
 
     headers: list[str]
     rows: list[list[str]]
+    facts: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,26 @@ def panel_title(title: str, y: float) -> Figure:
         "yanchor": "bottom",
         "yshift": 4,
     }
+
+
+def names_axis(names: Sequence[str]) -> Figure:
+    """A vertical axis with a name at each whole number from 0, the first on top."""
+    return {
+        "range": [len(names) - 0.4, -0.6],
+        "tickvals": list(range(len(names))),
+        "ticktext": tick_names(names, 36),
+        "automargin": True,
+        "showgrid": False,
+        "zeroline": False,
+        "ticks": "",
+        "ticklabelstandoff": 9,
+        "fixedrange": True,
+    }
+
+
+def tick_names(names: Sequence[str], length: int) -> list[str]:
+    """Names at an axis, at most `length` characters long, told apart by what they do not share."""
+    return [plain_text(name, length) for name in fmt.distinct(names, length)]
 
 
 def level_line(axis: str, value: float, color: str) -> Figure:

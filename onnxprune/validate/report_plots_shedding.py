@@ -1,22 +1,25 @@
-"""The plot and the words of the report about shed weights and what training cost."""
+"""Plots and words of the report about shed weights, pruning events and what training cost."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from onnxprune.validate import report_format as fmt
 from onnxprune.validate.report_plots import (
+    DENSE,
     LEGEND,
     MARGIN,
     MUTED,
     NARROW,
     PRUNED,
     SPARSITY,
+    Figure,
     Plot,
     Table,
     line_trace,
     upright_line,
 )
 from onnxprune.validate.report_plots_training import thin
-from onnxprune.validate.run_record import Results, RunRecord, ShedPoint
+from onnxprune.validate.run_record import EventPoint, Results, RunRecord, ShedPoint
 
 _MAX_ROWS = 200
 
@@ -55,6 +58,110 @@ def shed_plot(run: RunRecord) -> Plot | None:
         height_px=320,
         table=_shed_table(run.shed),
     )
+
+
+def event_plot(run: RunRecord) -> Plot | None:
+    """What each pruning event took: dead weights, shed weights, and by score up to the schedule."""
+    events = [event for event in run.events if event.pruned]
+    if not events:
+        return None
+    ranked = _ranked_by(run)
+    totals = [sum(values) for values in (_closed(events), _harvested(events), _ranked(events))]
+    layout = {
+        "barmode": "stack",
+        "margin": MARGIN,
+        "showlegend": True,
+        "legend": LEGEND | {"traceorder": "normal"},
+        "xaxis": {"title": {"text": "step"}, "zeroline": False, "range": _step_range(run)},
+        "yaxis": {"automargin": True, "rangemode": "tozero", "title": {"text": "weights"}},
+        "hovermode": "x unified",
+    }
+    words = (
+        f"{fmt.count(len(events))} pruning events took {fmt.count(sum(totals))} weights: "
+        f"{fmt.count(totals[0])} by structural closure (on no path from an input to an output), "
+        f"{fmt.count(totals[1])} as harvest (shed since the event before), and "
+        f"{fmt.count(totals[2])} {ranked}."
+    )
+    return Plot(
+        key="events",
+        title="What each pruning event took",
+        caption=words,
+        alternative=f"Stacked bar chart over training steps. {words}",
+        figure={"data": _event_bars(run, events, ranked), "layout": layout, "narrow": NARROW},
+        height_px=320,
+        table=_event_table(run, events, ranked),
+    )
+
+
+def _ranked_by(run: RunRecord) -> str:
+    """What decided about the weights that were neither dead nor shed."""
+    sparsity = run.recipe.get("sparsity")
+    method = sparsity.get("method") if isinstance(sparsity, dict) else None
+    if run.results is not None:
+        method = run.results.method
+    return "at random" if method == "random" else "by magnitude"
+
+
+def _closed(events: Sequence[EventPoint]) -> list[int]:
+    return [event.closed for event in events]
+
+
+def _harvested(events: Sequence[EventPoint]) -> list[int]:
+    return [event.harvested for event in events]
+
+
+def _ranked(events: Sequence[EventPoint]) -> list[int]:
+    return [event.ranked or 0 for event in events]
+
+
+def _event_bars(run: RunRecord, events: Sequence[EventPoint], ranked: str) -> list[Figure]:
+    """Bars at the steps of the events, as broad as the closest two allow, but never a hair."""
+    steps = [event.step for event in events]
+    last = max(1, run.total_steps or 0, run.last_step)
+    closest = min((b - a for a, b in pairwise(steps)), default=last)
+    width = max(0.7 * min(closest, last / 12), last / 300)
+    parts = [
+        ("closure", _closed(events), DENSE),
+        ("harvest", _harvested(events), SPARSITY),
+        (ranked, _ranked(events), PRUNED),
+    ]
+    return [
+        {
+            "type": "bar",
+            "name": name,
+            "x": steps,
+            "y": values,
+            "width": width,
+            "marker": {"color": color, "line": {"width": 0}},
+            "hovertemplate": "%{y:,} weights",
+        }
+        for name, values, color in parts
+    ]
+
+
+def _step_range(run: RunRecord) -> list[float]:
+    last = max(1, run.total_steps or 0, run.last_step)
+    return [-0.04 * last, 1.04 * last]
+
+
+def _event_table(run: RunRecord, events: Sequence[EventPoint], ranked: str) -> Table:
+    """Every event with what the plan asked for then."""
+    planned = {event.step: event.sparsity for event in run.planned}
+    rows = [
+        [
+            fmt.count(event.step),
+            fmt.percent(planned.get(event.step, event.target_sparsity)),
+            fmt.percent(event.sparsity),
+            fmt.count(event.pruned),
+            fmt.count(event.closed),
+            fmt.count(event.harvested),
+            fmt.count(event.ranked),
+            fmt.count(event.waited),
+        ]
+        for event in events[:_MAX_ROWS]
+    ]
+    headers = ["Step", "Planned", "Followed", "Taken", "Closure", "Harvest", fmt.capital(ranked)]
+    return Table([*headers, "Events waited before"], rows)
 
 
 def budget_words(results: Results) -> list[str]:

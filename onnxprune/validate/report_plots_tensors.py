@@ -16,9 +16,11 @@ from onnxprune.validate.report_plots import (
     Plot,
     count_layout,
     legend_line,
+    names_axis,
     plain_text,
     rounded,
     rounded_all,
+    tick_names,
     upright_line,
 )
 from onnxprune.validate.run_record import Results, TensorResult
@@ -54,7 +56,7 @@ def tensor_plot(results: Results) -> Plot | None:
             "data": _sparsity_bars(shown, results.sparsity),
             "layout": _sparsity_layout(shown, results.sparsity, scrolls),
             "narrow": {
-                "yaxis": {"ticktext": [plain_text(t.name, 16) for t in shown]},
+                "yaxis": {"ticktext": tick_names([t.name for t in shown], 16)},
                 "legend": {"orientation": "v"},
                 "margin": {"t": 120 if scrolls else 84},
             },
@@ -119,17 +121,7 @@ def _sparsity_layout(tensors: Sequence[TensorResult], overall: float, scrolls: b
             "fixedrange": True,
             "side": "top" if scrolls else "bottom",
         },
-        "yaxis": {
-            "range": [len(tensors) - 0.4, -0.6],
-            "tickvals": list(range(len(tensors))),
-            "ticktext": [plain_text(tensor.name, 36) for tensor in tensors],
-            "automargin": True,
-            "showgrid": False,
-            "zeroline": False,
-            "ticks": "",
-            "ticklabelstandoff": 9,
-            "fixedrange": True,
-        },
+        "yaxis": names_axis([tensor.name for tensor in tensors]),
         "shapes": [upright_line(rounded(overall), SPARSITY)],
     }
 

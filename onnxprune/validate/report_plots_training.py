@@ -25,6 +25,7 @@ from onnxprune.validate.run_record import EvalPoint, RunRecord, TrainPoint
 
 _MAX_POINTS = 1500
 _MAX_ROWS = 200
+_SAME_SPARSITY = 1e-9
 
 
 def quality_plot(run: RunRecord, metric: str | None) -> Plot | None:
@@ -41,7 +42,7 @@ def quality_plot(run: RunRecord, metric: str | None) -> Plot | None:
     key = metric or ""
     name = fmt.metric_name(key)
     target = run.results.target_sparsity if run.results else run.plan.get("target_sparsity")
-    layout = _two_panels(run, name or "quality", "sparsity", split=0.4)
+    layout = _two_panels(run, name or "quality", "sparsity", split=0.46)
     layout["yaxis"]["tickformat"] = ".1%" if fmt.is_fraction(key) else ""
     layout["yaxis2"] |= {"tickformat": ".0%", "range": [-0.03, 1.03], "dtick": 0.25}
     data = _quality_traces(evals, key)
@@ -50,6 +51,8 @@ def quality_plot(run: RunRecord, metric: str | None) -> Plot | None:
         | {"yaxis": "y2", "hovertemplate": "%{y:.2%}<extra></extra>"}
     )
     data[-1]["line"]["shape"] = "hv"
+    if run.planned:
+        data.append(_planned_trace(run))
     shapes = []
     dense = _dense_reference(run, evals, key) if evals else None
     if dense is not None:
@@ -61,14 +64,14 @@ def quality_plot(run: RunRecord, metric: str | None) -> Plot | None:
     layout["shapes"] = shapes
     words = _quality_words(evals, key)
     if sparsity:
-        words += f" Sparsity rises to {fmt.percent(sparsity[-1][1])}."
+        words += f" Sparsity rises to {fmt.percent(sparsity[-1][1])}. {_schedule_words(run)}"
     return Plot(
         key="quality",
         title=f"{fmt.capital(name)} and sparsity" if evals else "Sparsity over training",
         caption=f"Measured during training, on the evaluation data. {words}" if evals else words,
         alternative=f"Line chart over training steps. {words}",
         figure={"data": data, "layout": layout, "narrow": NARROW},
-        height_px=430,
+        height_px=470,
         table=_quality_table(evals, key),
     )
 
@@ -117,12 +120,53 @@ def _sparsity_curve(run: RunRecord) -> list[tuple[int, float]]:
         points = [(p.step, p.sparsity) for p in run.evals if p.sparsity is not None]
     if not points:
         return []
-    start = run.evals[0].sparsity if run.evals and run.evals[0].step == 0 else 0.0
     if points[0][0] > 0:
-        points = [(0, start or 0.0), *points]
+        points = [(0, _sparsity_before(run)), *points]
     if points[-1][0] < run.last_step:
         points = [*points, (run.last_step, points[-1][1])]
     return thin(points)
+
+
+def _planned_trace(run: RunRecord) -> Figure:
+    """The planned sparsity: broad and pale, so that it shows beside a line that follows it."""
+    points = [(event.step, event.sparsity) for event in run.planned]
+    if points[0][0] > 0:
+        points = [(0, _sparsity_before(run)), *points]
+    points.append((max(run.total_steps or 0, run.last_step, points[-1][0]), points[-1][1]))
+    trace = line_trace("planned sparsity", thin(points), SPARSITY)
+    trace["line"] |= {"width": 7, "shape": "hv"}
+    hover = {"hovertemplate": "planned %{y:.2%}<extra></extra>"}
+    return trace | {"yaxis": "y2", "opacity": 0.3, "showlegend": True} | hover
+
+
+def _schedule_words(run: RunRecord) -> str:
+    """How the schedule that was followed differs from the planned one."""
+    if not (run.planned and run.events):
+        return ""
+    known = [event for event in run.planned if event.step <= run.last_step]
+    gaps = [(_followed(run, event.step) - event.sparsity, event.step) for event in known]
+    if not gaps:
+        return ""
+    (behind, behind_at), (ahead, ahead_at) = min(gaps), max(gaps)
+    texts = [
+        f"{100 * gap:.2f} points {word} the planned schedule (step {fmt.count(step)})"
+        for gap, step, word in ((ahead, ahead_at, "ahead of"), (-behind, behind_at, "behind"))
+        if gap > _SAME_SPARSITY
+    ]
+    if not texts:
+        return "The planned schedule was followed exactly."
+    return f"At most it was {' and '.join(texts)}."
+
+
+def _followed(run: RunRecord, step: int) -> float:
+    """Sparsity after the events up to a step."""
+    done = [event.sparsity for event in run.events if event.step <= step]
+    return done[-1] if done else _sparsity_before(run)
+
+
+def _sparsity_before(run: RunRecord) -> float:
+    start = run.evals[0].sparsity if run.evals and run.evals[0].step == 0 else None
+    return start or 0.0
 
 
 def _quality_traces(evals: Sequence[EvalPoint], metric: str) -> list[Figure]:

@@ -1,29 +1,33 @@
-"""Read a run directory into one checked record, without torch and without pickle.
+"""Read a run directory into one checked record.
 
-A run directory is untrusted input: sizes are limited before reading, every file is validated, and
-what is wrong names the file. A run that has not finished is a normal case, not an error.
+A run that has not finished is a normal case, not an error.
 """
 
 import json
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from onnxprune.errors import UsageError
 from onnxprune.run_directory import (
     METRICS_FILE,
     PLAN_FILE,
+    PROBE_FILE,
     RECIPE_FILE,
     RESULTS_FILE,
     RUN_FILE,
     Status,
 )
-
-_MAX_FILE_BYTES = 256 * 1024**2
-_REMEDY = "name the folder that `onnxprune prune --run-dir` wrote, or run it again"
+from onnxprune.validate.record_files import (
+    REMEDY,
+    damaged,
+    parse_toml,
+    read_json,
+    read_text,
+    validated,
+)
 
 
 class _Lenient(BaseModel):
@@ -59,7 +63,28 @@ class EventPoint(_Lenient):
     progress: float | None = None
     target_sparsity: float | None = None
     sparsity: float
-    pruned: int | None = None
+    pruned: int | None = Field(None, ge=0)
+    closed: int = Field(0, ge=0)
+    harvested: int = Field(0, ge=0)
+    waited: int = Field(0, ge=0)
+
+    @property
+    def ranked(self) -> int | None:
+        """Weights that went because of their score, not because they were dead or shed."""
+        return None if self.pruned is None else max(0, self.pruned - self.closed - self.harvested)
+
+
+class PlannedEvent(BaseModel):
+    """One pruning event of `plan.json`: the sparsity that the schedule asks for from then on."""
+
+    step: int = Field(ge=0)
+    sparsity: float
+
+
+class Plan(BaseModel):
+    """`plan.json`, as far as it is checked; its other keys are shown as they are."""
+
+    schedule: list[PlannedEvent] = []
 
 
 class ShedPoint(_Lenient):
@@ -205,6 +230,7 @@ class RunRecord:
     recipe_text: str
     recipe: dict[str, Any]
     plan: dict[str, Any]
+    planned: list[PlannedEvent]
     train: list[TrainPoint]
     events: list[EventPoint]
     evals: list[EvalPoint]
@@ -239,22 +265,31 @@ def read_run(run_dir: Path) -> RunRecord:
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
-        raise UsageError("this is not a run directory", where=run_dir, remedy=_REMEDY)
-    info = _validated(RunInfo, _read_json(run_dir / RUN_FILE), run_dir / RUN_FILE)
-    recipe_text = _read_text(run_dir / RECIPE_FILE)
+        raise UsageError("this is not a run directory", where=run_dir, remedy=REMEDY)
+    if not (run_dir / RUN_FILE).exists():
+        raise UsageError(
+            "this folder holds neither a run nor a probe",
+            where=run_dir,
+            expected=f"{RUN_FILE}, or {PROBE_FILE}",
+            remedy=REMEDY,
+        )
+    info = validated(RunInfo, read_json(run_dir / RUN_FILE), run_dir / RUN_FILE)
+    recipe_text = read_text(run_dir / RECIPE_FILE)
     plan_path = run_dir / PLAN_FILE
     results_path = run_dir / RESULTS_FILE
     results = None
     if info.status == "finished" or results_path.exists():
-        results = _validated(Results, _read_json(results_path), results_path)
+        results = validated(Results, read_json(results_path), results_path)
         _check_results(results, results_path)
+    plan = read_json(plan_path) if plan_path.exists() else {}
     train, events, evals, shed = _read_metrics(run_dir / METRICS_FILE)
     return RunRecord(
         path=run_dir,
         info=info,
         recipe_text=recipe_text,
-        recipe=_parse_toml(recipe_text, run_dir / RECIPE_FILE),
-        plan=_read_json(plan_path) if plan_path.exists() else {},
+        recipe=parse_toml(recipe_text, run_dir / RECIPE_FILE),
+        plan=plan,
+        planned=sorted(validated(Plan, plan, plan_path).schedule, key=lambda event: event.step),
         train=train,
         events=events,
         evals=evals,
@@ -263,70 +298,10 @@ def read_run(run_dir: Path) -> RunRecord:
     )
 
 
-def _read_text(path: Path) -> str:
-    try:
-        size_bytes = path.stat().st_size
-        if size_bytes > _MAX_FILE_BYTES:
-            raise UsageError(
-                "a file of the run directory is too large to be read",
-                where=path,
-                got=f"{size_bytes} bytes",
-                expected=f"at most {_MAX_FILE_BYTES}",
-            )
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"the run directory has no {path.name}", where=path, remedy=_REMEDY
-        ) from error
-    except OSError as error:
-        raise UsageError(f"{path.name} cannot be read", where=path, got=error.strerror) from error
-    except UnicodeDecodeError as error:
-        raise _damaged(path, f"bytes that are not UTF-8 at offset {error.start}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise _damaged(path, f"{error.msg} (line {error.lineno})") from error
-    except RecursionError as error:
-        raise _damaged(path, "values nested too deeply") from error
-    if not isinstance(value, dict):
-        raise _damaged(path, type(value).__name__, expected="a JSON object")
-    return value
-
-
-def _parse_toml(text: str, path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise _damaged(path, str(error)) from error
-
-
-def _damaged(path: Path, got: str, expected: str | None = None) -> UsageError:
-    return UsageError(
-        f"{path.name} is damaged", where=path, got=got, expected=expected, remedy=_REMEDY
-    )
-
-
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
-def _validated(model: type[_Model], value: Any, path: Path, line: int | None = None) -> _Model:
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        where = f"{key}: " if line is None else f"line {line}, {key}: "
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise _damaged(path, f"{where}{first['msg']}{more}") from error
-
-
 def _check_results(results: Results, path: Path) -> None:
     for index, tensor in enumerate(results.tensors):
         if max(tensor.nonzeros, tensor.nonzeros_before) > tensor.size:
-            raise _damaged(
+            raise damaged(
                 path,
                 f"tensors.{index}: {max(tensor.nonzeros, tensor.nonzeros_before)} non-zeros",
                 expected=f"at most its size, {tensor.size}",
@@ -335,7 +310,7 @@ def _check_results(results: Results, path: Path) -> None:
         if histogram is not None and not (
             len(histogram.before) == len(histogram.after) == len(histogram.edges) - 1
         ):
-            raise _damaged(
+            raise damaged(
                 path,
                 f"tensors.{index}.histogram: {len(histogram.edges)} edges, "
                 f"{len(histogram.before)} and {len(histogram.after)} counts",
@@ -357,7 +332,7 @@ def _read_metrics(
     events: dict[int, EventPoint] = {}
     evals: dict[int, EvalPoint] = {}
     sheds: dict[int, ShedPoint] = {}
-    lines = _read_text(path).split("\n")
+    lines = read_text(path).split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -366,22 +341,22 @@ def _read_metrics(
         except (json.JSONDecodeError, RecursionError) as error:
             if number == len(lines):
                 break
-            raise _damaged(path, f"line {number} is not JSON") from error
+            raise damaged(path, f"line {number} is not JSON") from error
         kind = value.get("kind") if isinstance(value, dict) else None
         if kind == "train":
-            train_point = _validated(TrainPoint, value, path, number)
+            train_point = validated(TrainPoint, value, path, number)
             train[train_point.step] = train_point
         elif kind == "event":
-            event = _validated(EventPoint, value, path, number)
+            event = validated(EventPoint, value, path, number)
             events[event.step] = event
         elif kind == "eval":
-            evaluation = _validated(EvalPoint, value, path, number)
+            evaluation = validated(EvalPoint, value, path, number)
             evals[evaluation.step] = evaluation
         elif kind == "shed":
-            shed = _validated(ShedPoint, value, path, number)
+            shed = validated(ShedPoint, value, path, number)
             sheds[shed.step] = shed
         elif not isinstance(kind, str):
-            raise _damaged(path, f"line {number} has no `kind`")
+            raise damaged(path, f"line {number} has no `kind`")
     return (
         [train[step] for step in sorted(train)],
         [events[step] for step in sorted(events)],

@@ -56,6 +56,25 @@ def test_a_falling_shed_rate_does_not_delay(points: list[tuple[int, int]]) -> No
     assert control.zeros(20, masked=30, first=0) == 60
 
 
+@pytest.mark.parametrize(
+    ("points", "rising"),
+    [
+        ([(15, 0), (20, 60)], True),  # a cascade that begins late
+        ([(15, 40), (20, 86)], False),  # 6 more than before, where chance makes 19
+        ([(15, 40), (20, 110)], True),
+        ([(20, 60)], False),  # two points tell no trend
+    ],
+)
+def test_rising_is_what_chance_does_not_explain(
+    points: list[tuple[int, int]], rising: bool
+) -> None:
+    control = controller(wait=1)
+    control.began(10)
+    for step, shed in points:
+        control.observe(step, shed)
+    assert control.rising is rising
+
+
 def test_the_learning_rate_is_held_until_the_target_and_then_takes_its_course() -> None:
     control = controller(hold_lr=True)
     assert [control.progress(step, 100, 0.1) for step in (5, 10, 50)] == [0.05, 0.1, 0.1]

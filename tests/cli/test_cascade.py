@@ -1,6 +1,7 @@
 """`onnxprune cascade`: what it prints, writes, refuses, and how it goes on."""
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -64,6 +65,119 @@ def test_missing_arm_is_run_again(command: Command, base: list[object], tmp_path
     assert without_seconds(second) == without_seconds(first)
     written_result = json.loads((run_dir / "probe.json").read_text())
     assert without_seconds(written_result) == without_seconds(second)
+
+
+def test_finished_arms_count_as_done(command: Command, base: list[object], tmp_path: Path) -> None:
+    run_dir = tmp_path / "probe"
+    command(*base, "--run-dir", run_dir).expect(0)
+    (run_dir / "arms" / "1-random.json").unlink()
+    outcome = command(*base, "--dry-run", "--json", "--run-dir", run_dir).expect(0)
+    cost = outcome.json["estimate"]
+    assert cost["total_s"] == pytest.approx(cost["train_s"])
+    again = command(*base, "--run-dir", run_dir).expect(0).err
+    assert "5 of 6 arms were finished before" in again
+    assert "arm 6 of 6: random, seed 1" in again
+    assert "arm 1 of 6" not in again
+
+
+def test_arms_for_another_target_are_run_again(
+    command: Command, base: list[object], tmp_path: Path
+) -> None:
+    """Kept sets are compared at the target sparsity, so an arm's result depends on it."""
+    run_dir = tmp_path / "probe"
+    options = ["--json", "--run-dir", run_dir, "--set"]
+    high = command(*base, *options, "sparsity.target=0.8").expect(0).json
+    low = command(*base, *options, "sparsity.target=0.1").expect(0).json
+    assert (high["target_sparsity"], low["target_sparsity"]) == (0.8, 0.1)
+    for arm in low["arms"]:
+        # At 10 % even random sets have more than four fifths in common.
+        assert arm["overlap_with_one_shot"]["expected"] > 0.8
+
+
+def plots_of(page: Path) -> dict[str, Any]:
+    """The plots that a page holds, by key."""
+    text = page.read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="plots">(.*?)</script>', text)
+    return {plot["key"]: plot["figure"] for plot in json.loads(data)}
+
+
+def test_the_page_holds_the_numbers_of_the_probe(
+    command: Command, base: list[object], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "probe"
+    outcome = command(*base, "--run-dir", run_dir).expect(0)
+    page = run_dir / "cascade.html"
+    assert str(page) in outcome.out
+    result = json.loads((run_dir / "probe.json").read_text(encoding="utf-8"))
+    plots = plots_of(page)
+    seeds = [
+        value
+        for gain in result["gains"].values()
+        for value in (*gain["values"], *gain["relative"]["values"])
+    ]
+    assert plots["gain"]["data"][1]["x"] == pytest.approx(seeds, rel=1e-5)
+    for number, score in enumerate(("magnitude", "random")):
+        lines = [t for t in plots[f"curve-{number}"]["data"] if t.get("showlegend") and t["x"][0]]
+        treated, control = lines[0], lines[1]
+        assert treated["x"] == [point["step"] for point in result["curves"][score]]
+        net = [a - b for a, b in zip(treated["y"], control["y"], strict=True)]
+        expected = [point["net_shed"] for point in result["curves"][score]]
+        assert net == pytest.approx(expected, abs=1e-3)
+    overlap = plots["overlap"]["data"][0]["x"]
+    assert overlap == pytest.approx(list(result["overlap_with_one_shot"].values()), rel=1e-5)
+    text = page.read_text(encoding="utf-8")
+    markup = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert re.findall(r'(?:src|href)="(?!#)', markup) == []
+    assert "http" not in markup.replace("http-equiv", "")
+    assert f"gain {result['gain']['mean']:+.4f}".replace("-", "\u2212") in text
+    assert "[finetune]" in text
+    assert str(tmp_path) not in text
+
+
+def test_report_writes_the_page_again(
+    command: Command,
+    process: Command,
+    without_torch: dict[str, str],
+    base: list[object],
+    tmp_path: Path,
+) -> None:
+    run_dir, copy = tmp_path / "probe", tmp_path / "copy.html"
+    command(*base, "--json", "--run-dir", run_dir).expect(0)
+    page = run_dir / "cascade.html"
+    written = page.read_bytes()
+    page.write_text("")
+    facts = command("report", run_dir, "--json").expect(0).json
+    assert facts == {"output": str(page), "size_bytes": len(written)}
+    assert page.read_bytes() == written
+    process("report", run_dir, "-o", copy, **without_torch).expect(0)
+    assert copy.read_bytes() == written
+    # The page is no stranger in the folder: the same call goes on there.
+    command(*base, "--json", "--run-dir", run_dir).expect(0)
+
+
+def test_an_unfinished_probe_has_no_page_yet(
+    command: Command, base: list[object], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "probe"
+    command(*base, "--json", "--run-dir", run_dir).expect(0)
+    for name in ("probe.json", "cascade.html"):
+        (run_dir / name).unlink()
+    outcome = command("report", run_dir).expect(2)
+    assert "has not finished" in outcome.err
+    assert "6 finished arms" in outcome.err
+    assert not (run_dir / "cascade.html").exists()
+
+
+def test_no_folder_without_run_dir(
+    command: Command,
+    base: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = sorted(tmp_path.iterdir())
+    command(*base).expect(0)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_refuses_to_train_for_nothing(command: Command, base: list[object]) -> None:

@@ -1,4 +1,8 @@
+import json
+import re
 from pathlib import Path
+
+import pytest
 
 from .conftest import Command
 
@@ -16,12 +20,47 @@ def test_of_a_run(
     assert str(page) in outcome.err
 
 
+def test_the_schedule_on_the_page_is_that_of_the_log(
+    command: Command, classifier: Path, training_data: Path, quick: list[str], tmp_path: Path
+) -> None:
+    output, run_dir = tmp_path / "pruned.onnx", tmp_path / "pruned.run"
+    options = ["--data", training_data, "--method", "cascade-gmp", "--epochs", 16]
+    strong = ("finetune.lr=0.2", "finetune.weight_decay=0.05", "schedule.events=4")
+    greedy = ("schedule.end=0.9", "cascade.tau=0.3", "cascade.harvest_cost=10.0")
+    settings = [part for setting in (*strong, *greedy) for part in ("--set", setting)]
+    command("prune", classifier, "-o", output, *quick, *options, *settings).expect(0)
+    command("report", run_dir).expect(0)
+    text = (run_dir / "report.html").read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="plots">(.*?)</script>', text)
+    plots = {plot["key"]: plot["figure"]["data"] for plot in json.loads(data)}
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    events = [entry for entry in map(json.loads, lines) if entry["kind"] == "event"]
+    assert sum(event["harvested"] for event in events) > 0
+    closure, harvest, magnitude = plots["events"]
+    assert closure["x"] == [event["step"] for event in events]
+    assert closure["y"] == [event["closed"] for event in events]
+    assert harvest["y"] == [event["harvested"] for event in events]
+    parts = zip(closure["y"], harvest["y"], magnitude["y"], strict=True)
+    assert [sum(part) for part in parts] == [event["pruned"] for event in events]
+    named = {trace["name"]: trace for trace in plots["quality"]}
+    followed = dict(zip(named["sparsity"]["x"], named["sparsity"]["y"], strict=True))
+    planned = dict(zip(named["planned sparsity"]["x"], named["planned sparsity"]["y"], strict=True))
+    schedule = json.loads((run_dir / "plan.json").read_text(encoding="utf-8"))["schedule"]
+    for event in events:
+        assert followed[event["step"]] == pytest.approx(event["sparsity"], rel=1e-5)
+        assert planned[event["step"]] == pytest.approx(event["target_sparsity"], rel=1e-5)
+    for event in schedule:
+        assert planned[event["step"]] == pytest.approx(event["sparsity"], rel=1e-5)
+
+
 def test_bad_input(command: Command, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     outcome = command("report", tmp_path / "none", "-o", page)
     assert outcome.expect(2).out == ""
     (tmp_path / "empty").mkdir()
-    command("report", tmp_path / "empty", "-o", page).expect(2)
+    outcome = command("report", tmp_path / "empty", "-o", page).expect(2)
+    assert "neither a run nor a probe" in outcome.err
+    assert command("report", tmp_path / "empty").expect(2).err == outcome.err
     command("report", tmp_path / "empty", "-o", tmp_path / "missing" / "page.html").expect(2)
     assert not page.exists()
     assert not list(tmp_path.glob(".*.tmp"))

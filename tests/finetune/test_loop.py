@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onnxprune.cascade import ShedMonitor, courses_of
+from onnxprune.cascade import ShedMonitor, courses_of, kept_rms
 from onnxprune.errors import DataError, Interrupted, TrainingError, UsageError
 from onnxprune.finetune import (
     Batch,
@@ -437,6 +437,10 @@ def test_rounds_restart_the_learning_rate_and_may_rewind_weights(rewind: int | N
         wanted = expected[name] * mask if name == "fc.weight" else expected[name]
         assert torch.equal(tensor, wanted), name
     assert int((module.fc.weight == 0).sum()) == 12
+    # Shed weights are counted from those that the round begins with.
+    began = kept_rms({"fc.weight": before[8]["fc.weight"]}, {"fc.weight": mask})
+    assert run.pruner.monitor.since == 8
+    assert run.pruner.monitor.rms == pytest.approx(began)
 
 
 def test_the_average_is_what_a_run_ends_with() -> None:
@@ -555,3 +559,13 @@ def test_on_a_gpu(tmp_path: Path, precision: str) -> None:
     again = trainer(observer, Plan(6, 4, {0: 3, 3: 9}), checkpoints=store, settings=settings)
     assert again.resume()
     assert torch.equal(again.parameters["fc.weight"], run.parameters["fc.weight"])
+
+
+def test_shed_weights_are_counted_between_events_and_at_the_end() -> None:
+    """So the shed rate can be seen to rise between two events, and the end of a run is its end."""
+    observer = Recorder()
+    trainer(observer, Plan(250, 4, {0: 3, 9: 6, 18: 9})).fit()
+    steps = [entry["step"] for entry in observer.of("shed")]
+    assert [step for step in steps if 9 <= step <= 18] == [9, 10, 11, 12, 13, 14, 15, 16, 18]
+    assert steps[-1] == 250
+    assert len(steps) < 150

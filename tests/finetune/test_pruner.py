@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from onnxprune.cascade import Controller, Foremost, Policy, ShedMonitor
+from onnxprune.cascade.controller import nothing
 from onnxprune.finetune import Pruner
 from onnxprune.sparsity import Magnitude, MaskSet, select_masks
 
@@ -131,6 +133,30 @@ def test_closure_goes_before_all_others() -> None:
     net.event(0)
     assert not net.masks.masks["b"][9]
     assert net.masks.zeros == 4
+
+
+def test_of_dead_and_shed_weights_the_dead_leave_first() -> None:
+    """Of 8 that may go 5 are dead, so 3 of the 6 shed ones follow, and counts say so."""
+    dead = {"a": torch.zeros(SIZE, dtype=torch.bool), "b": torch.arange(SIZE) > 4}
+    net = Net(close=lambda room: dead if net.masks.zeros else nothing(dead))
+    net.event(0)
+    net.shed("a", *range(4, SIZE))
+    event = net.pruner.event(5, lambda removed: 0.0)
+    assert event is not None
+    assert not (event.masks["b"] & dead["b"]).any()
+    assert (event.closed, event.harvested) == (5, 3)
+    assert sum(int((~mask).sum()) for mask in event.masks.values()) == 12
+
+
+@pytest.mark.parametrize(("ahead", "zeros"), [("all", 10), ("dead", 8), ("none", 8)])
+def test_only_where_shed_weights_themselves_would_go_they_advance_the_schedule(
+    ahead: str, zeros: int
+) -> None:
+    net = Net(ahead=ahead)
+    net.event(0)
+    net.shed("a", *range(3, 9))
+    net.event(5)
+    assert net.masks.zeros == zeros
 
 
 def test_state_comes_back() -> None:

@@ -1,11 +1,7 @@
 import itertools
 import json
 import math
-import os
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +25,9 @@ from onnxprune.validate.report_summary import (
 )
 from onnxprune.validate.run_record import Results, Speedup, read_run
 
-PLOT_KEYS = ["quality", "loss", "tensors", "histogram", "latency", "ratio"]
-HOSTILE = [
-    "</script><script>document.title='owned'</script>",
-    "<img src=x onerror=\"document.title='owned'\">",
-    '" onmouseover="document.title=1" x="',
-    "{{ 7 * 7 }}{% raw %}",
-    "<b>bold</b>&amp;\u2028$\\alpha$",
-]
+from .pages import HOSTILE, Page, browse, needs_chromium, painted, squeezed
+
+PLOT_KEYS = ["quality", "loss", "events", "tensors", "histogram", "latency", "ratio"]
 
 
 def tensor(name: str, nonzeros: int, *, prunable: bool = True) -> dict[str, Any]:
@@ -170,52 +161,6 @@ def write_run(
     return folder
 
 
-def squeezed(text: str) -> str:
-    """`text` as a page shows it: runs of white space are one space."""
-    return re.sub(r"[ \t\n]+", " ", text).strip(" ")
-
-
-class Page(HTMLParser):
-    """Elements of a page in document order, with their attributes and own text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None], list[str]]] = []
-        self._open: list[int] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs), []))
-        if tag not in ("meta", "link", "input", "img", "br"):
-            self._open.append(len(self.elements) - 1)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("td", "th"):
-            self.handle_data(" ")
-        while self._open:
-            if self.elements[self._open.pop()][0] == tag:
-                break
-
-    def handle_data(self, data: str) -> None:
-        for index in self._open:
-            self.elements[index][2].append(data)
-
-    def all(self, tag: str, **attributes: str) -> list[tuple[dict[str, str | None], str]]:
-        wanted = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}
-        return [
-            (attrs, "".join(text))
-            for name, attrs, text in self.elements
-            if name == tag and all(attrs.get(key) == value for key, value in wanted.items())
-        ]
-
-    def texts(self, tag: str, **attributes: str) -> list[str]:
-        return [squeezed(text) for _, text in self.all(tag, **attributes)]
-
-    def plots(self) -> dict[str, dict[str, Any]]:
-        (text,) = self.texts("script", id="plots")
-        return {plot["key"]: plot for plot in json.loads(text)}
-
-
 def test_summary_says_what_was_asked_and_what_came_out(run_dir: Path) -> None:
     page = Page(build_report(run_dir))
     tiles = {attrs["data-key"]: text for attrs, text in page.all("div") if "data-key" in attrs}
@@ -318,14 +263,78 @@ def test_dead_weights_are_named(tmp_path: Path, dead: int | None, said: bool) ->
     assert ("do nothing" in page) is said
 
 
-def test_every_figure_is_valid_for_plotly(run_dir: Path) -> None:
-    def painted(value: Any) -> Any:
-        if isinstance(value, list):
-            return [painted(item) for item in value]
-        if isinstance(value, dict):
-            return {key: painted(item) for key, item in value.items()}
-        return "#123456" if isinstance(value, str) and value.startswith("--") else value
+def controlled_run(folder: Path, last: int = 40) -> Path:
+    """A run of `cascade-gmp`: planned at steps 10, 20 and 30, and ahead, behind, and even there."""
+    write_run(folder, results(method="cascade-gmp"))
+    planned = [(10, 0.2), (20, 0.6), (30, 0.8)]
+    schedule = [{"step": step, "zeros": 0, "sparsity": sparsity} for step, sparsity in planned]
+    plan = {"target_sparsity": 0.8, "steps": 40, "schedule": schedule}
+    (folder / "plan.json").write_text(json.dumps(plan))
+    followed = [(10, 0.3, 600, 100, 200, 0), (20, 0.45, 300, 0, 300, 0), (30, 0.8, 700, 5, 0, 1)]
+    lines = [{"kind": "eval", "step": 0, "sparsity": 0.0, "metrics": {"top1": 0.95}}]
+    for step, sparsity, pruned, closed, harvested, waited in followed:
+        took = {"pruned": pruned, "closed": closed, "harvested": harvested, "waited": waited}
+        lines.append({"kind": "event", "step": step, "sparsity": sparsity, **took})
+    lines = [line for line in lines if line["step"] <= last]
+    lines.append({"kind": "train", "step": last, "progress": last / 40, "loss": 1.0})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
 
+
+def test_events_are_split_into_closure_harvest_and_magnitude(tmp_path: Path) -> None:
+    page = Page(build_report(controlled_run(tmp_path / "run")))
+    bars = {trace["name"]: trace for trace in page.plots()["events"]["figure"]["data"]}
+    assert {name: trace["y"] for name, trace in bars.items()} == {
+        "closure": [100, 0, 5],
+        "harvest": [200, 300, 0],
+        "by magnitude": [300, 0, 695],
+    }
+    assert all(trace["x"] == [10, 20, 30] for trace in bars.values())
+    rows = page.texts("tr")
+    assert "10 20.00\u00a0% 30.00\u00a0% 600 100 200 300 0" in rows
+    assert "30 80.00\u00a0% 80.00\u00a0% 700 5 0 695 1" in rows
+    (words,) = [text for text in page.texts("p") if "pruning events took" in text]
+    assert "1\u202f600 weights: 105 by structural closure" in words
+    assert "500 as harvest" in words
+    assert "995 by magnitude" in words
+
+
+def test_what_random_pruning_took_is_not_called_magnitude(tmp_path: Path) -> None:
+    page = Page(build_report(write_run(tmp_path / "run", results(method="random"))))
+    names = [trace["name"] for trace in page.plots()["events"]["figure"]["data"]]
+    assert names == ["closure", "harvest", "at random"]
+
+
+def test_the_schedule_that_was_followed_is_shown_beside_the_planned_one(tmp_path: Path) -> None:
+    page = Page(build_report(controlled_run(tmp_path / "run")))
+    followed, planned = page.plots()["quality"]["figure"]["data"][1:3]
+    assert (followed["x"], followed["y"]) == ([0, 10, 20, 30, 40], [0, 0.3, 0.45, 0.8, 0.8])
+    assert planned["name"] == "planned sparsity"
+    assert (planned["x"], planned["y"]) == ([0, 10, 20, 30, 40], [0, 0.2, 0.6, 0.8, 0.8])
+    words = page.plots()["quality"]["alternative"]
+    assert "10.00 points ahead of the planned schedule (step 10)" in words
+    assert "15.00 points behind the planned schedule (step 20)" in words
+
+
+def test_events_that_lie_ahead_are_no_delay(tmp_path: Path) -> None:
+    folder = controlled_run(tmp_path / "run", last=15)
+    run = json.loads((folder / "run.json").read_text()) | {"status": "interrupted"}
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "results.json").unlink()
+    plot = Page(build_report(folder)).plots()["quality"]
+    assert "behind" not in plot["alternative"]
+    assert plot["figure"]["data"][2]["y"] == [0, 0.2, 0.6, 0.8, 0.8]
+
+
+def test_a_schedule_followed_to_the_letter_is_said_to_be(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", results())
+    schedule = [{"step": step, "sparsity": 0.8 * (step / 40)} for step in (10, 20, 30, 40)]
+    (folder / "plan.json").write_text(json.dumps({"steps": 40, "schedule": schedule}))
+    words = Page(build_report(folder)).plots()["quality"]["alternative"]
+    assert "The planned schedule was followed exactly." in words
+
+
+def test_every_figure_is_valid_for_plotly(run_dir: Path) -> None:
     for plot in Page(build_report(run_dir)).plots().values():
         figure = painted(plot["figure"])
         chosen = plot["choices"][plot["chosen"]]["data"] if plot["choices"] else None
@@ -379,7 +388,7 @@ def test_an_unfinished_run_gives_a_page_that_says_so(tmp_path: Path, status: str
     assert "step 17 of 40" in words
     assert "Nothing has been validated" in words
     assert ("--resume" in words) == (status == "interrupted")
-    assert list(page.plots()) == ["quality", "loss"]
+    assert list(page.plots()) == ["quality", "loss", "events"]
 
 
 def test_a_run_without_any_step_has_a_page(tmp_path: Path) -> None:
@@ -415,18 +424,21 @@ def test_values_that_are_no_numbers_leave_gaps(run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("run.json", None, "has no run.json"),
+        ("run.json", None, "neither a run nor a probe"),
         ("run.json", "{", "run.json is damaged"),
         ("run.json", '{"status": "great"}', "status"),
         ("run.json", "[1]", "a JSON object"),
         ("recipe.toml", None, "has no recipe.toml"),
         ("recipe.toml", "a = [", "recipe.toml is damaged"),
         ("plan.json", "nope", "plan.json is damaged"),
+        ("plan.json", '{"schedule": [{"step": -1, "sparsity": 0}]}', "schedule.0.step"),
         ("results.json", None, "has no results.json"),
         ("results.json", '{"output": "x"}', "method"),
         ("results.json", "[" * 100_000, "results.json is damaged"),
+        ("results.json", "9" * 5000, "results.json is damaged"),
         ("metrics.jsonl", 'oops\n{"kind": "eval", "step": 1}\n', "line 1"),
         ("metrics.jsonl", '{"kind": "train", "step": -3}\n', "line 1, step"),
+        ("metrics.jsonl", '{"kind": "event", "step": 3, "sparsity": 0, "closed": -1}\n', "closed"),
         ("metrics.jsonl", '{"step": 3}\n', "kind"),
     ],
 )
@@ -605,36 +617,6 @@ def test_numbers_in_words() -> None:
         ("a.c", "unknown"),
         ("d", "1, 2"),
     ]
-
-
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome", "chrome"])),
-    None,
-)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-
-
-def browse(page: Path, profile: Path, *options: str) -> tuple[str, list[str]]:
-    """Open `page` in headless Chromium; its standard output, and what the console said."""
-    assert CHROMIUM is not None
-    done = subprocess.run(
-        [
-            CHROMIUM,
-            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *("--hide-scrollbars", "--enable-logging=stderr", "--virtual-time-budget=10000"),
-            f"--user-data-dir={profile}",
-            *options,
-            page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        timeout=120,
-        check=True,
-    )
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 @needs_chromium
