@@ -465,3 +465,12 @@ def test_reductions_are_calls_of_pytorch(node: str, call: str, rank: str) -> Non
         value.type.tensor_type.ClearField("shape")
     code = assert_equals_runtime(proto, {"x": abs(normal(2, 3, 4))}).code
     assert (call if rank == "known" or "(0, 1, 2)" not in call else "reduce(x, ") in code
+
+
+@pytest.mark.parametrize("axes", ["N,L", "N,L,1"])
+def test_signals_of_real_numbers_may_lack_their_last_axis(axes: str) -> None:
+    """PyTorch's exporter writes them so, and ONNX Runtime takes both."""
+    graph = f"g (float[{axes}] x) => (float[N,F,K,2] y) {{ y = STFT(x, step, window) }}"
+    proto = text_model(graph, {"step": np.array(4), "window": normal(16)})
+    extra = (1,) if axes.endswith("1") else ()
+    assert_equals_runtime(proto, {"x": normal(2, 64, *extra)}, {"x": normal(3, 40, *extra)})

@@ -48,7 +48,8 @@ def stft(
     """Short-time Fourier transform.
 
     Args:
-        signal: (batch, steps, 1) of real numbers or (batch, steps, 2) of complex ones.
+        signal: (batch, steps, 1) of real numbers or (batch, steps, 2) of complex ones. ONNX Runtime
+            also takes (batch, steps), which PyTorch's exporter writes.
         step: Distance of frames.
         length: Length of a frame; None for that of the window, or of the whole signal.
         window: (length,), or None.
@@ -59,6 +60,8 @@ def stft(
     """
     if length is None:
         length = signal.shape[1] if window is None else window.shape[0]
+    if signal.dim() == 2:
+        signal = signal.unsqueeze(2)
     frames = signal.unfold(1, length, step).transpose(2, 3)
     if window is not None:
         frames = frames * window.unsqueeze(1)
