@@ -23,7 +23,7 @@ from networks import NETWORKS, write_untrained  # noqa: E402
 from plots import Band, Panel, draw  # noqa: E402
 from probes import Point  # noqa: E402
 from real_tasks import collapsed, edit_distance, targets_of  # noqa: E402
-from runs import Run, load_masks, magnitude_sets, overlap, supported  # noqa: E402
+from runs import Run, load_masks, supported  # noqa: E402
 from scales import SCALES, Options  # noqa: E402
 
 from onnxprune.importer import load  # noqa: E402
@@ -198,7 +198,7 @@ def test_a_run_prunes_exactly_and_is_not_done_twice(tmp_path: Path) -> None:
     assert len(lines) == 2  # the dense model, and the run
     assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 2
     kept = load_masks(lab.place.masks(run))
-    weights = sum(mask.size for mask in kept.values())
+    weights = sum(mask.numel() for mask in kept.values())
     zeros = sum(int((~mask).sum()) for mask in kept.values())
     assert zeros == math.ceil(0.9 * weights)
     assert entry["samples"] == 32
@@ -209,31 +209,6 @@ def test_a_run_prunes_exactly_and_is_not_done_twice(tmp_path: Path) -> None:
     left = {path.suffix for path in (tmp_path / "runs").iterdir()}
     assert left == {".onnx"}  # no run directory
     assert lab.place.dense("resnet8", "glyphs", 0).is_file()
-
-
-def test_magnitude_sets_are_the_largest_weights_of_all_tensors(tmp_path: Path) -> None:
-    path = tmp_path / "net.onnx"
-    write_untrained("resnet8", 10, 14, 0, path)
-    imported = load(path)
-    arrays = {n: t.array() for n, t in imported.tensors.items() if t.prunable}
-    like = {name: np.zeros(array.shape, bool) for name, array in arrays.items()}
-    first = next(iter(like.values()))
-    first.ravel()[:50] = True
-
-    found = magnitude_sets(path, like)
-
-    kept = np.concatenate([np.abs(arrays[n][mask]) for n, mask in found.items()])
-    lost = np.concatenate([np.abs(arrays[n][~mask]) for n, mask in found.items()])
-    assert kept.size == 50
-    assert kept.min() >= lost.max()
-
-
-def test_overlap_is_over_all_tensors() -> None:
-    one = {"a": np.array([True, True, False]), "b": np.array([True])}
-    other = {"a": np.array([True, False, True]), "b": np.array([True])}
-
-    assert overlap(one, other) == pytest.approx(2 / 4)
-    assert overlap({}, {}) is None
 
 
 def test_unknown_methods_are_found_out() -> None:
