@@ -474,3 +474,19 @@ def test_signals_of_real_numbers_may_lack_their_last_axis(axes: str) -> None:
     proto = text_model(graph, {"step": np.array(4), "window": normal(16)})
     extra = (1,) if axes.endswith("1") else ()
     assert_equals_runtime(proto, {"x": normal(2, 64, *extra)}, {"x": normal(3, 40, *extra)})
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "y = Expand(s, none)",
+        "n = Shape(s) y = Expand(s, n)",
+        "n = Shape(x) m = Slice(n, start, start) y = Expand(s, m)",
+        "y = Transpose(s)",
+    ],
+)
+def test_scalars_have_no_axes_to_expand_or_to_transpose(node: str) -> None:
+    """BEiT expands scalars to a shape that it computes."""
+    graph = f"g (float[N,4] x) => (float y) {{ s = ReduceSum<keepdims = 0>(x) {node} }}"
+    arrays = {"none": np.zeros(0, np.int64), "start": np.array([2])}
+    assert_equals_runtime(text_model(graph, arrays), {"x": normal(2, 4)}, {"x": normal(3, 4)})

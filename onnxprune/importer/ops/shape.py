@@ -103,7 +103,7 @@ def _flatten(op: Op) -> Result:
 
 def reverse_axes(x: Tensor) -> Tensor:
     """All axes in reverse order."""
-    return x.permute(*reversed(range(x.ndim)))
+    return x.permute(tuple(reversed(range(x.ndim))))  # of a scalar there are none
 
 
 @register("Transpose")
@@ -167,7 +167,7 @@ def _expand_sizes(op: Op, shape: Any) -> list[Any] | None:
             result[axis] = -1 if want in (1, size) else want
         elif size != 1:
             return None
-    return result
+    return result or None  # the method does not take nothing at all
 
 
 @register("Expand", since=8)
