@@ -12,7 +12,7 @@ from onnxprune.model import OnnxModel
 from onnxprune.pattern_text import block_of, nm_of
 from onnxprune.tensors import GraphTensor
 from onnxprune.validate.policy import SparsityPolicy
-from onnxprune.validate.subject import Subject, Verdict, listed
+from onnxprune.validate.subject import Subject, Verdict, counted, listed
 
 
 def sparsity_min(subject: Subject, least: float) -> Verdict:
@@ -24,8 +24,8 @@ def sparsity_min(subject: Subject, least: float) -> Verdict:
     zeros = sum(_zeros(tensor) for tensor in tensors)
     return Verdict(
         zeros / size >= least,
-        f"{zeros:,} of {size:,} weights in {len(tensors)} tensors are zero, {zeros / size:.4%} "
-        f"where {least:.4%} are demanded",
+        f"{zeros:,} of {size:,} weights in {counted(len(tensors), 'tensor')} are zero, "
+        f"{zeros / size:.4%} where {least:.4%} are demanded",
         zeros / size,
     )
 
@@ -47,7 +47,7 @@ def sparsity_per_tensor_min(subject: Subject, least: Mapping[str, float]) -> Ver
                 low.append(f"{tensor.name}: {found[tensor.name]:.4%}, demanded {bounds[-1]:.4%}")
     if unused or low:
         return Verdict(False, listed([*unused, *low]), found)
-    return Verdict(True, f"{len(found)} tensors have at least what is demanded of them", found)
+    return Verdict(True, f"{counted(len(found), 'tensor')} with at least what is demanded", found)
 
 
 def sparsity_pattern(subject: Subject, pattern: str) -> Verdict:
@@ -65,7 +65,7 @@ def sparsity_pattern(subject: Subject, pattern: str) -> Verdict:
         return Verdict(False, f"no weight is zero, so nothing shows the pattern {pattern}", 0.0)
     rest = [tensor.name for tensor in tensors if tensor not in fitting]
     unfit = f"; the size does not allow it in {listed(rest, separator=', ')}" if rest else ""
-    return Verdict(True, f"{len(fitting)} tensors keep to {pattern}{unfit}", 1.0)
+    return Verdict(True, f"{pattern} holds in {counted(len(fitting), 'tensor')}{unfit}", 1.0)
 
 
 def _break(tensor: GraphTensor, pattern: str) -> str:
