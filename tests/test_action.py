@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import yaml
 from junitparser import JUnitXml
 
 from onnxprune.cli import run as run_command
+from onnxprune.cli.check import command as check_command
+from onnxprune.validate.paired import drop_upper_bound
+from onnxprune.validate.policy import Policy
 
 ROOT = Path(__file__).parents[1]
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
@@ -156,3 +160,30 @@ def test_the_hook_runs_the_gate(
     policy.write_text("[size]\nmax_bytes = 10\n")
     assert run_command([*arguments, str(classifier), "--policy", str(policy)]) == 1
     assert "size.max_bytes" in capsys.readouterr().out
+
+
+def how_to_blocks(language: str) -> list[str]:
+    page = (ROOT / "docs" / "how-to" / "gate-artifacts.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", page, re.S)
+
+
+def test_the_how_to_calls_what_is_there() -> None:
+    """Inputs of the action, ids of hooks, options of the command, keys of the policy."""
+    blocks = [yaml.safe_load(block) for block in how_to_blocks("yaml")]
+    (step,) = next(b for b in blocks if isinstance(b, list) and "uses" in b[0])
+    assert set(step["with"]) <= set(ACTION["inputs"])
+    hooks = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
+    (repository,) = next(b for b in blocks if isinstance(b, list) and "repo" in b[0])
+    assert repository["hooks"][0]["id"] == hooks[0]["id"]
+    page = (ROOT / "docs" / "how-to" / "gate-artifacts.md").read_text(encoding="utf-8")
+    options = {option for parameter in check_command.params for option in parameter.opts}
+    used = set(re.findall(r"(?<=\s)--[a-z]+", "\n".join(re.findall("onnxprune check .*", page))))
+    assert {"--policy", "--junit", "--markdown"} <= used <= options
+    policies = [tomllib.loads(block) for block in how_to_blocks("toml") if "[sparsity]" in block]
+    assert len(list(Policy.from_dict(policies[0]).demands())) == 8
+
+
+def test_the_how_to_counts_samples_right() -> None:
+    page = (ROOT / "docs" / "how-to" / "gate-artifacts.md").read_text(encoding="utf-8")
+    assert "takes at least 268 samples" in page
+    assert drop_upper_bound(0, 0, 268, 0.95) <= 0.01 < drop_upper_bound(0, 0, 267, 0.95)
