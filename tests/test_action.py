@@ -180,7 +180,7 @@ def test_the_how_to_calls_what_is_there() -> None:
     used = set(re.findall(r"(?<=\s)--[a-z]+", "\n".join(re.findall("onnxprune check .*", page))))
     assert {"--policy", "--junit", "--markdown"} <= used <= options
     policies = [tomllib.loads(block) for block in how_to_blocks("toml") if "[sparsity]" in block]
-    assert len(list(Policy.from_dict(policies[0]).demands())) == 8
+    assert len(list(Policy.from_dict(policies[0]).demands())) == 9
 
 
 def test_the_how_to_counts_samples_right() -> None:

@@ -10,7 +10,8 @@ from onnxprune.export.pattern_check import count_blocks, nm_groups, pattern_fits
 from onnxprune.globs import matches
 from onnxprune.model import OnnxModel
 from onnxprune.pattern_text import block_of, nm_of
-from onnxprune.tensors import GraphTensor
+from onnxprune.tensors import GraphTensor, find_tensors
+from onnxprune.validate.graph_identity import graph_differences
 from onnxprune.validate.policy import SparsityPolicy
 from onnxprune.validate.subject import Subject, Verdict, counted, listed
 
@@ -160,10 +161,9 @@ def signature_same_as_baseline(subject: Subject, _: bool) -> Verdict:
 
 
 def _signature(model: OnnxModel) -> dict[str, list[str]]:
-    """Inputs to feed, outputs, and operator sets, as text that can be compared."""
-    fed = {spec.name for spec in model.inputs}
+    """Inputs, outputs, and operator sets, as text that can be compared."""
     return {
-        "inputs": [_value_text(value) for value in model.proto.graph.input if value.name in fed],
+        "inputs": [_value_text(value) for value in model.proto.graph.input],
         "outputs": [_value_text(value) for value in model.proto.graph.output],
         "operator sets": sorted(
             f"{opset.domain or 'ai.onnx'} {opset.version}" for opset in model.proto.opset_import
@@ -195,6 +195,17 @@ def _difference(found: list[str], wanted: list[str]) -> str:
     return f"{', '.join(ours) or 'less'} where the baseline has {', '.join(theirs) or 'less'}"
 
 
+def signature_same_graph(subject: Subject, _: bool) -> Verdict:
+    """Only trained values differ from the dense model."""
+    baseline = subject.need_baseline()
+    problems = graph_differences(
+        subject.model.proto, baseline.proto, subject.tensors, find_tensors(baseline.proto)
+    )
+    if problems:
+        return Verdict(False, listed(problems), False)
+    return Verdict(True, "nothing but trained values differs from the baseline", True)
+
+
 def size_max_bytes(subject: Subject, most: int) -> Verdict:
     """Size of the file with its external data."""
     size = subject.model.size_bytes
@@ -217,6 +228,7 @@ FILE_CHECKS: dict[str, Any] = {
     "metadata.true_to_file": metadata_true_to_file,
     "metadata.source_sha256": metadata_source_sha256,
     "signature.same_as_baseline": signature_same_as_baseline,
+    "signature.same_graph": signature_same_graph,
     "size.max_bytes": size_max_bytes,
     "size.max_ratio": size_max_ratio,
 }
