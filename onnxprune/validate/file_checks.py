@@ -176,7 +176,8 @@ def _value_text(value: onnx.ValueInfoProto) -> str:
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
         return f"{value.name}: {' '.join(str(value.type).split())}"
-    element = onnx.TensorProto.DataType.Name(kind.elem_type)
+    known = onnx.TensorProto.DataType.values()
+    element = onnx.TensorProto.DataType.Name(kind.elem_type) if kind.elem_type in known else "?"
     if not kind.HasField("shape"):
         return f"{value.name}: {element}[...]"
     sizes = [

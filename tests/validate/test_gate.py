@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.checking import check
 from onnxprune.export import KEY, to_sparse
 from onnxprune.model import payload_sha256
-from onnxprune.validate.gate import GateResult
+from onnxprune.validate.gate import CHECKS, GateResult
 from onnxprune.validate.policy import Policy
 
 from .artifacts import (
@@ -606,6 +606,20 @@ def test_latency(original: Pair) -> None:
     result = verdict(100)
     assert result.exit_code == 1
     assert 0.05 < result.checks[0].measured < 20
+
+
+def test_a_defect_in_one_check_is_an_error_of_that_check(
+    original: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setitem(CHECKS, "size.max_bytes", broken)
+    policy = Policy.from_dict({"size": {"max_bytes": 1_000_000}, "sparsity": {"min": 0.1}})
+    result = check(original.pruned, policy)
+    assert [c.status for c in result.checks] == ["pass", "error"]
+    assert "internal error: ZeroDivisionError: oops" in result.checks[1].message
+    assert (result.passed, result.exit_code) == (False, 70)
 
 
 def test_an_uncertain_speedup_is_no_pass(original: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
