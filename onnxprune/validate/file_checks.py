@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 
 from onnxprune.export.pattern_check import count_blocks, nm_groups, pattern_fits, pattern_holds
+from onnxprune.export.recipe_check import is_needed, needed_values
 from onnxprune.globs import matches
 from onnxprune.model import OnnxModel
 from onnxprune.pattern_text import block_of, nm_of
@@ -86,14 +87,16 @@ def _break(tensor: GraphTensor, pattern: str) -> str:
 
 
 def _scope(subject: Subject) -> list[GraphTensor]:
-    """The tensors that `[sparsity]` is about."""
+    """The tensors that `[sparsity]` is about; zeros that no output depends on count for nothing."""
     settings = subject.policy.sparsity or SparsityPolicy()
+    needed = needed_values(subject.model.proto)
     return [
         tensor
         for tensor in subject.tensors.values()
         if (tensor.prunable or (tensor.trainable and tensor.name in settings.include))
         and any(matches(tensor.name, tensor.op_type, glob) for glob in settings.include)
         and not any(matches(tensor.name, tensor.op_type, glob) for glob in settings.exclude)
+        and is_needed(tensor, needed)
     ]
 
 

@@ -204,6 +204,17 @@ def another_activation(proto: onnx.ModelProto) -> None:
     proto.graph.node[1].op_type = "Sigmoid"
 
 
+def zeros_for_nobody(proto: onnx.ModelProto) -> None:
+    """A dense weight again, and in its place zeros that no output depends on."""
+    (entry,) = [item for item in proto.metadata_props if item.key == KEY]
+    source = json.loads(entry.value)["source_sha256"]
+    set_values(proto, "body.weight", lambda a: a.__setitem__(a == 0, 1))
+    zeros = numpy_helper.from_array(np.zeros((8, 800), np.float32), "nobody.weight")
+    proto.graph.initializer.append(zeros)
+    proto.graph.node.append(helper.make_node("MatMul", ["pooled", "nobody.weight"], ["nowhere"]))
+    describe(proto, source, [*PRUNED, "nobody.weight"])
+
+
 def reshape_the_bias(proto: onnx.ModelProto) -> None:
     (entry,) = [item for item in proto.metadata_props if item.key == KEY]
     source = json.loads(entry.value)["source_sha256"]
@@ -303,6 +314,7 @@ TAMPERED: dict[str, tuple[Callable[[onnx.ModelProto], object], set[str]]] = {
         lambda p: setattr(p.graph.node[1], "op_type", "Nonsense"),
         {"outputs.providers", FINITE, "accuracy.min"},
     ),
+    "zeros for nobody": (zeros_for_nobody, {GRAPH, "sparsity.min"}),
     "a node less": (leave_out_relu, {GRAPH}),
     "another activation": (another_activation, {GRAPH}),
     "another attribute": (
