@@ -8,32 +8,41 @@ from onnxprune.cli import common
 
 
 @click.command("report")
-@click.argument("run_dir")
+@click.argument("run_dirs", nargs=-1, required=True, metavar="RUN_DIR...")
 @click.option(
     "-o",
     "--output",
     metavar="FILE",
-    help="The HTML file to write.  [default: report.html or cascade.html in RUN_DIR]",
+    help="The HTML file to write.  [default for one: report.html or cascade.html in RUN_DIR]",
 )
 @common.json_option
-def command(run_dir: str, output: str | None, as_json: bool) -> None:
+def command(run_dirs: tuple[str, ...], output: str | None, as_json: bool) -> None:
     """Write what a run did and found as one HTML page without external parts.
 
-    RUN_DIR is the run directory of `prune`, or the folder that `cascade --run-dir` wrote.
+    RUN_DIR is the run directory of `prune`, or the folder that `cascade --run-dir` wrote. Several
+    run directories of `prune` give a page that compares their accuracy, sparsity and speed.
 
     \b
     Examples:
       onnxprune report pruned.run -o report.html
       onnxprune report probe
+      onnxprune report gmp.run cascade.run -o comparison.html
     """
+    from onnxprune.errors import UsageError
     from onnxprune.model import check_writable
-    from onnxprune.validate import report_path, write_report
+    from onnxprune.validate import report_path, write_comparison, write_report
 
-    if output is None:
-        output = str(report_path(Path(run_dir)))
-    else:
+    folders = [Path(folder) for folder in run_dirs]
+    if output is not None:
         check_writable(output)
-    write_report(Path(run_dir), Path(output))
+    elif len(folders) > 1:
+        raise UsageError("a comparison needs a file to go to", remedy="name it with -o")
+    else:
+        output = str(report_path(folders[0]))
+    if len(folders) > 1:
+        write_comparison(folders, Path(output))
+    else:
+        write_report(folders[0], Path(output))
     if as_json:
         common.print_json({"output": output, "size_bytes": Path(output).stat().st_size})
     else:

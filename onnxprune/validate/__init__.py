@@ -4,6 +4,7 @@
 """
 
 from onnxprune.validate.accuracy import EvaluationResult, ModelAccuracy, evaluate
+from onnxprune.validate.compare_report import write_comparison
 from onnxprune.validate.environment import describe_machine
 from onnxprune.validate.flops import Flops, count_flops
 from onnxprune.validate.inspection import Inspection, inspect_model
@@ -31,6 +32,7 @@ __all__ = [
     "inspect_model",
     "open_session",
     "report_path",
+    "write_comparison",
     "write_probe_report",
     "write_report",
 ]
