@@ -8,7 +8,7 @@ from onnxprune.cli import common
 
 
 @click.command("report")
-@click.argument("run_dirs", nargs=-1, required=True, metavar="RUN_DIR...")
+@click.argument("sources", nargs=-1, required=True, metavar="RUN_DIR... | RESULT.json")
 @click.option(
     "-o",
     "--output",
@@ -16,33 +16,39 @@ from onnxprune.cli import common
     help="The HTML file to write.  [default for one: report.html or cascade.html in RUN_DIR]",
 )
 @common.json_option
-def command(run_dirs: tuple[str, ...], output: str | None, as_json: bool) -> None:
+def command(sources: tuple[str, ...], output: str | None, as_json: bool) -> None:
     """Write what a run did and found as one HTML page without external parts.
 
     RUN_DIR is the run directory of `prune`, or the folder that `cascade --run-dir` wrote. Several
     run directories of `prune` give a page that compares their accuracy, sparsity and speed.
+    RESULT.json is what `bench --json` printed.
 
     \b
     Examples:
       onnxprune report pruned.run -o report.html
       onnxprune report probe
       onnxprune report gmp.run cascade.run -o comparison.html
+      onnxprune report bench.json -o bench.html
     """
     from onnxprune.errors import UsageError
     from onnxprune.model import check_writable
-    from onnxprune.validate import report_path, write_comparison, write_report
+    from onnxprune.validate import report_path, write_comparison, write_report, write_result_report
 
-    folders = [Path(folder) for folder in run_dirs]
+    paths = [Path(source) for source in sources]
+    is_result = len(paths) == 1 and paths[0].is_file()
     if output is not None:
         check_writable(output)
-    elif len(folders) > 1:
-        raise UsageError("a comparison needs a file to go to", remedy="name it with -o")
+    elif is_result or len(paths) > 1:
+        what = "the page of a result" if is_result else "a comparison"
+        raise UsageError(f"{what} needs a file to go to", remedy="name it with -o")
     else:
-        output = str(report_path(folders[0]))
-    if len(folders) > 1:
-        write_comparison(folders, Path(output))
+        output = str(report_path(paths[0]))
+    if is_result:
+        write_result_report(paths[0], Path(output))
+    elif len(paths) > 1:
+        write_comparison(paths, Path(output))
     else:
-        write_report(folders[0], Path(output))
+        write_report(paths[0], Path(output))
     if as_json:
         common.print_json({"output": output, "size_bytes": Path(output).stat().st_size})
     else:

@@ -11,6 +11,7 @@ from onnxprune.validate.inspection import Inspection, inspect_model
 from onnxprune.validate.latency import BenchResult, ModelLatency, Speedup, bench
 from onnxprune.validate.probe_report import write_probe_report
 from onnxprune.validate.report import build_report, report_path, write_report
+from onnxprune.validate.result_report import write_result_report
 from onnxprune.validate.session import ModelSource, Session, available_providers, open_session
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "write_comparison",
     "write_probe_report",
     "write_report",
+    "write_result_report",
 ]

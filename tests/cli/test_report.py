@@ -83,3 +83,13 @@ def test_of_several_runs(
     assert "seed" not in re.findall(r"<th scope=\"row\">([^<]*)</th>", text)
     missing = command("report", *folders)
     assert "name it with -o" in missing.expect(2).err
+
+
+def test_of_a_bench(command: Command, classifier: Path, tmp_path: Path) -> None:
+    options = ["--seconds", 1, "--rounds", 5, "--json"]
+    result = command("bench", classifier, classifier, *options).expect(0).out
+    file, page = tmp_path / "bench.json", tmp_path / "bench.html"
+    file.write_text(result, encoding="utf-8")
+    assert "name it with -o" in command("report", file).expect(2).err
+    command("report", file, "-o", page).expect(0)
+    assert "Latency of 2 models" in page.read_text(encoding="utf-8")
