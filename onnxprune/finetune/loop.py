@@ -164,9 +164,9 @@ class Trainer:
                 self._fit()
                 self._check_weights()
                 return
-            except _DivergedError as diverged:
-                reason = diverged.reason
-            self._roll_back(reason)
+            except _DivergedError as error:
+                diverged = error
+            self._roll_back(diverged)
 
     def _save_the_start(self) -> None:
         """A run that diverges before its first checkpoint goes back to here."""
@@ -411,7 +411,7 @@ class Trainer:
         loss = float(self.ranks.sum(self._losses)) / self._steps
         problem = self.watch.problem(loss)
         if problem is not None:
-            raise _DivergedError(problem)
+            raise _DivergedError(problem, self.step - 1 if self._steps == 1 else None)
         self._start_counting()
         return loss
 
@@ -420,7 +420,7 @@ class Trainer:
         if not self.state.finite():
             raise _DivergedError("a weight is not finite")
 
-    def _roll_back(self, reason: str) -> None:
+    def _roll_back(self, diverged: "_DivergedError") -> None:
         """Go back to the last good checkpoint with a lower learning rate."""
         failed_at, rollbacks, lr_scale = self.step, self.rollbacks + 1, self.lr_scale
         if self.checkpoints is None or self.rollbacks >= self.settings.max_rollbacks:
@@ -428,13 +428,13 @@ class Trainer:
                 "training diverged"
                 + (f", also after {self.rollbacks} rollbacks" if self.rollbacks else ""),
                 where=f"step {failed_at} of {self.plan.total_steps}",
-                got=reason,
+                got=diverged.reason,
                 remedy="lower [finetune] lr, raise warmup, or set clip_norm, in another --run-dir",
             )
-        if self._went_back_to is not None:
-            # The state may have been about to diverge when it was saved.
-            store, step = self.checkpoints, self._went_back_to
-            self.ranks.run_on_main(lambda: store.discard(step))
+        # A state that was gone back to may have been about to diverge when it was saved.
+        store = self.checkpoints
+        doubtful = [step for step in (self._went_back_to, diverged.state) if step is not None]
+        self.ranks.run_on_main(lambda: [store.discard(step) for step in doubtful])
         self._restore_latest()
         self.rollbacks = rollbacks
         self.lr_scale = lr_scale * self.settings.rollback_lr
@@ -447,15 +447,15 @@ class Trainer:
                 "failed_at": failed_at,
                 "progress": self._progress,
                 "sparsity": self.masks.sparsity,
-                "reason": reason,
+                "reason": diverged.reason,
                 "lr_scale": self.lr_scale,
             }
         )
         self.save()
         self._went_back_to = self.step
         self._message(
-            f"training diverged at step {failed_at} ({reason}): it goes on from step {self.step} "
-            f"with {self.lr_scale:g} times the learning rate"
+            f"training diverged at step {failed_at} ({diverged.reason}): it goes on from step "
+            f"{self.step} with {self.lr_scale:g} times the learning rate"
         )
 
     def _restore_latest(self) -> dict[str, Any] | None:
@@ -545,11 +545,18 @@ class Trainer:
 
 
 class _DivergedError(Exception):
-    """The run has to be rolled back."""
+    """The run has to be rolled back.
 
-    def __init__(self, reason: str) -> None:
+    Attributes:
+        reason: What was noticed.
+        state: Step whose weights are at fault already, since a step's loss is that of the weights
+            before it; None where that is open.
+    """
+
+    def __init__(self, reason: str, state: int | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.state = state
 
 
 def _parts(

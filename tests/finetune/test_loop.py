@@ -328,17 +328,17 @@ def test_a_diverged_run_goes_back_with_a_lower_learning_rate(tmp_path: Path, val
     store = CheckpointStore(tmp_path / "checkpoints", "run")
     run = trainer(
         observer,
-        Plan(8, 4, {0: 3, 5: 9}),
+        Plan(8, 4, {0: 3, 4: 9}),
         module=poisoned(Net(), {7}, value),
         checkpoints=store,
         settings={"checkpoint_seconds": 0, "lr_schedule": "constant", "warmup": 0.0},
     )
     run.fit()
     (rollback,) = observer.of("rollback")
-    assert (rollback["failed_at"], rollback["step"], rollback["lr_scale"]) == (7, 6, 0.5)
+    assert (rollback["failed_at"], rollback["step"], rollback["lr_scale"]) == (7, 5, 0.5)
     rates = {entry["step"]: entry["lr"] for entry in observer.of("train")}
-    assert rates == pytest.approx({step: 0.1 if step <= 6 else 0.05 for step in range(1, 9)})
-    assert [event["step"] for event in observer.of("event")] == [0, 5]
+    assert rates == pytest.approx({step: 0.1 if step <= 5 else 0.05 for step in range(1, 9)})
+    assert [event["step"] for event in observer.of("event")] == [0, 4]
     assert any("diverged at step 7" in message for message in observer.messages)
     assert int((run.parameters["fc.weight"] == 0).sum()) == 9
     assert run.state.finite()
@@ -395,24 +395,61 @@ def test_a_rollback_is_saved_at_once(tmp_path: Path) -> None:
         first.fit()
     second = trainer(Recorder(), Plan(8, 4, {}), checkpoints=store, settings=settings)
     assert second.resume()
-    assert (second.step, second.rollbacks, second.lr_scale) == (3, 1, 0.5)
-    assert len(list(store.folder.iterdir())) == 2
+    assert (second.step, second.rollbacks, second.lr_scale) == (2, 1, 0.5)
 
 
-def test_a_state_that_diverges_again_is_given_up(tmp_path: Path) -> None:
-    """The second time a run goes back further, though the newest checkpoint was written anew."""
-    observer = Recorder()
-    store = CheckpointStore(tmp_path / "checkpoints", "run")
+@pytest.mark.parametrize(("fault", "expected"), [("loss", (5, 3)), ("weight", (5, 4))])
+def test_the_state_that_a_loss_belongs_to_is_given_up(
+    tmp_path: Path, fault: str, expected: tuple[int, int]
+) -> None:
+    """A step's loss is that of the weights before it, and no lower rate makes it better.
+
+    Where the weights are at fault after a step, the state before it is gone back to first.
+    """
+    observer, module = Recorder(), Net()
     run = trainer(
         observer,
         Plan(8, 4, {}),
-        module=poisoned(Net(), {5, 6}),
-        checkpoints=store,
+        module=poisoned(module, {5} if fault == "loss" else set()),
+        checkpoints=CheckpointStore(tmp_path / "checkpoints", "run"),
         settings={"checkpoint_seconds": 0},
     )
+    original = run.stepper.step
+
+    def step(batch: Batch, lr: float, decay_factor: float) -> Tensor:
+        loss = original(batch, lr, decay_factor)
+        if fault == "weight" and len(module.calls) == 5:
+            with torch.no_grad():
+                module.fc.weight[0, 0] = float("inf")
+        return loss
+
+    run.stepper.step = step  # type: ignore[method-assign]
     run.fit()
+    (rollback,) = observer.of("rollback")
+    assert (rollback["failed_at"], rollback["step"]) == expected
+    assert (run.rollbacks, run.lr_scale) == (1, 0.5)
+
+
+def test_a_state_that_diverges_again_is_given_up(tmp_path: Path) -> None:
+    """The look at the loss covers three steps here, and the last checkpoint is no better."""
+    observer = Recorder()
+
+    def save_and_stop() -> bool:
+        if run.step in (3, 6):
+            run.save()
+        return run.step == 12
+
+    run = trainer(
+        observer,
+        Plan(1600, 400, {}),
+        module=poisoned(Net(), {8, 9, 10, 11}),
+        checkpoints=CheckpointStore(tmp_path / "checkpoints", "run"),
+        stop=save_and_stop,
+    )
+    with pytest.raises(Interrupted):
+        run.fit()
     went_back = [(entry["failed_at"], entry["step"]) for entry in observer.of("rollback")]
-    assert went_back == [(5, 4), (5, 3)]
+    assert went_back == [(9, 6), (9, 3)]
     assert (run.rollbacks, run.lr_scale) == (2, 0.25)
 
 
