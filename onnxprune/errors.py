@@ -5,6 +5,7 @@
     OnnxpruneError
     ├── UsageError                 exit code 2
     │   ├── RecipeError            a recipe or option does not validate
+    │   ├── PolicyError            a policy of `check` does not validate
     │   ├── TargetError            the asked sparsity cannot be reached
     │   ├── OutputError            an output cannot be written
     │   ├── CheckpointError        a run directory cannot be resumed
@@ -87,6 +88,18 @@ class RecipeError(UsageError):
             what + "".join(f"\n  - {problem}" for problem in problems),
             where=where,
             remedy="correct these keys; `onnxprune init MODEL` writes a commented recipe",
+        )
+
+
+class PolicyError(UsageError):
+    """A policy of `check` does not validate; `problems` holds one line for each finding."""
+
+    def __init__(self, what: str, problems: list[str], *, where: object = None) -> None:
+        self.problems = problems
+        super().__init__(
+            what + "".join(f"\n  - {problem}" for problem in problems),
+            where=where,
+            remedy="correct these keys; the policy reference lists them all",
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxprune.cascade import Rounds
 from onnxprune.errors import TargetError
+from onnxprune.globs import matches
 from onnxprune.recipe import Recipe, SparsityTable
 from onnxprune.sparsity import (
     NM,
@@ -206,9 +207,7 @@ def _named(tensor: GraphTensor, globs: list[str]) -> bool:
 
 
 def _matches(tensor: GraphTensor, glob: str) -> bool:
-    if glob.startswith("op:"):
-        return fnmatchcase(tensor.op_type, glob.removeprefix("op:"))
-    return tensor.name == glob or fnmatchcase(tensor.name, glob)
+    return matches(tensor.name, tensor.op_type, glob)
 
 
 def _floor(name: str, size: int, settings: SparsityTable) -> int:

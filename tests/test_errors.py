@@ -36,6 +36,7 @@ def test_the_docstring_draws_the_tree_as_it_is() -> None:
         ("OnnxpruneError", 1),
         ("UsageError", 2),
         ("RecipeError", 2),
+        ("PolicyError", 2),
         ("TargetError", 2),
         ("OutputError", 2),
         ("CheckpointError", 2),
@@ -53,7 +54,7 @@ def test_exit_codes(name: str, code: int) -> None:
 
 
 def test_every_class_has_an_exit_code_here() -> None:
-    assert len(CLASSES) == 13
+    assert len(CLASSES) == 14
 
 
 def test_the_text_has_one_line_for_each_part_that_is_given() -> None:

@@ -12,6 +12,7 @@ import onnx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from onnxprune.export.pattern_check import pattern_holds
+from onnxprune.export.recipe_check import list_problems, recipe_problems
 from onnxprune.model import payload_sha256
 from onnxprune.pattern_text import PATTERN_FORMS, PATTERN_TEXT
 from onnxprune.tensors import GraphTensor, find_tensors
@@ -21,6 +22,9 @@ KEY = "onnxprune.sparsity"
 
 TENSOR_METADATA_IR_VERSION = 10
 """First IR version in which tensors have metadata of their own."""
+
+_TOLERANCE = 1e-9
+"""How far shares may be from what is computed, for the sake of other languages' arithmetic."""
 
 _HEX64 = r"^[0-9a-f]{64}$"
 
@@ -222,7 +226,11 @@ def _false_statements(proto: onnx.ModelProto, claimed: SparsityMetadata) -> list
     claims = {claim.name: claim for claim in known}
     for name, tensor in stored.items():
         problems += _tensor_entry_problems(tensor, claims.get(name))
+    problems += recipe_problems(claimed.recipe, claimed.method, claimed.target_sparsity)
+    problems += list_problems(proto, stored, set(counts), claimed.recipe)
     overall = overall_sparsity(facts)
+    if overall < claimed.target_sparsity - _TOLERANCE:
+        problems.append(f"target_sparsity is {claimed.target_sparsity}, but sparsity {overall}")
     if not _equal(overall, claimed.sparsity):
         problems.append(f"sparsity is {overall}, the metadata say {claimed.sparsity}")
     payload = payload_sha256(proto)
@@ -244,5 +252,5 @@ def _tensor_entry_problems(tensor: GraphTensor, claim: TensorMetadata | None) ->
 
 def _equal(said: object, found: object) -> bool:
     if isinstance(said, float) and isinstance(found, float):
-        return abs(said - found) <= 1e-9
+        return abs(said - found) <= _TOLERANCE
     return said == found

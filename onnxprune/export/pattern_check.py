@@ -41,11 +41,36 @@ def nm_holds(tensor: GraphTensor, nonzero: np.ndarray, n: int, m: int) -> bool:
         n: At least 1.
         m: Above `n`.
     """
-    axis = tensor.reduction_axis
-    if axis is None or tensor.group_shape[axis] % m:
+    if not _fits_nm(tensor, m):
         return False
-    groups = np.moveaxis(nonzero, axis, -1).reshape(-1, m)
-    return bool((groups.sum(axis=1) <= n).all())
+    return bool((nm_groups(tensor, nonzero, m).sum(axis=1) <= n).all())
+
+
+def nm_groups(tensor: GraphTensor, nonzero: np.ndarray, m: int) -> np.ndarray:
+    """Groups `(groups, m)` along the reduction axis of a tensor that consists of whole ones."""
+    axis = tensor.reduction_axis
+    assert axis is not None
+    return np.moveaxis(nonzero, axis, -1).reshape(-1, m)
+
+
+def pattern_fits(tensor: GraphTensor, pattern: str) -> bool:
+    """Whether a tensor consists of whole groups or blocks of a pattern."""
+    nm, block = nm_of(pattern), block_of(pattern)
+    if nm is not None:
+        return _fits_nm(tensor, nm[1])
+    return pattern == "unstructured" or (block is not None and _fits_block(tensor, *block))
+
+
+def _fits_nm(tensor: GraphTensor, m: int) -> bool:
+    axis = tensor.reduction_axis
+    return axis is not None and tensor.group_shape[axis] % m == 0
+
+
+def _fits_block(tensor: GraphTensor, rows: int, columns: int) -> bool:
+    output, reduction, shape = tensor.output_axis, tensor.reduction_axis, tensor.group_shape
+    if output is None or reduction is None:
+        return False
+    return shape[output] % rows == 0 and shape[reduction] % columns == 0
 
 
 @dataclass(frozen=True)
@@ -84,10 +109,7 @@ def count_blocks(
         columns: Entries of the reduction axis in a block.
     """
     output, reduction = tensor.output_axis, tensor.reduction_axis
-    if output is None or reduction is None:
-        return None
-    shape = tensor.group_shape
-    if shape[output] % rows or shape[reduction] % columns:
+    if output is None or reduction is None or not _fits_block(tensor, rows, columns):
         return None
     matrix = np.moveaxis(nonzero, (output, reduction), (0, 1))
     outer, inner = matrix.shape[:2]

@@ -39,6 +39,7 @@ class ModelAccuracy:
         predictions: Predicted class of each sample, `(samples,)`, -1 where an output is not finite;
             None where the first output is no class scores.
         correct: Whether that is the label, `(samples,)`; None without labels.
+        ranks: Number of classes ranked before the label, `(samples,)`; None without labels.
         losses: Cross-entropy of each sample, `(samples,)`; None without labels.
         outputs: First output of every sample, `(samples, ...)`, if they were to be kept.
     """
@@ -47,6 +48,7 @@ class ModelAccuracy:
     metrics: dict[str, float]
     predictions: np.ndarray | None = field(default=None, repr=False)
     correct: np.ndarray | None = field(default=None, repr=False)
+    ranks: np.ndarray | None = field(default=None, repr=False)
     losses: np.ndarray | None = field(default=None, repr=False)
     outputs: np.ndarray | None = field(default=None, repr=False)
 
@@ -343,6 +345,7 @@ class _Meter:
             metrics,
             predictions=predictions,
             correct=self.classes.correct,
+            ranks=self.classes.ranks,
             losses=self.classes.losses,
             outputs=self._all_outputs(),
         )

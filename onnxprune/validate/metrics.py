@@ -63,9 +63,14 @@ class ClassMeter:
         return np.concatenate(self._predictions) if self._predictions else None
 
     @property
+    def ranks(self) -> np.ndarray | None:
+        """Number of classes ranked before the label, `(N,)`; None without labels."""
+        return np.concatenate(self._ranks) if self._ranks else None
+
+    @property
     def correct(self) -> np.ndarray | None:
         """Whether each prediction is the label, `(N,)`; None without labels."""
-        return np.concatenate(self._ranks) == 0 if self._ranks else None
+        return None if self.ranks is None else self.ranks == 0
 
     @property
     def losses(self) -> np.ndarray | None:
@@ -75,9 +80,9 @@ class ClassMeter:
 
     def metrics(self) -> dict[str, float]:
         """`top1`, `top5` above 5 classes, and `loss`; nothing without labels."""
-        if not self._ranks:
+        ranks = self.ranks
+        if ranks is None:
             return {}
-        ranks = np.concatenate(self._ranks)
         metrics = {"top1": float((ranks == 0).mean())}
         if self._classes > 5:
             metrics["top5"] = float((ranks < 5).mean())
@@ -159,7 +164,7 @@ class FidelityMeter:
         """`cosine`, `sqnr_db` and `max_abs_error`."""
         if self._noise == 0:
             sqnr_db = SQNR_CAP_DB
-        elif self._signal == 0:
+        elif self._signal == 0 or np.isposinf(self._noise):
             sqnr_db = -SQNR_CAP_DB
         else:
             sqnr_db = float(10 * np.log10(self._signal / self._noise))

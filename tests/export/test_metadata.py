@@ -56,15 +56,16 @@ def described(proto: onnx.ModelProto, patterns: dict[str, str]) -> onnx.ModelPro
     """A model with true metadata of its own."""
     stored = find_tensors(proto)
     tensors = describe_tensors((stored[name] for name in NAMES), patterns)
+    target = min(0.35, overall_sparsity(tensors))
     metadata = SparsityMetadata(
         tool_version="0.0",
         method="gmp",
-        target_sparsity=0.35,
+        target_sparsity=target,
         sparsity=overall_sparsity(tensors),
         pattern="unstructured",
         source_sha256="0" * 64,
         payload_sha256=payload_sha256(proto),
-        recipe={"sparsity": {"target": 0.35}},
+        recipe={"sparsity": {"target": target}},
         tensors=tensors,
     )
     write_metadata(proto, metadata)
@@ -150,6 +151,10 @@ def _set(*path: object) -> Callable[[dict[str, Any]], None]:
         (_set("payload_sha256", "0" * 64), "payload_sha256: a tensor of the file was changed"),
         (lambda m: m["tensors"].append(m["tensors"][1]), r"fc\.weight: listed 2 times"),
         (lambda m: m["tensors"].pop(0), r"sparsity is 0\.5, the metadata say"),
+        (lambda m: m["tensors"].pop(0), r"conv\.weight: prunable, in the recipe's scope, and not"),
+        (_set("target_sparsity", 0.36), r"target_sparsity is 0\.36, but sparsity 0\.354838"),
+        (_set("target_sparsity", 0.3), r"target_sparsity: the recipe says 0\.35, the metadata say"),
+        (_set("recipe", "sparsity", {"method": "random"}), "method: the recipe says random"),
         (lambda m: m.pop("method"), "method: Field required"),
         (_set("schema_version", 2), "schema_version: Input should be 1"),
         (_set("sparsity", "a lot"), "sparsity: Input should be a valid number"),
@@ -166,6 +171,39 @@ def test_false_statements_are_noticed(
     check = verify(with_claims(pruned, metadata))
     assert check.true is False
     assert any(re.search(problem, found) for found in check.problems), check.problems
+
+
+def test_the_recipe_says_what_is_listed(pruned: onnx.ModelProto) -> None:
+    """What is excluded, or cannot take the pattern, need not be listed; what does is missed."""
+    for scope, missed in (
+        ({"exclude": ["conv*"]}, False),
+        ({"include": ["op:Gemm"]}, False),
+        ({"pattern": "2:4"}, False),
+        ({"pattern": "2:3"}, True),
+        ({"exclude": 3, "include": [4, "*"], "pattern": 5}, True),
+    ):
+        metadata = claims(pruned)
+        metadata["recipe"] = {"sparsity": scope}
+        metadata["tensors"] = metadata["tensors"][1:]
+        metadata["sparsity"] = 0.5
+        problems = verify(with_claims(copied(pruned), metadata)).problems
+        found = [problem for problem in problems if "not listed" in problem]
+        assert bool(found) == missed, (scope, problems)
+
+
+def test_a_weight_that_no_output_depends_on_need_not_be_listed(dense: onnx.ModelProto) -> None:
+    weight = numpy_helper.from_array(np.ones((8, 4), np.float32), "unused.weight")
+    dense.graph.initializer.append(weight)
+    dense.graph.node.append(helper.make_node("MatMul", ["f", "unused.weight"], ["nowhere"]))
+    assert verify(described(dense, {})).true
+    dense.graph.output.append(helper.make_tensor_value_info("nowhere", TensorProto.FLOAT, None))
+    assert "unused.weight: prunable" in verify(described(dense, {})).problems[0]
+
+
+def copied(proto: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    return copy
 
 
 @pytest.mark.parametrize("text", ["", "not json", "[]", "3", "[" * 100_000, '{"sparsity": 1e999}'])

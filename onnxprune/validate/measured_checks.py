@@ -1,0 +1,174 @@
+"""Checks of a policy that compare two models in operation: accuracy, agreement, latency."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxprune.errors import DataError, UsageError
+from onnxprune.model import OnnxModel, ValueSpec
+from onnxprune.validate.accuracy import ModelAccuracy
+from onnxprune.validate.latency import bench
+from onnxprune.validate.paired import paired_drop, share_lower_bound
+from onnxprune.validate.policy import AccuracyPolicy, LatencyPolicy
+from onnxprune.validate.subject import Subject, Verdict, runtime_source
+
+
+def accuracy_min(subject: Subject, least: float) -> Verdict:
+    """The lower bound of the accuracy."""
+    settings = subject.policy.accuracy or AccuracyPolicy()
+    if subject.baseline is not None and (reason := _incomparable(subject.model, subject.baseline)):
+        return Verdict(False, reason)
+    hits = _hits(subject, subject.evaluation.models[-1], settings.metric)
+    samples = len(hits)
+    bound = share_lower_bound(int(hits.sum()), samples, settings.confidence)
+    message = (
+        f"{settings.metric} {hits.mean():.4%} on {samples:,} samples, at least {bound:.4%} at "
+        f"{settings.confidence:g} confidence where {least:.4%} is demanded"
+    )
+    if bound < least <= hits.mean():
+        message += "; more samples would make the bound narrower"
+    return Verdict(bound >= least, message, bound)
+
+
+def accuracy_max_drop(subject: Subject, most: float) -> Verdict:
+    """The upper bound of what is lost against the dense model on the same samples."""
+    settings = subject.policy.accuracy or AccuracyPolicy()
+    if reason := _incomparable(subject.model, subject.need_baseline()):
+        return Verdict(False, reason)
+    dense, pruned = (_hits(subject, model, settings.metric) for model in subject.evaluation.models)
+    result = paired_drop(dense, pruned, settings.confidence)
+    message = (
+        f"{settings.metric} {dense.mean():.4%} to {pruned.mean():.4%} on {result.samples:,} "
+        f"samples ({result.lost} lost, {result.gained} gained, p = {result.p_value:.2g}): a drop "
+        f"of {result.drop:.4%}, at most {result.upper:.4%} at {settings.confidence:g} confidence "
+        f"where {most:.4%} is allowed"
+    )
+    if result.drop <= most < result.upper:
+        message += "; more samples would make the bound narrower"
+    return Verdict(result.upper <= most, message, result.upper)
+
+
+def _hits(subject: Subject, model: ModelAccuracy, metric: str) -> np.ndarray:
+    """Whether each sample counts as right."""
+    if model.ranks is None:
+        raise DataError(
+            "accuracy needs labelled data",
+            got="samples without labels",
+            expected="a class for each sample",
+            remedy="give labelled data, or demand [agreement] instead",
+        )
+    if metric not in model.metrics:
+        raise UsageError(
+            f"{metric} says nothing of a model with so few classes",
+            where=subject.model.label,
+            got=", ".join(model.metrics),
+            remedy='set metric = "top1"',
+        )
+    return model.ranks < {"top1": 1, "top5": 5}[metric]
+
+
+def agreement_min(subject: Subject, least: float) -> Verdict:
+    """Share of samples with the dense model's class."""
+    return _fidelity(subject, "agreement", least)
+
+
+def agreement_min_cosine(subject: Subject, least: float) -> Verdict:
+    """Mean cosine of the outputs with the dense model's."""
+    return _fidelity(subject, "cosine", least)
+
+
+def agreement_min_sqnr_db(subject: Subject, least: float) -> Verdict:
+    """Signal of the dense model's outputs to the difference."""
+    return _fidelity(subject, "sqnr_db", least)
+
+
+def _fidelity(subject: Subject, metric: str, least: float) -> Verdict:
+    if reason := _incomparable(subject.model, subject.need_baseline()):
+        return Verdict(False, reason)
+    metrics = subject.evaluation.models[1].metrics
+    if metric not in metrics:
+        raise UsageError(
+            f"the model has no {metric}",
+            where=subject.model.label,
+            got=", ".join(metrics),
+            expected="class scores as the first output",
+            remedy="demand `min_cosine` or `min_sqnr_db` instead",
+        )
+    value = metrics[metric]
+    text = f"{metric} {value:.6g} on {subject.evaluation.samples:,} samples"
+    if not math.isfinite(value):
+        return Verdict(False, f"{text}: the outputs are not finite")
+    return Verdict(value >= least, f"{text} where {least:g} is demanded", value)
+
+
+def latency_min_speedup(subject: Subject, least: float) -> Verdict:
+    """The lower end of the speedup's interval; what is not certain does not pass."""
+    settings = subject.policy.latency or LatencyPolicy()
+    baseline = subject.need_baseline()
+    if reason := _incomparable(subject.model, baseline):
+        return Verdict(False, reason)
+    result = bench(
+        [runtime_source(baseline), runtime_source(subject.model)],
+        batch=settings.batch,
+        shapes={name: [settings.batch, *shape[1:]] for name, shape in subject.input_shapes.items()},
+        threads=settings.threads if settings.threads is not None else subject.threads,
+        provider=settings.provider or subject.provider,
+        max_seconds=settings.seconds,
+    )
+    speedup = result.models[1].speedup
+    text = (
+        f"{speedup.ratio:.3f}x, 95 % interval {speedup.low:.3f} to {speedup.high:.3f}, where its "
+        f"lower end has to reach {least:g}"
+    )
+    if speedup.low < least <= speedup.high:
+        text += "; inconclusive: measure longer, or on a quieter machine"
+    return Verdict(speedup.low >= least, text, speedup.low)
+
+
+def _incomparable(model: OnnxModel, baseline: OnnxModel) -> str | None:
+    """Why a model cannot be fed like the dense one, or gives other outputs; None if it can."""
+    for what, ours, theirs in (
+        ("inputs", model.inputs, baseline.inputs),
+        ("outputs", model.outputs, baseline.outputs),
+    ):
+        if not _alike(ours, theirs):
+            return (
+                f"it cannot be compared: {what} are {_described(ours)} where the baseline has "
+                f"{_described(theirs)}"
+            )
+    return None
+
+
+def _alike(ours: Sequence[ValueSpec], theirs: Sequence[ValueSpec]) -> bool:
+    by_name = {spec.name: spec for spec in ours}
+    return by_name.keys() == {spec.name for spec in theirs} and all(
+        _same_kind(by_name[spec.name], spec) for spec in theirs
+    )
+
+
+def _same_kind(ours: ValueSpec, theirs: ValueSpec) -> bool:
+    """Whether type and sizes go together, as far as both are known."""
+    if ours.dtype != theirs.dtype:
+        return False
+    if ours.shape is None or theirs.shape is None:
+        return True
+    return len(ours.shape) == len(theirs.shape) and all(
+        a == b or not (isinstance(a, int) and isinstance(b, int))
+        for a, b in zip(ours.shape, theirs.shape, strict=True)
+    )
+
+
+def _described(specs: Sequence[ValueSpec]) -> str:
+    return ", ".join(f"{spec.name} {spec.describe()}" for spec in specs)
+
+
+MEASURED_CHECKS: dict[str, Any] = {
+    "accuracy.min": accuracy_min,
+    "accuracy.max_drop": accuracy_max_drop,
+    "agreement.min": agreement_min,
+    "agreement.min_cosine": agreement_min_cosine,
+    "agreement.min_sqnr_db": agreement_min_sqnr_db,
+    "latency.min_speedup": latency_min_speedup,
+}

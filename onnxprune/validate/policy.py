@@ -1,0 +1,326 @@
+"""The policy of `check`: what an artifact has to keep to, in one TOML file.
+
+Unknown keys are errors, all problems are reported at once, and so is a policy, or a table of it,
+that demands nothing: a gate that checks nothing must not pass. A key that is left out is not
+checked. Thresholds are fractions in [0, 1].
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from onnxprune.errors import PolicyError, UsageError
+from onnxprune.pattern_text import block_of, nm_of
+from onnxprune.recipe_tables import Table
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class PolicyTable(Table):
+    """A table of the policy.
+
+    Attributes:
+        DEMANDS: The keys that demand something, in the order in which they are checked; the others
+            say how.
+    """
+
+    DEMANDS: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="after")
+    def _demands_something(self) -> Self:
+        if self.DEMANDS and self.model_fields_set.isdisjoint(self.DEMANDS):
+            raise ValueError(f"demands nothing; set one of: {', '.join(self.DEMANDS)}")
+        return self
+
+    def demands(self) -> Iterator[tuple[str, Any]]:
+        """Each key that demands something, with what it demands."""
+        for key in self.DEMANDS:
+            value = getattr(self, key)
+            if value is not None and value is not False and value != {}:
+                yield key, value
+
+
+class InputsPolicy(PolicyTable):
+    """`[inputs]`: inputs that are made up for the model, for `[outputs]` and `[latency]`."""
+
+    shapes: dict[str, list[int]] = Field(
+        {}, description="Input name = whole shape, for axes that the model leaves open."
+    )
+
+    @field_validator("shapes")
+    @classmethod
+    def _sizes(cls, value: dict[str, list[int]]) -> dict[str, list[int]]:
+        for name, shape in value.items():
+            if any(size < 1 for size in shape):
+                raise ValueError(f"{name!r}: sizes are at least 1, got {shape}")
+        return value
+
+
+class SparsityPolicy(PolicyTable):
+    """`[sparsity]`: zeros and their pattern, counted in the file."""
+
+    DEMANDS: ClassVar[tuple[str, ...]] = ("min", "per_tensor_min", "pattern")
+
+    min: float | None = Field(
+        None, ge=0, le=1, description="Zeros / weights over all tensors in scope, at least."
+    )
+    per_tensor_min: dict[str, float] = Field(
+        {},
+        description="Glob over tensor names, or `op:TYPE` = zeros / weights of each tensor in "
+        "scope, at least; of several globs that match, the last holds. A glob that matches nothing "
+        "fails.",
+    )
+    pattern: str | None = Field(
+        None,
+        description="N:M or block:RxC, which every tensor in scope has to keep whose size allows "
+        "it.",
+    )
+    include: list[str] = Field(
+        ["*"],
+        description="Scope of this table: globs over the names of tensors that are prunable by "
+        "default, or `op:TYPE`; an exact name adds any other trained tensor.",
+    )
+    exclude: list[str] = Field([], description="Globs of tensors that are not in scope.")
+
+    @field_validator("per_tensor_min")
+    @classmethod
+    def _fractions(cls, value: dict[str, float]) -> dict[str, float]:
+        for glob, least in value.items():
+            if not 0 <= least <= 1:
+                raise ValueError(f"{glob!r}: a sparsity lies in [0, 1], got {least}")
+        return value
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_exists(cls, value: str | None) -> str | None:
+        if value == "unstructured":
+            raise ValueError("every file keeps to it; leave the key out")
+        if value is not None and nm_of(value) is None and block_of(value) is None:
+            raise ValueError(
+                "needs N:M with 1 <= N < M, or block:RxC with sides of at most 64 and more than "
+                "one weight"
+            )
+        return value
+
+
+class MetadataPolicy(PolicyTable):
+    """`[metadata]`: what the file says of itself."""
+
+    DEMANDS: ClassVar[tuple[str, ...]] = ("required", "true_to_file", "source_sha256")
+
+    required: bool = Field(False, description="The file has sparsity metadata.")
+    true_to_file: bool = Field(
+        False,
+        description="It has, and every statement holds: computed again from the file and, with "
+        "`--baseline`, from the dense model.",
+    )
+    source_sha256: str | None = Field(
+        None,
+        description="Digest of the dense model's file that the metadata have to name; "
+        '"baseline": that of the file given as `--baseline`.',
+    )
+
+    @field_validator("source_sha256")
+    @classmethod
+    def _digest(cls, value: str | None) -> str | None:
+        if value is not None and value != "baseline" and not _SHA256.fullmatch(value):
+            raise ValueError('needs 64 hexadecimal digits in lower case, or "baseline"')
+        return value
+
+
+class SignaturePolicy(PolicyTable):
+    """`[signature]`: what callers of the model rely on."""
+
+    DEMANDS: ClassVar[tuple[str, ...]] = ("same_as_baseline",)
+
+    same_as_baseline: bool = Field(
+        False,
+        description="Inputs and outputs have the names, order, types and shapes of the dense "
+        "model's, open axes and their names included; the operator sets are the same, and the IR "
+        "version is no newer.",
+    )
+
+
+class OutputsPolicy(PolicyTable):
+    """`[outputs]`: that the model loads and runs."""
+
+    DEMANDS: ClassVar[tuple[str, ...]] = ("providers", "finite")
+
+    providers: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Execution providers on which it loads and runs, each doing at least one node "
+        "itself. Where the key is left out, `finite` uses that of `--provider`.",
+    )
+    finite: bool = Field(
+        False,
+        description="No trained value is NaN or infinite, and no output on random, zero and "
+        "extreme inputs. With `--baseline`, an output on zero or extreme inputs may be where the "
+        "dense model's is, too.",
+    )
+
+
+class AccuracyPolicy(PolicyTable):
+    """`[accuracy]`: accuracy on labelled data, as far as it is certain."""
+
+    DEMANDS: ClassVar[tuple[str, ...]] = ("min", "max_drop")
+
+    metric: Literal["top1", "top5"] = Field("top1", description="Which share of samples.")
+    min: float | None = Field(
+        None, ge=0, le=1, description="Accuracy at least: the lower bound has to reach it."
+    )
+    max_drop: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Accuracy of the dense model minus that of this one, on the same samples, at "
+        "most: the upper bound has to stay within it. 0.01 is one point.",
+    )
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="One-sided confidence of both bounds, in (0.5, 1)."
+    )
+
+
+class AgreementPolicy(PolicyTable):
+    """`[agreement]`: how close the outputs stay to the dense model's on data without labels."""
+
+    DEMANDS: ClassVar[tuple[str, ...]] = ("min", "min_cosine", "min_sqnr_db")
+
+    min: float | None = Field(
+        None, ge=0, le=1, description="Share of samples with the same class, at least."
+    )
+    min_cosine: float | None = Field(
+        None, ge=-1, le=1, description="Mean cosine of the outputs, at least."
+    )
+    min_sqnr_db: float | None = Field(
+        None, description="Signal to difference of the outputs in decibels, at least."
+    )
+
+
+class LatencyPolicy(PolicyTable):
+    """`[latency]`: speed against the dense model, measured in turns."""
+
+    DEMANDS: ClassVar[tuple[str, ...]] = ("min_speedup",)
+
+    min_speedup: float | None = Field(
+        None,
+        gt=0,
+        description="Latency of the dense model / that of this one: the lower end of the 95 % "
+        "interval has to reach it.",
+    )
+    threads: int | None = Field(None, ge=1, description="Threads; else those of `--threads`.")
+    batch: int = Field(1, ge=1, description="Samples a call.")
+    provider: str | None = Field(None, description="Execution provider; else that of `--provider`.")
+    seconds: float = Field(20.0, gt=0, description="Longest time to measure, in seconds.")
+
+
+class SizePolicy(PolicyTable):
+    """`[size]`: size of the file with its external data."""
+
+    DEMANDS: ClassVar[tuple[str, ...]] = ("max_bytes", "max_ratio")
+
+    max_bytes: int | None = Field(None, ge=1, description="Bytes at most.")
+    max_ratio: float | None = Field(
+        None, gt=0, description="Size / that of the dense model, at most."
+    )
+
+
+class Policy(Table):
+    """A whole policy. See the attributes' classes for the tables' keys."""
+
+    inputs: InputsPolicy | None = None
+    sparsity: SparsityPolicy | None = None
+    metadata: MetadataPolicy | None = None
+    signature: SignaturePolicy | None = None
+    outputs: OutputsPolicy | None = None
+    accuracy: AccuracyPolicy | None = None
+    agreement: AgreementPolicy | None = None
+    latency: LatencyPolicy | None = None
+    size: SizePolicy | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: object = None) -> Self:
+        """Validate a policy given as nested dictionaries.
+
+        Raises:
+            PolicyError: It lists every problem with its key and what would be allowed; also where
+                the policy demands nothing.
+        """
+        try:
+            policy = cls.model_validate(values)
+        except ValidationError as error:
+            raise PolicyError(
+                "the policy does not validate", _problems(error), where=where
+            ) from None
+        if not list(policy.demands()):
+            tables = [name for name, table in table_classes() if table.DEMANDS]
+            problem = f"set a key of one of these tables: {', '.join(tables)}"
+            raise PolicyError("the policy demands nothing", [problem], where=where)
+        return policy
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a policy file.
+
+        Raises:
+            UsageError: The file is missing.
+            PolicyError: It is no TOML, does not validate, or demands nothing.
+        """
+        path = Path(path)
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UsageError(
+                "no such policy file",
+                where=path,
+                remedy="write one, such as\n[sparsity]\nmin = 0.8\n[metadata]\ntrue_to_file = true",
+            ) from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise PolicyError("the policy is not readable TOML", [str(error)], where=path) from None
+        except RecursionError:
+            raise PolicyError("the policy is nested too deeply", [], where=path) from None
+        return cls.from_dict(values, where=path)
+
+    def demands(self) -> Iterator[tuple[str, Any]]:
+        """Each demand as `table.key`, with its value, in the order of the tables."""
+        for name, _ in table_classes():
+            table: PolicyTable | None = getattr(self, name)
+            if table is not None:
+                yield from ((f"{name}.{key}", value) for key, value in table.demands())
+
+
+def table_classes() -> Iterator[tuple[str, type[PolicyTable]]]:
+    """Name and class of every table."""
+    for name, field in Policy.model_fields.items():
+        (table,) = [kind for kind in field.annotation.__args__ if kind is not type(None)]  # type: ignore[union-attr]
+        yield name, table
+
+
+def _problems(error: ValidationError) -> list[str]:
+    problems = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            problems.append(f"{key}: unknown key; {_known(item['loc'])}")
+        elif isinstance(item["input"], BaseModel | Mapping):
+            problems.append(f"{key}: {message}")
+        else:
+            problems.append(f"{key}: {message} (got {item['input']!r})")
+    return problems
+
+
+def _known(location: tuple[int | str, ...]) -> str:
+    """The keys that exist where an unknown one was found, the one that was meant first."""
+    tables = dict(table_classes())
+    table = tables.get(str(location[0])) if len(location) > 1 else None
+    allowed = list(table.model_fields if table is not None else tables)
+    meant = difflib.get_close_matches(str(location[-1]), allowed, 1)
+    hint = "".join(f"did you mean {key!r}? " for key in meant)
+    return f"{hint}allowed here: {', '.join(allowed)}"

@@ -1,0 +1,182 @@
+"""`onnxprune check` as CI calls it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from junitparser import JUnitXml
+
+from .conftest import Command
+
+RULES = """
+[sparsity]
+min = 0.8
+[metadata]
+true_to_file = true
+[signature]
+same_as_baseline = true
+[outputs]
+finite = true
+[accuracy]
+min = 0.01
+[agreement]
+min = 0.0
+"""
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    path = tmp_path / "policy.toml"
+    path.write_text(RULES)
+    return path
+
+
+@pytest.fixture
+def pruned(
+    command: Command, classifier: Path, training_data: Path, tmp_path: Path, quick: list[str]
+) -> Path:
+    """What `prune` writes."""
+    path = tmp_path / "pruned.onnx"
+    command("prune", classifier, "-o", path, "--data", training_data, *quick).expect(0)
+    return path
+
+
+@pytest.fixture
+def line(classifier: Path, pruned: Path, policy: Path, evaluation_data: Path) -> list[object]:
+    """A command line that passes."""
+    inputs = ["--baseline", classifier, "--data", evaluation_data, "--threads", 1]
+    return ["check", pruned, "--policy", policy, *inputs]
+
+
+def statuses(result: Any) -> dict[str, str]:
+    return {check["name"]: check["status"] for check in result["checks"]}
+
+
+def test_a_pruned_model_passes(command: Command, line: list[object]) -> None:
+    outcome = command(*line, "--json").expect(0)
+    assert outcome.err == ""
+    result = outcome.json
+    assert result["passed"] is True
+    assert set(result["checks"][0]) >= {"name", "status", "message", "measured", "required"}
+    assert set(statuses(result).values()) == {"pass"}
+    assert len(statuses(result)) == 6
+    text = command(*line).expect(0).out
+    assert "passed. 6 checks: 6 passed." in text
+    assert "sparsity.min" in text
+
+
+def test_reports_are_written(
+    command: Command, line: list[object], pruned: Path, policy: Path, tmp_path: Path
+) -> None:
+    policy.write_text(RULES.replace("0.8", "0.9"))
+    junit, summary = tmp_path / "junit.xml", tmp_path / "summary.md"
+    reports = ["--junit", junit, "--markdown", summary]
+    outcome = command(*line, *reports, "--annotations", "--json").expect(1)
+    assert statuses(outcome.json)["sparsity.min"] == "fail"
+    assert outcome.err.startswith(f"::error file={policy},title=onnxprune check%3A sparsity.min::")
+    (suite,) = list(JUnitXml.fromfile(str(junit)))
+    assert (suite.tests, suite.failures, suite.errors) == (6, 1, 0)
+    assert "| ❌ | `sparsity.min` | 0.9 |" in summary.read_text(encoding="utf-8")
+
+
+def test_annotations_appear_on_github(
+    command: Command, line: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    assert "::notice" not in command(*line).expect(0).out
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert "\n::notice file=" in command(*line).expect(0).out
+    assert "::notice" not in command(*line, "--no-annotations").expect(0).out
+    outcome = command(*line, "--json").expect(0)
+    assert outcome.json["passed"]
+    assert outcome.err.startswith("::notice")
+
+
+@pytest.mark.parametrize(
+    ("broken", "code", "name"),
+    [
+        ("policy", 2, "policy"),
+        ("recipe", 2, "recipe"),
+        ("model", 3, "model"),
+        ("baseline", 3, "baseline"),
+        ("data", 4, "data"),
+    ],
+)
+def test_what_cannot_be_read_ends_in_a_report_and_its_exit_code(
+    command: Command, line: list[object], tmp_path: Path, broken: str, code: int, name: str
+) -> None:
+    bad = tmp_path / "bad"
+    bad.write_bytes(b"\x80\x81 no file of any kind")
+    if broken == "model":
+        line[1] = bad
+    else:
+        line += [f"--{broken}", bad]
+    junit = tmp_path / "junit.xml"
+    outcome = command(*line, "--json", "--junit", junit).expect(code)
+    assert outcome.json["passed"] is False
+    assert statuses(outcome.json)[name] == "error"
+    assert outcome.err.startswith("error: ")
+    (suite,) = list(JUnitXml.fromfile(str(junit)))
+    assert suite.errors >= 1
+    assert "DID NOT PASS" in command(*line).expect(code).out
+
+
+@pytest.mark.parametrize("text", ["", "[sparsity]\nmni = 0.8\n", "[latency]\nthreads = 1\n"])
+def test_a_policy_without_sense_is_2(
+    command: Command, line: list[object], policy: Path, text: str
+) -> None:
+    policy.write_text(text)
+    outcome = command(*line, "--json").expect(2)
+    assert statuses(outcome.json) == {"policy": "error"}
+    assert outcome.json["passed"] is False
+
+
+def test_latency_without_a_baseline_is_no_pass(
+    command: Command, pruned: Path, policy: Path
+) -> None:
+    policy.write_text("[latency]\nmin_speedup = 0.1\n")
+    result = command("check", pruned, "--policy", policy, "--json").expect(1).json
+    assert statuses(result) == {"latency.min_speedup": "skipped"}
+    assert result["passed"] is False
+
+
+def test_reports_that_cannot_be_written_are_2(command: Command, line: list[object]) -> None:
+    assert "cannot be written" in command(*line, "--junit", "/no/such/folder/j.xml").expect(2).err
+
+
+def test_the_policy_is_needed(command: Command, pruned: Path) -> None:
+    assert "--policy" in command("check", pruned).expect(2).err
+
+
+def test_the_recipe_says_how_data_are_read(
+    command: Command, line: list[object], evaluation_data: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f"[data]\neval = {json.dumps(str(evaluation_data))}\n")
+    at = line.index("--data")
+    without = [*line[:at], *line[at + 2 :]]
+    assert statuses(command(*without, "--json").expect(1).json)["accuracy.min"] == "skipped"
+    assert command(*without, "--recipe", recipe, "--json").expect(0).json["passed"]
+
+
+def test_python_data_need_permission(command: Command, line: list[object]) -> None:
+    at = line.index("--data")
+    line[at + 1] = "python:os.path:join"
+    outcome = command(*line, "--json").expect(2)
+    assert "--allow-python" in outcome.err
+
+
+def test_it_works_without_torch(
+    process: Command, line: list[object], without_torch: dict[str, str]
+) -> None:
+    assert process(*line, "--json", **without_torch).expect(0).json["passed"]
+
+
+def test_a_tampered_model_does_not_pass(command: Command, line: list[object], pruned: Path) -> None:
+    proto = onnx.load(pruned)
+    proto.graph.initializer[1].raw_data = b"\0" * len(proto.graph.initializer[1].raw_data)
+    onnx.save(proto, pruned)
+    result = command(*line, "--json").expect(1).json
+    assert statuses(result)["metadata.true_to_file"] == "fail"
