@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
+from paired import ratio_of_rounds
 from torch import Tensor, nn
 from torch.onnx import TrainingMode
 
@@ -39,7 +40,6 @@ from onnxprune.finetune import (
 from onnxprune.recipe import DistillTable, FinetuneTable
 from onnxprune.run_directory import RunDirectory
 from onnxprune.sparsity import Magnitude, MaskSet, select_masks, target_zeros
-from onnxprune.validate.latency import speedup
 
 WARMUP = 3
 """Rounds that are not counted: the pruning event, allocations, and the choice of kernels."""
@@ -379,7 +379,7 @@ def compare(name: str, setting: Setting) -> dict[str, Any]:
     _check_zeros(pair, masks)
     rounds = len(duel.ours)
     ours, theirs = (1e3 * np.array(t[WARMUP:rounds]) for t in (duel.ours, duel.native))
-    ratio = speedup(ours, theirs, setting.seed)
+    ratio = ratio_of_rounds(ours, theirs, setting.seed)
     return {
         "ratio": round(ratio.ratio, 4),
         "low": round(ratio.low, 4),

@@ -100,12 +100,13 @@ class CheckpointStore:
         for partial in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(partial, ignore_errors=True)
 
-    def discard(self, step: int) -> None:
-        """Forget the checkpoints of a step, unless there are no others."""
-        own = self._of_step(step)
-        if len(own) < len(self._folders()):
-            for folder in own:
-                shutil.rmtree(folder, ignore_errors=True)
+    def discard(self, *steps: int) -> None:
+        """Forget the checkpoints of some steps, each unless there are no others."""
+        for step in steps:
+            own = self._of_step(step)
+            if len(own) < len(self._folders()):
+                for folder in own:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, and a line for each newer one that is not.

@@ -434,7 +434,7 @@ class Trainer:
         # A state that was gone back to may have been about to diverge when it was saved.
         store = self.checkpoints
         doubtful = [step for step in (self._went_back_to, diverged.state) if step is not None]
-        self.ranks.run_on_main(lambda: [store.discard(step) for step in doubtful])
+        self.ranks.run_on_main(lambda: store.discard(*doubtful))
         self._restore_latest()
         self.rollbacks = rollbacks
         self.lr_scale = lr_scale * self.settings.rollback_lr

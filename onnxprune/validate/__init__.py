@@ -8,11 +8,13 @@ from onnxprune.validate.compare_report import write_comparison
 from onnxprune.validate.environment import describe_machine
 from onnxprune.validate.flops import Flops, count_flops
 from onnxprune.validate.inspection import Inspection, inspect_model
-from onnxprune.validate.latency import BenchResult, ModelLatency, Speedup, bench
+from onnxprune.validate.latency import bench
+from onnxprune.validate.latency_result import BenchResult, ModelLatency
 from onnxprune.validate.probe_report import write_probe_report
 from onnxprune.validate.report import build_report, report_path, write_report
 from onnxprune.validate.result_report import write_result_report
 from onnxprune.validate.session import ModelSource, Session, available_providers, open_session
+from onnxprune.validate.speedup import Speedup
 
 __all__ = [
     "BenchResult",
