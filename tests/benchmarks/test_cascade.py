@@ -22,7 +22,7 @@ from matplotlib import pyplot  # noqa: E402
 from networks import NETWORKS, write_untrained  # noqa: E402
 from plots import Band, Panel, draw  # noqa: E402
 from probes import Point  # noqa: E402
-from real_tasks import collapsed, edit_distance, targets_of  # noqa: E402
+from real_tasks import targets_of  # noqa: E402
 from runs import Run, load_masks, supported  # noqa: E402
 from scales import SCALES, Options  # noqa: E402
 
@@ -344,10 +344,7 @@ def test_patterns_are_compared_with_choosing_before() -> None:
     assert after["against_before"]["mean"] == pytest.approx(0.25)
 
 
-def test_characters_are_read_and_compared_as_ctc_does() -> None:
-    assert collapsed([0, 3, 3, 0, 3, 5, 5, 0]) == [3, 3, 5]
-    assert edit_distance("kitten", "sitting") == 3
-    assert edit_distance([], [1, 2]) == 2
+def test_targets_of_lines_are_filled_up() -> None:
     assert targets_of(["ab", "b"], {"a": 1, "b": 2}).tolist() == [[1, 2], [2, -1]]
 
 
