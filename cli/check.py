@@ -26,6 +26,7 @@ _STYLES = {"pass": "green", "fail": "bold red", "error": "bold red", "skipped": 
     default=None,
     help="Print GitHub annotations.  [default: where GITHUB_ACTIONS is true]",
 )
+@click.option("--shape", "shapes", multiple=True, metavar="NAME=SIZES", help="As x=1,3,224,224.")
 @common.threads_option
 @common.provider_option
 @common.allow_python_option
@@ -39,6 +40,7 @@ def command(
     junit: str | None,
     markdown: str | None,
     annotations: bool | None,
+    shapes: tuple[str, ...],
     threads: int | None,
     provider: str | None,
     allow_python: bool,
@@ -48,8 +50,8 @@ def command(
 
     A demand that could not be checked is never a pass. Exit codes: 0 passed, 1 failed; where
     nothing failed but something could not be used: 2 policy or options, 3 a model, 4 data.
-    Reports are written in all of these cases. --threads and --provider hold where the policy says
-    nothing.
+    Reports are written in all of these cases. --shape, --threads and --provider hold where the
+    policy says nothing.
 
     \b
     Example:
@@ -74,6 +76,7 @@ def command(
             recipe=recipe,
             provider=provider,
             threads=threads,
+            shapes=common.parse_shapes(shapes),
             allow_python=allow_python,
             on_check=lambda name: status.update(f"checking {name}"),
         )

@@ -67,7 +67,7 @@ def examine() -> dict[str, Any]:
     if not flavours:
         problems.append(
             "ONNX Runtime is missing: `pip install 'onnxprune[cpu]'` or `'onnxprune[gpu]'`, needed "
-            "for `evaluate`, `bench` and `prune`"
+            "for `evaluate`, `bench`, `check` and `prune`"
         )
     if len(flavours) > 1:
         problems.append(

@@ -23,6 +23,7 @@ from onnxprune.cli import COMMANDS, root
 from onnxprune.export import schema
 from onnxprune.importer import Entry, supported_operators
 from onnxprune.recipe import Recipe
+from onnxprune.validate.policy import table_classes
 
 _CHANGELOG = Path(__file__).parent.parent / "CHANGELOG.md"
 _ARCHITECTURES = Path(__file__).parent.parent / "benchmarks" / "results" / "architectures.json"
@@ -40,18 +41,29 @@ def recipe_tables() -> Iterator[str]:
         table = field.annotation
         assert isinstance(table, type)
         assert issubclass(table, BaseModel)
-        summary, _, rest = (table.__doc__ or "").partition("\n")
-        text = summary.partition(": ")[2]
-        yield from (f"## `[{field.alias or name}]`", "", text[:1].upper() + text[1:], "")
-        if rest.strip():
-            yield from (inspect.cleandoc(rest), "")
-        yield from _table(
-            ("key", "type", "default", "meaning"),
-            (
-                (f"`{key}`", _type_text(entry), _default_text(entry), entry.description or "")
-                for key, entry in table.model_fields.items()
-            ),
-        )
+        yield from _table_section(field.alias or name, table)
+
+
+def policy_tables() -> Iterator[str]:
+    """One section a table of the policy of `check`."""
+    for name, table in table_classes():
+        yield from _table_section(name, table)
+
+
+def _table_section(name: str, table: type[BaseModel]) -> Iterator[str]:
+    """A table of a TOML file, with key, type, default and meaning."""
+    summary, _, rest = (table.__doc__ or "").partition("\n")
+    text = summary.partition(": ")[2]
+    yield from (f"## `[{name}]`", "", text[:1].upper() + text[1:], "")
+    if rest.strip():
+        yield from (inspect.cleandoc(rest), "")
+    yield from _table(
+        ("key", "type", "default", "meaning"),
+        (
+            (f"`{key}`", _type_text(entry), _default_text(entry), entry.description or "")
+            for key, entry in table.model_fields.items()
+        ),
+    )
 
 
 def command_sections() -> Iterator[str]:
@@ -161,6 +173,7 @@ def changelog() -> Iterator[str]:
 
 
 _PARTS: dict[str, Callable[[], Iterator[str]]] = {
+    "policy": policy_tables,
     "recipe": recipe_tables,
     "commands": command_sections,
     "operators": operator_table,

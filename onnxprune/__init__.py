@@ -17,6 +17,7 @@ from onnxprune.version import __version__
 
 if TYPE_CHECKING:
     from onnxprune.calibration import open_data, recalibrate
+    from onnxprune.checking import check
     from onnxprune.errors import (
         DataError,
         Interrupted,
@@ -39,6 +40,7 @@ _HOMES = {
     "Recipe": "onnxprune.recipe",
     "UsageError": "onnxprune.errors",
     "bench": "onnxprune.validate",
+    "check": "onnxprune.checking",
     "evaluate": "onnxprune.validate",
     "export": "onnxprune.export",
     "inspect_model": "onnxprune.validate",
@@ -59,6 +61,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "bench",
+    "check",
     "evaluate",
     "export",
     "inspect_model",

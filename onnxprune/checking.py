@@ -1,7 +1,7 @@
 """Check an artifact against a policy: policy, model, baseline and data put together."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from onnxprune.calibration import Samples, open_data
@@ -28,6 +28,7 @@ def check(
     recipe: Source | Recipe | None = None,
     provider: str | None = None,
     threads: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
     allow_python: bool = False,
     on_check: Callable[[str], None] = lambda name: None,
 ) -> GateResult:
@@ -46,6 +47,8 @@ def check(
             `[validate]` provider, threads, batch size and shapes.
         provider: Execution provider where the policy names none; else the recipe's.
         threads: Threads where the policy says nothing; else the recipe's.
+        shapes: Input name -> whole shape for axes that the model leaves open, where the policy
+            says nothing; else the recipe's, or those of the data.
         allow_python: Whether `python:` data specs may run code.
         on_check: Called with the name of each check before it begins.
     """
@@ -81,7 +84,7 @@ def check(
         provider=provider or settings.validation.provider,
         threads=threads or settings.validation.threads,
         batch_size=settings.validation.batch_size,
-        shapes=settings.validation.shapes,
+        shapes={**settings.validation.shapes, **(shapes or {})},
     )
     return GateResult(str(model), label, [*inputs.errors, *run_checks(subject, on_check)])
 

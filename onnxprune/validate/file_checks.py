@@ -10,9 +10,10 @@ from onnxprune.export.pattern_check import count_blocks, nm_groups, pattern_fits
 from onnxprune.globs import matches
 from onnxprune.model import OnnxModel
 from onnxprune.pattern_text import block_of, nm_of
-from onnxprune.tensors import GraphTensor
+from onnxprune.tensors import GraphTensor, find_tensors
+from onnxprune.validate.graph_identity import graph_differences
 from onnxprune.validate.policy import SparsityPolicy
-from onnxprune.validate.subject import Subject, Verdict, listed
+from onnxprune.validate.subject import Subject, Verdict, counted, listed
 
 
 def sparsity_min(subject: Subject, least: float) -> Verdict:
@@ -24,8 +25,8 @@ def sparsity_min(subject: Subject, least: float) -> Verdict:
     zeros = sum(_zeros(tensor) for tensor in tensors)
     return Verdict(
         zeros / size >= least,
-        f"{zeros:,} of {size:,} weights in {len(tensors)} tensors are zero, {zeros / size:.4%} "
-        f"where {least:.4%} are demanded",
+        f"{zeros:,} of {size:,} weights in {counted(len(tensors), 'tensor')} are zero, "
+        f"{zeros / size:.4%} where {least:.4%} are demanded",
         zeros / size,
     )
 
@@ -47,7 +48,7 @@ def sparsity_per_tensor_min(subject: Subject, least: Mapping[str, float]) -> Ver
                 low.append(f"{tensor.name}: {found[tensor.name]:.4%}, demanded {bounds[-1]:.4%}")
     if unused or low:
         return Verdict(False, listed([*unused, *low]), found)
-    return Verdict(True, f"{len(found)} tensors have at least what is demanded of them", found)
+    return Verdict(True, f"{counted(len(found), 'tensor')} with at least what is demanded", found)
 
 
 def sparsity_pattern(subject: Subject, pattern: str) -> Verdict:
@@ -65,7 +66,7 @@ def sparsity_pattern(subject: Subject, pattern: str) -> Verdict:
         return Verdict(False, f"no weight is zero, so nothing shows the pattern {pattern}", 0.0)
     rest = [tensor.name for tensor in tensors if tensor not in fitting]
     unfit = f"; the size does not allow it in {listed(rest, separator=', ')}" if rest else ""
-    return Verdict(True, f"{len(fitting)} tensors keep to {pattern}{unfit}", 1.0)
+    return Verdict(True, f"{pattern} holds in {counted(len(fitting), 'tensor')}{unfit}", 1.0)
 
 
 def _break(tensor: GraphTensor, pattern: str) -> str:
@@ -160,10 +161,9 @@ def signature_same_as_baseline(subject: Subject, _: bool) -> Verdict:
 
 
 def _signature(model: OnnxModel) -> dict[str, list[str]]:
-    """Inputs to feed, outputs, and operator sets, as text that can be compared."""
-    fed = {spec.name for spec in model.inputs}
+    """Inputs, outputs, and operator sets, as text that can be compared."""
     return {
-        "inputs": [_value_text(value) for value in model.proto.graph.input if value.name in fed],
+        "inputs": [_value_text(value) for value in model.proto.graph.input],
         "outputs": [_value_text(value) for value in model.proto.graph.output],
         "operator sets": sorted(
             f"{opset.domain or 'ai.onnx'} {opset.version}" for opset in model.proto.opset_import
@@ -195,6 +195,17 @@ def _difference(found: list[str], wanted: list[str]) -> str:
     return f"{', '.join(ours) or 'less'} where the baseline has {', '.join(theirs) or 'less'}"
 
 
+def signature_same_graph(subject: Subject, _: bool) -> Verdict:
+    """Only trained values differ from the dense model."""
+    baseline = subject.need_baseline()
+    problems = graph_differences(
+        subject.model.proto, baseline.proto, subject.tensors, find_tensors(baseline.proto)
+    )
+    if problems:
+        return Verdict(False, listed(problems), False)
+    return Verdict(True, "nothing but trained values differs from the baseline", True)
+
+
 def size_max_bytes(subject: Subject, most: int) -> Verdict:
     """Size of the file with its external data."""
     size = subject.model.size_bytes
@@ -217,6 +228,7 @@ FILE_CHECKS: dict[str, Any] = {
     "metadata.true_to_file": metadata_true_to_file,
     "metadata.source_sha256": metadata_source_sha256,
     "signature.same_as_baseline": signature_same_as_baseline,
+    "signature.same_graph": signature_same_graph,
     "size.max_bytes": size_max_bytes,
     "size.max_ratio": size_max_ratio,
 }

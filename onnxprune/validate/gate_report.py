@@ -6,6 +6,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from onnxprune.validate.gate import CheckResult, GateResult
+from onnxprune.validate.subject import counted
 
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _MARKS = {"pass": "✅", "fail": "❌", "error": "⛔", "skipped": "⛔"}
@@ -135,8 +136,7 @@ def summary(result: GateResult) -> str:
     """`9 checks: 8 passed, 1 failed.`"""
     words = {"pass": "passed", "fail": "failed", "error": "ended in errors", "skipped": "skipped"}
     counts = [f"{count} {words[status]}" for status, count in result.counts().items() if count]
-    total = len(result.checks)
-    return f"{total} check{'' if total == 1 else 's'}: {', '.join(counts) or 'nothing'}."
+    return f"{counted(len(result.checks), 'check')}: {', '.join(counts) or 'nothing'}."
 
 
 def value_text(value: Any) -> str:

@@ -15,7 +15,7 @@ from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.model import OnnxModel, ValueSpec
 from onnxprune.validate.inputs import random_inputs
 from onnxprune.validate.session import Session, import_runtime, open_session
-from onnxprune.validate.subject import Subject, Verdict, listed, runtime_source
+from onnxprune.validate.subject import Subject, Verdict, counted, listed, runtime_source
 
 EXTREME = 1e4
 """Magnitude of extreme inputs; within the range of half precision, where `HALF_EXTREME` is used."""
@@ -45,7 +45,7 @@ def outputs_providers(subject: Subject, providers: Sequence[str]) -> Verdict:
             problems.append(f"{name}: it ran, but no node of it did ({by})")
     if problems:
         return Verdict(False, listed(problems), found)
-    text = ", ".join(f"{name} ({count} nodes)" for name, count in found.items())
+    text = ", ".join(f"{name} ({counted(count, 'node')})" for name, count in found.items())
     return Verdict(True, f"it loads and runs on {text}", found)
 
 

@@ -137,13 +137,19 @@ class MetadataPolicy(PolicyTable):
 class SignaturePolicy(PolicyTable):
     """`[signature]`: what callers of the model rely on."""
 
-    DEMANDS: ClassVar[tuple[str, ...]] = ("same_as_baseline",)
+    DEMANDS: ClassVar[tuple[str, ...]] = ("same_as_baseline", "same_graph")
 
     same_as_baseline: bool = Field(
         False,
         description="Inputs and outputs have the names, order, types and shapes of the dense "
         "model's, open axes and their names included; the operator sets are the same, and the IR "
         "version is no newer.",
+    )
+    same_graph: bool = Field(
+        False,
+        description="Nodes, their attributes and order are the dense model's, and so are types and "
+        "shapes of all tensors and values of those that are not trained. For files that were "
+        "pruned, not for shrunk or compiled ones.",
     )
 
 

@@ -133,6 +133,11 @@ def runtime_source(model: OnnxModel) -> Path | OnnxModel:
     return model.path if model.path is not None else model
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 tensor`, `2 tensors`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def listed(items: Sequence[str], limit: int = 6, separator: str = "; ") -> str:
     """The first few of many, with the number of the others."""
     rest = f"{separator}and {len(items) - limit} more" if len(items) > limit else ""

@@ -30,7 +30,7 @@ from .artifacts import (
 RULES: dict[str, dict[str, Any]] = {
     "sparsity": {"min": 0.5, "per_tensor_min": {"*": 0.4, "fc.*": 0.5}, "pattern": "2:4"},
     "metadata": {"required": True, "true_to_file": True, "source_sha256": "baseline"},
-    "signature": {"same_as_baseline": True},
+    "signature": {"same_as_baseline": True, "same_graph": True},
     "outputs": {"providers": ["CPUExecutionProvider"], "finite": True},
     "accuracy": {"min": 0.7, "max_drop": 0.3},
     "agreement": {"min": 0.7, "min_cosine": 0.9, "min_sqnr_db": 5.0},
@@ -194,6 +194,23 @@ def drop_the_bias(proto: onnx.ModelProto) -> None:
     del proto.graph.node[0].input[2]
 
 
+def leave_out_relu(proto: onnx.ModelProto) -> None:
+    proto.graph.node[2].input[0] = "s"
+    del proto.graph.node[1]
+
+
+def another_activation(proto: onnx.ModelProto) -> None:
+    """Which changes neither shapes nor tensors."""
+    proto.graph.node[1].op_type = "Sigmoid"
+
+
+def reshape_the_bias(proto: onnx.ModelProto) -> None:
+    (entry,) = [item for item in proto.metadata_props if item.key == KEY]
+    source = json.loads(entry.value)["source_sha256"]
+    tensor(proto, "fc.bias").dims.insert(0, 1)
+    describe(proto, source, PRUNED, "2:4")
+
+
 def second_entry(proto: onnx.ModelProto) -> None:
     proto.metadata_props.add(key=KEY, value=proto.metadata_props[0].value)
 
@@ -211,7 +228,8 @@ def pass_over_the_dense_tensor(metadata: Any) -> None:
 
 
 TRUE, SOURCE = "metadata.true_to_file", "metadata.source_sha256"
-SIGNATURE, FINITE, PATTERN = "signature.same_as_baseline", "outputs.finite", "sparsity.pattern"
+SIGNATURE, GRAPH = "signature.same_as_baseline", "signature.same_graph"
+FINITE, PATTERN = "outputs.finite", "sparsity.pattern"
 
 TAMPERED: dict[str, tuple[Callable[[onnx.ModelProto], object], set[str]]] = {
     "claims more sparsity": (claims(lambda m: m.update(sparsity=0.6)), {TRUE}),
@@ -284,6 +302,19 @@ TAMPERED: dict[str, tuple[Callable[[onnx.ModelProto], object], set[str]]] = {
     "an operator that no runtime has": (
         lambda p: setattr(p.graph.node[1], "op_type", "Nonsense"),
         {"outputs.providers", FINITE, "accuracy.min"},
+    ),
+    "a node less": (leave_out_relu, {GRAPH}),
+    "another activation": (another_activation, {GRAPH}),
+    "another attribute": (
+        lambda p: p.graph.node[5].attribute.append(helper.make_attribute("alpha", 1.5)),
+        {GRAPH},
+    ),
+    "a tensor reshaped, and the metadata with it": (reshape_the_bias, {GRAPH}),
+    "a default for an input": (
+        lambda p: p.graph.input.append(
+            helper.make_tensor_value_info("fc.bias", TensorProto.FLOAT, [4])
+        ),
+        {SIGNATURE},
     ),
     "much larger": (
         lambda p: p.graph.initializer.append(
@@ -468,7 +499,7 @@ def test_what_is_not_given_is_skipped_and_no_pass(pair: Pair) -> None:
     policy = Policy.from_dict(RULES | {"latency": {"min_speedup": 0.5}})
     result = check(pair.pruned, policy)
     assert {name for name, text in not_passed(result).items() if "skipped" in text} == {
-        *(SOURCE, SIGNATURE, "size.max_ratio", "latency.min_speedup"),
+        *(SOURCE, SIGNATURE, GRAPH, "size.max_ratio", "latency.min_speedup"),
         *("accuracy.min", "accuracy.max_drop"),
         *("agreement.min", "agreement.min_cosine", "agreement.min_sqnr_db"),
     }
@@ -558,6 +589,7 @@ def test_open_axes_take_their_sizes_from_policy_recipe_or_data(tmp_path: Path) -
     assert result.exit_code == 2
     shapes = {"inputs": {"shapes": {"x": [1, 4, 6, 6]}}}
     assert check(pair.pruned, Policy.from_dict(outputs | shapes)).passed
+    assert check(pair.pruned, Policy.from_dict(outputs), shapes={"x": [2, 4, 7, 7]}).passed
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[validate]\nshapes = {x = [1, 4, 5, 5]}\n")
     assert check(pair.pruned, Policy.from_dict(outputs), recipe=recipe).passed
@@ -613,6 +645,49 @@ def test_an_unfit_metric_is_an_error(original: Pair) -> None:
     result = check(original.pruned, policy, baseline=original.dense, data=str(original.data))
     assert "so few classes" in not_passed(result)["accuracy.min"]
     assert result.exit_code == 2
+
+
+def test_what_may_differ_in_the_same_graph(tmp_path: Path) -> None:
+    """Trained values in every storage; a constant, also one in a branch, may not."""
+
+    def branch(name: str, value: float) -> onnx.GraphProto:
+        held = numpy_helper.from_array(np.array(value, np.float32), "")
+        node = helper.make_node("Constant", [], [name], value=held)
+        out = helper.make_tensor_value_info(name, TensorProto.FLOAT, [])
+        return helper.make_graph([node], name, [], [out])
+
+    def model(scale: float, floats: float) -> onnx.ModelProto:
+        proto = constant_weights(dense_model())
+        proto.graph.node.pop()
+        sub = {"then_branch": branch("t", scale), "else_branch": branch("e", 1.0)}
+        proto.graph.node.extend(
+            [
+                helper.make_node("Constant", [], ["c"], value_floats=[floats] * 4),
+                helper.make_node("ReduceMax", ["shift"], ["m"], keepdims=0),
+                helper.make_node("Cast", ["m"], ["yes"], to=TensorProto.BOOL),
+                helper.make_node("If", ["yes"], ["f"], **sub),
+                helper.make_node("Mul", ["shift", "f"], ["h"]),
+                helper.make_node("Max", ["h", "c"], ["k"]),
+                helper.make_node("Add", ["g", "k"], ["scores"], "add"),
+            ]
+        )
+        return proto
+
+    pair = make_pair(tmp_path, model(2.0, 0.0), smallest(0.75), pattern="unstructured")
+    policy = Policy.from_dict({"signature": {"same_graph": True}})
+
+    def differences(proto: onnx.ModelProto) -> str:
+        onnx.save(proto, tmp_path / "other.onnx")
+        result = check(tmp_path / "other.onnx", policy, baseline=pair.dense)
+        return not_passed(result).get(GRAPH, "")
+
+    assert check(pair.pruned, policy, baseline=pair.dense).passed
+    assert differences(model(2.0, 0.0)) == ""
+    assert "FLOAT[] with digest" in differences(model(3.0, 0.0))
+    assert "FLOAT[4] with digest" in differences(model(2.0, 1.0))
+    longer = model(2.0, 0.0)
+    longer.graph.node.append(helper.make_node("Relu", ["scores"], ["unused"]))
+    assert "main graph: 19 nodes where the baseline has 18" in differences(longer)
 
 
 def test_payload_digests_do_not_hide_behind_storage(pair: Pair) -> None:
