@@ -97,6 +97,13 @@ class _Cores(click.ParamType):
     is_flag=True,
     help="With CUDA: keep inputs and outputs on the device, time by CUDA events.",
 )
+@click.option(
+    "--clock",
+    type=click.Choice(["wall", "cpu"]),
+    default="wall",
+    show_default=True,
+    help="cpu times how long a call has a processor core, for --threads 1 on a busy machine.",
+)
 @click.option("--profile", is_flag=True, help="Also show the time of each operator.")
 @common.json_option
 def command(
@@ -114,6 +121,7 @@ def command(
     processes: bool,
     cores: list[int] | None,
     device_io: bool,
+    clock: str,
     profile: bool,
     as_json: bool,
 ) -> None:
@@ -149,6 +157,7 @@ def command(
             processes=processes,
             cores=cores,
             device_io=device_io,
+            clock=clock,
             profile=profile,
         )
     report = result.to_json()

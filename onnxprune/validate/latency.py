@@ -29,7 +29,7 @@ from onnxprune.validate.environment import Neighbours, describe_gpus, describe_m
 from onnxprune.validate.inputs import random_inputs
 from onnxprune.validate.latency_result import BenchResult, completed, summarise
 from onnxprune.validate.operator_times import operator_times
-from onnxprune.validate.runtime_process import CPU, SessionSettings
+from onnxprune.validate.runtime_process import CLOCKS, CPU, SessionSettings
 from onnxprune.validate.session import ModelSource, PreparedModel, Session, session_settings
 from onnxprune.validate.timing import MIN_ROUNDS, Plan, measure
 
@@ -53,6 +53,7 @@ def bench(
     processes: bool = False,
     cores: Sequence[int] | None = None,
     device_io: bool = False,
+    clock: str = "wall",
     profile: bool = False,
 ) -> BenchResult:
     """Time models side by side; the first is the baseline.
@@ -81,6 +82,9 @@ def bench(
         processes: Run each model in a process of its own.
         cores: Processor cores to use; None for all.
         device_io: Keep inputs and outputs on the CUDA device and time by CUDA events.
+        clock: `wall`, the time that passes, or `cpu`, the time for which the call has a processor
+            core; that is the same on an idle machine, and much less noisy on a busy one. For one
+            thread on the CPU.
         profile: Find out the time of each operator, in calls of their own.
 
     Raises:
@@ -93,6 +97,7 @@ def bench(
         check_cores(cores)
         threads = threads if threads is not None else len(cores)
     settings = session_settings(provider, threads, optimization, provider_options)
+    _check_clock(clock, settings)
     stopwatch = open_stopwatch(settings.provider) if device_io else None
     if stopwatch is not None:
         settings = on_stream(settings, stopwatch)
@@ -100,7 +105,7 @@ def bench(
         prepared = [stack.enter_context(PreparedModel(model, settings)) for model in models]
         feeds = _checked_inputs(prepared, inputs, batch, shapes or {}, seed)
         environment = describe_machine() | _describe_settings(settings, feeds)
-        opener = _opener(prepared, feeds, stopwatch, cores, processes)
+        opener = _opener(prepared, feeds, stopwatch, clock, cores, processes)
         neighbours = Neighbours()
         with pinned(cores):
             openings = measure(
@@ -118,6 +123,7 @@ def bench(
             environment=environment
             | {
                 "precision": precision,
+                "clock": clock,
                 "processes": processes,
                 "pinned_cores": None if cores is None else list(cores),
                 "device_io": device_io,
@@ -135,14 +141,15 @@ def _opener(
     models: Sequence[PreparedModel],
     feeds: Mapping[str, np.ndarray],
     stopwatch: CudaStopwatch | None,
+    clock: str,
     cores: Sequence[int] | None,
     processes: bool,
 ) -> SharedProcess | OwnProcesses:
     if processes:
-        return OwnProcesses(models, feeds, cores)
+        return OwnProcesses(models, feeds, cores, clock)
     if stopwatch is not None:
         return SharedProcess(models, device_burst(feeds, stopwatch))
-    return SharedProcess(models, session_burst(feeds))
+    return SharedProcess(models, session_burst(feeds, clock))
 
 
 def _memory(
@@ -179,6 +186,17 @@ def _check(
         raise UsageError(
             "inputs on the device cannot be measured in separate processes",
             remedy="leave out --processes or --device-io",
+        )
+
+
+def _check_clock(clock: str, settings: SessionSettings) -> None:
+    if clock not in CLOCKS:
+        raise UsageError("no such clock", got=clock, expected=", ".join(CLOCKS))
+    if clock == "cpu" and (settings.provider != CPU or settings.threads != 1):
+        raise UsageError(
+            "the time of a processor core is the latency only for one thread on the CPU",
+            got=f"{settings.provider}, threads: {settings.threads or 'default'}",
+            remedy="--threads 1, or --clock wall",
         )
 
 
