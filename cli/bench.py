@@ -98,6 +98,12 @@ class _Cores(click.ParamType):
     help="With CUDA: keep inputs and outputs on the device, time by CUDA events.",
 )
 @click.option(
+    "--spinning/--no-spinning",
+    default=True,
+    show_default=True,
+    help="Whether worker threads spin while a call runs, as ONNX Runtime's do by default.",
+)
+@click.option(
     "--clock",
     type=click.Choice(["wall", "cpu"]),
     default="wall",
@@ -121,6 +127,7 @@ def command(
     processes: bool,
     cores: list[int] | None,
     device_io: bool,
+    spinning: bool,
     clock: str,
     profile: bool,
     as_json: bool,
@@ -158,6 +165,7 @@ def command(
             cores=cores,
             device_io=device_io,
             clock=clock,
+            spinning=spinning,
             profile=profile,
         )
     report = result.to_json()

@@ -54,6 +54,7 @@ def bench(
     cores: Sequence[int] | None = None,
     device_io: bool = False,
     clock: str = "wall",
+    spinning: bool = True,
     profile: bool = False,
 ) -> BenchResult:
     """Time models side by side; the first is the baseline.
@@ -85,6 +86,7 @@ def bench(
         clock: `wall`, the time that passes, or `cpu`, the time for which the call has a processor
             core; that is the same on an idle machine, and much less noisy on a busy one. For one
             thread on the CPU.
+        spinning: Whether worker threads spin while a call runs, as ONNX Runtime's do by default.
         profile: Find out the time of each operator, in calls of their own.
 
     Raises:
@@ -96,7 +98,7 @@ def bench(
     if cores is not None:
         check_cores(cores)
         threads = threads if threads is not None else len(cores)
-    settings = session_settings(provider, threads, optimization, provider_options)
+    settings = session_settings(provider, threads, optimization, provider_options, spinning)
     _check_clock(clock, settings)
     stopwatch = open_stopwatch(settings.provider) if device_io else None
     if stopwatch is not None:
@@ -124,6 +126,7 @@ def bench(
             | {
                 "precision": precision,
                 "clock": clock,
+                "spinning": "while a call runs" if spinning else "off",
                 "processes": processes,
                 "pinned_cores": None if cores is None else list(cores),
                 "device_io": device_io,
@@ -254,6 +257,5 @@ def _describe_settings(
         "provider_options": options,
         "threads": settings.threads if settings.threads is not None else "default",
         "graph_optimization": level,
-        "spinning": "while a call runs",
         "inputs": {name: list(array.shape) for name, array in feeds.items()},
     } | ({} if settings.provider == CPU else {"gpus": describe_gpus()})
