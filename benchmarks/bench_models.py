@@ -8,8 +8,6 @@ import numpy as np
 import onnx
 import onnx.helper
 import onnxruntime
-import torch
-import torchvision
 
 _SIDE = 64
 _PREFIX = "added_"
@@ -17,6 +15,9 @@ _PREFIX = "added_"
 
 def exported(name: str, size: int = 224) -> bytes:
     """An architecture of torchvision with random weights, as ONNX."""
+    import torch
+    import torchvision
+
     torch.manual_seed(0)
     network = getattr(torchvision.models, name)(weights=None).eval()
     file = io.BytesIO()

@@ -39,11 +39,12 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--network", default="mobilenet_v3_small", help="of torchvision")
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=8.0, help="longest time of a bench")
+    parser.add_argument("--seconds", type=float, default=6.0, help="longest time of a bench")
     parser.add_argument("--precision", type=float, default=0.01)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
     parser.add_argument("--processes", action="store_true")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--shared", action="store_true", help="other programs used the machine")
     parser.add_argument("--name", default="bench_trust")
     arguments = parser.parse_args()
@@ -77,6 +78,7 @@ def _bench(
         precision=arguments.precision,
         max_seconds=arguments.seconds,
         processes=arguments.processes,
+        clock=arguments.clock,
         seed=seed,
     )
 

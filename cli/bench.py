@@ -97,6 +97,19 @@ class _Cores(click.ParamType):
     is_flag=True,
     help="With CUDA: keep inputs and outputs on the device, time by CUDA events.",
 )
+@click.option(
+    "--spinning/--no-spinning",
+    default=True,
+    show_default=True,
+    help="Whether worker threads spin while a call runs, as ONNX Runtime's do by default.",
+)
+@click.option(
+    "--clock",
+    type=click.Choice(["wall", "cpu"]),
+    default="wall",
+    show_default=True,
+    help="cpu times how long a call has a processor core, for --threads 1 on a busy machine.",
+)
 @click.option("--profile", is_flag=True, help="Also show the time of each operator.")
 @common.json_option
 def command(
@@ -114,6 +127,8 @@ def command(
     processes: bool,
     cores: list[int] | None,
     device_io: bool,
+    spinning: bool,
+    clock: str,
     profile: bool,
     as_json: bool,
 ) -> None:
@@ -149,6 +164,8 @@ def command(
             processes=processes,
             cores=cores,
             device_io=device_io,
+            clock=clock,
+            spinning=spinning,
             profile=profile,
         )
     report = result.to_json()

@@ -21,7 +21,7 @@ def command(sources: tuple[str, ...], output: str | None, as_json: bool) -> None
 
     RUN_DIR is the run directory of `prune`, or the folder that `cascade --run-dir` wrote. Several
     run directories of `prune` give a page that compares their accuracy, sparsity and speed.
-    RESULT.json is what `bench --json` printed.
+    RESULT.json is what `bench --json` or `check --json` printed.
 
     \b
     Examples:

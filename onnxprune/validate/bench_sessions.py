@@ -64,6 +64,7 @@ class OwnProcesses:
         models: The models.
         feeds: Input name -> array.
         cores: Processor cores that they may use; None for all.
+        clock: What times the calls, one of `runtime_process.CLOCKS`.
 
     Attributes:
         load_ms: Times that each model took to load, in milliseconds.
@@ -76,10 +77,12 @@ class OwnProcesses:
         models: Sequence[PreparedModel],
         feeds: Mapping[str, np.ndarray],
         cores: Sequence[int] | None = None,
+        clock: str = "wall",
     ) -> None:
         self._models = models
         self._feeds = feeds
         self._cores = cores
+        self._clock = clock
         self.load_ms: list[list[float]] = [[] for _ in models]
         self.peak_bytes: list[list[int]] = [[] for _ in models]
         self.cpu_s = 0.0
@@ -94,7 +97,7 @@ class OwnProcesses:
                 workers = [stack.enter_context(Worker(model.label)) for model in self._models]
                 for index in rng.permutation(len(workers)):
                     load_ms = workers[index].load(
-                        self._models[index], list(self._feeds), arrays, self._cores
+                        self._models[index], list(self._feeds), arrays, self._cores, self._clock
                     )
                     self.load_ms[index].append(load_ms)
                 yield [worker.burst for worker in workers]
@@ -140,6 +143,7 @@ class Worker:
         names: Sequence[str],
         arrays: Path,
         cores: Sequence[int] | None = None,
+        clock: str = "wall",
     ) -> float:
         """Load the model; milliseconds that it took.
 
@@ -148,6 +152,7 @@ class Worker:
             names: Names of the inputs.
             arrays: An `.npz` file with them, in this order, as `numpy.savez` names them.
             cores: Processor cores that it may use; None for all.
+            clock: What times the calls, one of `runtime_process.CLOCKS`.
         """
         answer = self._ask(
             model=model.path,
@@ -156,6 +161,7 @@ class Worker:
             arrays=str(arrays),
             settings=model.settings.to_json(),
             cores=None if cores is None else list(cores),
+            clock=clock,
         )
         return float(answer["load_ms"])
 
@@ -198,9 +204,13 @@ def peak_memory(model: PreparedModel, feeds: Mapping[str, np.ndarray]) -> int | 
     return max(alone.peak_bytes[0], default=None)
 
 
-def session_burst(feeds: Mapping[str, np.ndarray]) -> Callable[[Session], Burst]:
-    """Makes bursts with inputs from host memory and outputs back in it."""
-    return lambda session: host_burst(session.raw, [spec.name for spec in session.outputs], feeds)
+def session_burst(
+    feeds: Mapping[str, np.ndarray], clock: str = "wall"
+) -> Callable[[Session], Burst]:
+    """Makes bursts with inputs from host memory and outputs back in it, see `host_burst`."""
+    return lambda session: host_burst(
+        session.raw, [spec.name for spec in session.outputs], feeds, clock
+    )
 
 
 def check_cores(cores: Sequence[int]) -> None:

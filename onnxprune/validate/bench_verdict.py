@@ -58,8 +58,8 @@ def noise(environment: Mapping[str, Any]) -> str:
     openings = environment.get("openings")
     return (
         f"The interval includes 1 and is wider than ±{EQUAL_WITHIN:.0%} after {openings} "
-        f"openings{neighbours}. An idle machine, a longer time (--seconds) or fixed cores (--pin) "
-        "would help."
+        f"openings{neighbours}. An idle machine, a longer time (--seconds), fixed cores (--pin) "
+        "or, for one thread, the processor's time (--clock cpu) would help."
     )
 
 

@@ -29,7 +29,7 @@ from onnxprune.validate.environment import Neighbours, describe_gpus, describe_m
 from onnxprune.validate.inputs import random_inputs
 from onnxprune.validate.latency_result import BenchResult, completed, summarise
 from onnxprune.validate.operator_times import operator_times
-from onnxprune.validate.runtime_process import CPU, SessionSettings
+from onnxprune.validate.runtime_process import CLOCKS, CPU, SessionSettings
 from onnxprune.validate.session import ModelSource, PreparedModel, Session, session_settings
 from onnxprune.validate.timing import MIN_ROUNDS, Plan, measure
 
@@ -53,6 +53,8 @@ def bench(
     processes: bool = False,
     cores: Sequence[int] | None = None,
     device_io: bool = False,
+    clock: str = "wall",
+    spinning: bool = True,
     profile: bool = False,
 ) -> BenchResult:
     """Time models side by side; the first is the baseline.
@@ -81,6 +83,10 @@ def bench(
         processes: Run each model in a process of its own.
         cores: Processor cores to use; None for all.
         device_io: Keep inputs and outputs on the CUDA device and time by CUDA events.
+        clock: `wall`, the time that passes, or `cpu`, the time for which the call has a processor
+            core; that is the same on an idle machine, and much less noisy on a busy one. For one
+            thread on the CPU.
+        spinning: Whether worker threads spin while a call runs, as ONNX Runtime's do by default.
         profile: Find out the time of each operator, in calls of their own.
 
     Raises:
@@ -92,7 +98,8 @@ def bench(
     if cores is not None:
         check_cores(cores)
         threads = threads if threads is not None else len(cores)
-    settings = session_settings(provider, threads, optimization, provider_options)
+    settings = session_settings(provider, threads, optimization, provider_options, spinning)
+    _check_clock(clock, settings)
     stopwatch = open_stopwatch(settings.provider) if device_io else None
     if stopwatch is not None:
         settings = on_stream(settings, stopwatch)
@@ -100,7 +107,7 @@ def bench(
         prepared = [stack.enter_context(PreparedModel(model, settings)) for model in models]
         feeds = _checked_inputs(prepared, inputs, batch, shapes or {}, seed)
         environment = describe_machine() | _describe_settings(settings, feeds)
-        opener = _opener(prepared, feeds, stopwatch, cores, processes)
+        opener = _opener(prepared, feeds, stopwatch, clock, cores, processes)
         neighbours = Neighbours()
         with pinned(cores):
             openings = measure(
@@ -118,6 +125,8 @@ def bench(
             environment=environment
             | {
                 "precision": precision,
+                "clock": clock,
+                "spinning": "while a call runs" if spinning else "off",
                 "processes": processes,
                 "pinned_cores": None if cores is None else list(cores),
                 "device_io": device_io,
@@ -135,14 +144,15 @@ def _opener(
     models: Sequence[PreparedModel],
     feeds: Mapping[str, np.ndarray],
     stopwatch: CudaStopwatch | None,
+    clock: str,
     cores: Sequence[int] | None,
     processes: bool,
 ) -> SharedProcess | OwnProcesses:
     if processes:
-        return OwnProcesses(models, feeds, cores)
+        return OwnProcesses(models, feeds, cores, clock)
     if stopwatch is not None:
         return SharedProcess(models, device_burst(feeds, stopwatch))
-    return SharedProcess(models, session_burst(feeds))
+    return SharedProcess(models, session_burst(feeds, clock))
 
 
 def _memory(
@@ -179,6 +189,17 @@ def _check(
         raise UsageError(
             "inputs on the device cannot be measured in separate processes",
             remedy="leave out --processes or --device-io",
+        )
+
+
+def _check_clock(clock: str, settings: SessionSettings) -> None:
+    if clock not in CLOCKS:
+        raise UsageError("no such clock", got=clock, expected=", ".join(CLOCKS))
+    if clock == "cpu" and (settings.provider != CPU or settings.threads != 1):
+        raise UsageError(
+            "the time of a processor core is the latency only for one thread on the CPU",
+            got=f"{settings.provider}, threads: {settings.threads or 'default'}",
+            remedy="--threads 1, or --clock wall",
         )
 
 
@@ -236,6 +257,5 @@ def _describe_settings(
         "provider_options": options,
         "threads": settings.threads if settings.threads is not None else "default",
         "graph_optimization": level,
-        "spinning": "while a call runs",
         "inputs": {name: list(array.shape) for name, array in feeds.items()},
     } | ({} if settings.provider == CPU else {"gpus": describe_gpus()})

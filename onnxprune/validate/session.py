@@ -42,6 +42,8 @@ _SHORT_NAMES = {
 }
 TENSORRT = "TensorrtExecutionProvider"
 CUDA_PROVIDERS = ("CUDAExecutionProvider", TENSORRT)
+_SPIN_IN_CALLS = {"session.force_spinning_stop": "1"}
+_NEVER_SPIN = {"session.intra_op.allow_spinning": "0"}
 OPTIMIZATION_LEVELS = {
     "none": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
@@ -226,8 +228,16 @@ def session_settings(
     threads: int | None = None,
     optimization: str = "all",
     provider_options: Mapping[str, str] | None = None,
+    spinning: bool = True,
 ) -> SessionSettings:
-    """Checked settings of a session, see `open_session`.
+    """Checked settings of a session.
+
+    Args:
+        provider: See `open_session`.
+        threads: See `open_session`.
+        optimization: See `open_session`.
+        provider_options: Options of the execution provider.
+        spinning: Whether worker threads spin while a call runs.
 
     Raises:
         UsageError: The provider is not available, or another value makes no sense.
@@ -246,7 +256,7 @@ def session_settings(
         threads=threads,
         graph_level=OPTIMIZATION_LEVELS[optimization],
         provider_options=dict(provider_options or {}),
-        config={"session.force_spinning_stop": "1"},
+        config=_SPIN_IN_CALLS if spinning else _NEVER_SPIN,
     )
 
 

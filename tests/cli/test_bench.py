@@ -63,13 +63,23 @@ def test_bad_cores(command: Command, classifier: Path, text: str) -> None:
 
 def test_settings(command: Command, classifier: Path) -> None:
     core = min(os.sched_getaffinity(0))
-    options = ("--pin", f"{core}-{core}", "--optimization", "none", "--batch", 3, "--processes")
+    options = (
+        "--pin",
+        f"{core}-{core}",
+        "--optimization",
+        "none",
+        "--batch",
+        3,
+        "--processes",
+        "--no-spinning",
+    )
     outcome = command("bench", classifier, "--rounds", 5, *options, "--json").expect(0)
     environment = outcome.json["environment"]
     assert environment["pinned_cores"] == [core]
     assert environment["threads"] == 1
     assert environment["graph_optimization"] == "none"
     assert environment["processes"] is True
+    assert environment["spinning"] == "off"
     assert environment["inputs"] == {"x": [3, 3, 8, 8]}
     assert "4000, 4001" in command("bench", classifier, "--pin", "4000,4001").expect(2).err
 

@@ -1,4 +1,5 @@
 import os
+import time
 
 import numpy as np
 import onnx.parser
@@ -9,6 +10,7 @@ from onnxprune.model import ValueSpec
 from onnxprune.validate import Speedup, bench
 from onnxprune.validate.inputs import random_inputs
 from onnxprune.validate.latency_result import summarise
+from onnxprune.validate.runtime_process import host_burst
 
 
 def summary(times, **options):
@@ -132,6 +134,17 @@ def test_settings_reach_the_measurement(network):
     assert len(os.sched_getaffinity(0)) > 1 or os.cpu_count() == 1
 
 
+def test_the_clock_of_the_processor_stands_still_while_a_call_waits():
+    class Sleeping:
+        def run(self, names, feeds):
+            time.sleep(0.02)
+
+    wall = host_burst(Sleeping(), [], {}, "wall")(3)
+    cpu = host_burst(Sleeping(), [], {}, "cpu")(3)
+    assert min(wall) >= 20e6
+    assert max(cpu) < 10e6
+
+
 def test_why_zeros_do_not_help(network):
     models = [("dense", network(4)), ("pruned", network(12))]
     dense, pruned = bench(models, batch=16, threads=1, rounds=20).models
@@ -164,6 +177,11 @@ def test_bench_refuses(network):
         bench([network(1)], optimization="most")
     with pytest.raises(UsageError, match=r"only CUDA(.|\n)*--device-io"):
         bench([network(1)], device_io=True)
+    with pytest.raises(UsageError, match="wall, cpu"):
+        bench([network(1)], clock="sun")
+    for threads in (2, None):
+        with pytest.raises(UsageError, match="only for one thread on the CPU"):
+            bench([network(1)], clock="cpu", threads=threads)
     with pytest.raises(UsageError, match="separate processes"):
         bench([network(1)], device_io=True, processes=True)
 
