@@ -21,16 +21,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
+from paired import measure_calls
 from record import write_results
 from torch import Tensor, nn
 from torch.onnx import TrainingMode
 
 from onnxprune.importer import load
-from onnxprune.validate.latency import speedup
-from onnxprune.validate.timing import measure
+from onnxprune.validate.speedup import speedup
+from onnxprune.validate.timing import Plan
 
 MODELS: dict[str, dict[str, Any]] = {
     "resnet50": {"batch": 2, "size": 128},
@@ -135,23 +137,19 @@ def _compared(
     calls: list[Callable[[], object]], arguments: argparse.Namespace
 ) -> dict[str, float | int]:
     clock = time.process_time_ns if arguments.cpu_time else time.perf_counter_ns
-    times = measure(
-        calls,
-        rounds=None,
-        warmup=3,
-        max_seconds=arguments.seconds,
-        seed=arguments.seed,
-        clock=clock,
+    plan = Plan(warmup=3, precision=0.005, max_seconds=arguments.seconds, seed=arguments.seed)
+    times = measure_calls(calls, plan, clock)
+    imported, native = (
+        np.concatenate([opening[:, index].ravel() for opening in times]) for index in (0, 1)
     )
-    imported, native = times[:, 0], times[:, 1]
-    ratio = speedup(imported, native, arguments.seed)
+    ratio = speedup(times, 1, arguments.seed)
     return {
         "ratio": round(ratio.ratio, 4),
         "low": round(ratio.low, 4),
         "high": round(ratio.high, 4),
-        "rounds": len(times),
-        "imported_ms": round(float(torch.tensor(imported).median()), 3),
-        "native_ms": round(float(torch.tensor(native).median()), 3),
+        "rounds": sum(len(opening) for opening in times),
+        "imported_ms": round(float(np.median(imported)), 3),
+        "native_ms": round(float(np.median(native)), 3),
     }
 
 

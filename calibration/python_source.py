@@ -21,6 +21,7 @@ from onnxprune.calibration.fit import (
     resolve_targets,
 )
 from onnxprune.calibration.samples import Sample, Samples, array_fingerprint
+from onnxprune.draws import seeded
 from onnxprune.errors import DataError, OnnxpruneError
 from onnxprune.model import ValueSpec
 from onnxprune.stacking import Padding
@@ -28,6 +29,9 @@ from onnxprune.user_code import import_function
 
 MAX_HELD_BYTES = 8 * 2**30
 """What an iterator yields is held in memory, up to this size."""
+
+_TRIED = 8
+"""So many samples are read twice, to see whether they vary."""
 
 
 def open_python(
@@ -191,6 +195,8 @@ class ItemSamples(Samples):
         self._labelled = label is not None
         self._targets = resolve_targets(targets, () if label is None else np.shape(label))
         self._sample(0)
+        tried = min(_TRIED, self._length)
+        self.varies = any(self._varies(self._length * part // tried) for part in range(tried))
 
     @property
     def labelled(self) -> bool:
@@ -222,8 +228,17 @@ class ItemSamples(Samples):
             checked = check_label(label, self._label_count, where)
         return _named(values, self.inputs, where), checked
 
+    def _varies(self, index: int) -> bool:
+        """Whether a sample is another one where other random numbers are drawn."""
+        read = []
+        for seed in range(2):
+            with seeded(seed, index), contextlib.suppress(DataError):
+                read.append(array_fingerprint(self._read(index)[0]))
+        return len(set(read)) > 1
+
     def _label(self, index: int) -> int | np.ndarray | None:
-        return self._read(index)[1]
+        with seeded(0, index):
+            return self._read(index)[1]
 
     def _sample(self, index: int) -> Sample:
         arrays, label = self._read(index)
@@ -232,4 +247,5 @@ class ItemSamples(Samples):
         return Sample(fit_sample(arrays, wanted, f"{self.name}, sample {index}"), label)
 
     def _fingerprint(self, index: int) -> bytes:
-        return array_fingerprint(self._read(index)[0])
+        with seeded(0, index):
+            return array_fingerprint(self._read(index)[0])

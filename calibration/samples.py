@@ -40,12 +40,14 @@ class Samples(ABC):
         preprocess: The preprocessing in effect, with everything that was left open filled in from
             the model; None for data that are not images.
         padding: How samples of different lengths become one batch; None where they must not differ.
+        varies: Whether a sample is another one each time it is read, as far as a few of them tell.
     """
 
     name: str
     classes: list[str] | None = None
     preprocess: Preprocess | None = None
     padding: Padding | None = None
+    varies: bool = False
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -106,7 +108,8 @@ class Samples(ABC):
         """SHA-256 (hex) of the content: every sample before preprocessing, the labels, the order.
 
         It depends on no path, file name, time or storage form (`np.savez` or
-        `np.savez_compressed`, one shard or many); it reads all data once.
+        `np.savez_compressed`, one shard or many); it reads all data once. Of samples that vary it
+        covers those that fixed seeds give.
         """
         total = hashlib.sha256(b"onnxprune-samples-1\0")
         total.update(len(self).to_bytes(8, "little"))
@@ -173,6 +176,7 @@ class Subset(Samples):
         self.classes = base.classes
         self.preprocess = base.preprocess
         self.padding = base.padding
+        self.varies = base.varies
 
     @property
     def labelled(self) -> bool:

@@ -46,8 +46,17 @@ def root() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit with its code; see `onnxprune --help`."""
-    sys.exit(run(arguments))
+    """Run a command and exit with its code; see `onnxprune --help`.
+
+    One of several processes ends without taking itself apart. With threads that have talked to
+    other processes, this fails now and then, and a launcher would start the finished run again.
+    """
+    code = run(arguments)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -83,7 +83,7 @@ def command(
         job = prepare_probe(model, resolved, run_dir=folder, allow_python=allow_python)
         plan = probe_plan(job, seeds)
         finished = len(finished_arms(job, target, plan))
-        cost = _announce(job, plan, finished, measure=dry_run or not as_json)
+        cost = _announce(job, plan, finished)
         if dry_run:
             if as_json:
                 common.print_json({**plan.to_json(), "estimate": cost})
@@ -100,10 +100,10 @@ def command(
         _print_result(result, Path(run_dir) if run_dir else None)
 
 
-def _announce(
-    job: "Job", plan: "ProbePlan", finished: int, *, measure: bool
-) -> dict[str, Any] | None:
+def _announce(job: "Job", plan: "ProbePlan", finished: int) -> dict[str, Any]:
     """Say beforehand what is run, how long it takes, and what it cannot show."""
+    from onnxprune.estimate import estimate
+
     console = common.message_console()
     left = len(plan.runs) - finished
     console.print(
@@ -113,16 +113,12 @@ def _announce(
     )
     if finished:
         console.print(f"{finished} of {len(plan.runs)} arms were finished before")
-    cost = None
-    if measure:
-        from onnxprune.estimate import estimate
-
-        cost = estimate(job)
-        cost["total_s"] = left * cost["train_s"]
-        console.print(
-            f"time: about {common.duration_text(cost['total_s'])} ({cost['step_s']:.3f} s a step, "
-            "measured)"
-        )
+    cost = estimate(job)
+    cost["total_s"] = left * cost["train_s"]
+    console.print(
+        f"time: about {common.duration_text(cost['total_s'])} ({cost['step_s']:.3f} s a step, "
+        "measured)"
+    )
     if plan.horizon_steps is not None:
         console.print(
             f"decay horizon: {plan.horizon_steps:,} steps; an arm covers "

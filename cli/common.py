@@ -98,6 +98,17 @@ def parse_shapes(shapes: tuple[str, ...]) -> dict[str, list[int]]:
     return parsed
 
 
+def parse_pairs(option: str, pairs: tuple[str, ...]) -> dict[str, str]:
+    """`("key=value",)`, as an option takes them, as `{"key": "value"}`."""
+    parsed = {}
+    for text in pairs:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise UsageError(f"{option} takes KEY=VALUE", got=text)
+        parsed[key] = value
+    return parsed
+
+
 def print_json(value: object) -> None:
     """Print JSON, alone, to standard output."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))

@@ -1,5 +1,7 @@
 """`onnxprune evaluate`: accuracy under ONNX Runtime."""
 
+from typing import Any
+
 import click
 
 from onnxprune.cli import common
@@ -9,6 +11,13 @@ from onnxprune.cli import common
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @common.data_option(required=False)
 @common.recipe_option
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    help="Also measure: cer (characters, CTC), miou (segmentation), python:MODULE:FUNCTION.",
+)
 @click.option("--batch-size", type=click.IntRange(1), help="Samples a call.  [default: 32]")
 @common.threads_option
 @common.provider_option
@@ -19,6 +28,7 @@ def command(
     models: tuple[str, ...],
     data: str | None,
     recipe: str | None,
+    metrics: tuple[str, ...],
     batch_size: int | None,
     threads: int | None,
     provider: str | None,
@@ -28,7 +38,8 @@ def command(
 ) -> None:
     """Measure the accuracy of models on the same samples under ONNX Runtime.
 
-    The first MODEL is the reference for agreement. Preprocessing and class order come from the
+    The first MODEL is the reference for agreement, and for whether a difference on these samples is
+    more than chance. Preprocessing and class order come from the
     recipe; its [data] eval, or else train, is used where --data is not given.
 
     \b
@@ -36,13 +47,13 @@ def command(
       onnxprune evaluate model.onnx pruned.onnx --data photos/val --recipe recipe.toml
     """
     from rich.progress import Progress
-    from rich.table import Table
 
     from onnxprune import model as model_io
     from onnxprune.calibration import class_order_note, open_data
     from onnxprune.errors import UsageError
     from onnxprune.stacking import make_padding
     from onnxprune.validate import evaluate
+    from onnxprune.validate.task_metrics import NAMES, make_metrics
 
     resolved = common.load_recipe(
         recipe,
@@ -55,14 +66,16 @@ def command(
     spec = resolved.data.eval or resolved.data.train
     if spec is None:
         raise UsageError("there are no data to evaluate on", remedy="give --data SPEC")
+    measured = make_metrics(metrics, blank=resolved.finetune.ctc_blank, allow_python=allow_python)
     sources = [model_io.read(model) for model in models]
     samples = open_data(
         spec,
         inputs=sources[0].inputs,
         preprocess=resolved.preprocess,
         classes=resolved.data.classes,
-        num_classes=sources[0].class_count,
+        num_classes=None if metrics else sources[0].class_count,
         allow_python=allow_python,
+        targets="array" if {*metrics} & {*NAMES} else "either" if metrics else "class",
         padding=make_padding(resolved.data, sources[0].inputs),
     )
     console = common.message_console()
@@ -77,10 +90,19 @@ def command(
             provider=resolved.validation.provider,
             threads=resolved.validation.threads,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+            metrics=measured,
         ).to_json()
     if as_json:
         common.print_json(result)
         return
+    _print(result)
+
+
+def _print(result: dict[str, Any]) -> None:
+    """The metrics, and which differences to the first model are more than chance."""
+    from rich.table import Table
+
+    console = common.output_console()
     names = list(dict.fromkeys(name for model in result["models"] for name in model["metrics"]))
     table = Table("model", *names, title=f"{result['samples']} samples")
     for model in result["models"]:
@@ -88,4 +110,22 @@ def command(
         table.add_row(
             model["path"], *("–" if value is None else f"{value:.4f}" for value in values)
         )
-    common.output_console().print(table)
+    console.print(table)
+    if not any(model["against_first"] for model in result["models"]):
+        return
+    first = result["models"][0]["path"]
+    against = Table(
+        *("model", "metric", "difference", "95 % interval", "p", ""), title=f"against {first}"
+    )
+    for model in result["models"]:
+        for name, found in model["against_first"].items():
+            chance = found["low"] <= 0 <= found["high"]
+            against.add_row(
+                model["path"],
+                name,
+                f"{found['difference']:+.4f}",
+                f"{found['low']:+.4f} to {found['high']:+.4f}",
+                "–" if found["p_value"] is None else f"{found['p_value']:.2g}",
+                "may be chance" if chance else "more than chance",
+            )
+    console.print(against)

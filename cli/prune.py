@@ -194,7 +194,8 @@ def _budget_text(budget: dict[str, Any]) -> str:
     """What training cost, in one line."""
     text = (
         f"budget: {budget['epochs']:.4g} epochs, {budget['steps']:,} steps, "
-        f"mean density {common.percent(budget['mean_density'])}"
+        f"mean density {common.percent(budget['mean_density'])} "
+        f"({common.percent(budget['mean_density_planned'])} by the schedule alone)"
     )
     if budget["training_flops"] is None:
         return text

@@ -8,32 +8,47 @@ from onnxprune.cli import common
 
 
 @click.command("report")
-@click.argument("run_dir")
+@click.argument("sources", nargs=-1, required=True, metavar="RUN_DIR... | RESULT.json")
 @click.option(
     "-o",
     "--output",
     metavar="FILE",
-    help="The HTML file to write.  [default: report.html or cascade.html in RUN_DIR]",
+    help="The HTML file to write.  [default for one: report.html or cascade.html in RUN_DIR]",
 )
 @common.json_option
-def command(run_dir: str, output: str | None, as_json: bool) -> None:
+def command(sources: tuple[str, ...], output: str | None, as_json: bool) -> None:
     """Write what a run did and found as one HTML page without external parts.
 
-    RUN_DIR is the run directory of `prune`, or the folder that `cascade --run-dir` wrote.
+    RUN_DIR is the run directory of `prune`, or the folder that `cascade --run-dir` wrote. Several
+    run directories of `prune` give a page that compares their accuracy, sparsity and speed.
+    RESULT.json is what `bench --json` or `check --json` printed.
 
     \b
     Examples:
       onnxprune report pruned.run -o report.html
       onnxprune report probe
+      onnxprune report gmp.run cascade.run -o comparison.html
+      onnxprune report bench.json -o bench.html
     """
+    from onnxprune.errors import UsageError
     from onnxprune.model import check_writable
-    from onnxprune.validate import report_path, write_report
+    from onnxprune.validate import report_path, write_comparison, write_report, write_result_report
 
-    if output is None:
-        output = str(report_path(Path(run_dir)))
-    else:
+    paths = [Path(source) for source in sources]
+    is_result = len(paths) == 1 and paths[0].is_file()
+    if output is not None:
         check_writable(output)
-    write_report(Path(run_dir), Path(output))
+    elif is_result or len(paths) > 1:
+        what = "the page of a result" if is_result else "a comparison"
+        raise UsageError(f"{what} needs a file to go to", remedy="name it with -o")
+    else:
+        output = str(report_path(paths[0]))
+    if is_result:
+        write_result_report(paths[0], Path(output))
+    elif len(paths) > 1:
+        write_comparison(paths, Path(output))
+    else:
+        write_report(paths[0], Path(output))
     if as_json:
         common.print_json({"output": output, "size_bytes": Path(output).stat().st_size})
     else:

@@ -26,7 +26,7 @@ from onnxprune.recipe import Recipe
 from onnxprune.validate.policy import table_classes
 
 _CHANGELOG = Path(__file__).parent.parent / "CHANGELOG.md"
-_ARCHITECTURES = Path(__file__).parent.parent / "benchmarks" / "results" / "architectures.json"
+_RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 _MARKER = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 
 
@@ -138,7 +138,7 @@ def metadata_tables() -> Iterator[str]:
 
 def architecture_tables() -> Iterator[str]:
     """What `benchmarks/architectures.py` found, one section a group of architectures."""
-    record = json.loads(_ARCHITECTURES.read_text(encoding="utf-8"))
+    record = _record("architectures")
     entries = record["results"]
     verdicts = Counter(entry["verdict"] for entry in entries)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
@@ -151,6 +151,56 @@ def architecture_tables() -> Iterator[str]:
             ("architecture", "result", "exporter", "dynamic", "off by", "PyTorch's own", "remark"),
             (_architecture_row(entry) for entry in members),
         )
+
+
+def interleaving_table() -> Iterator[str]:
+    """What `benchmarks/bench_interleaving.py` found."""
+    record = _record("bench_interleaving")
+    yield from (_measured_on(record), "")
+    for model, ways in record["results"].items():
+        yield from _table(
+            (f"`{model}`, {record['settings']['threads']} threads", "median", "plain loop"),
+            (
+                (way, f"{found['median_ms']:.2f} ms", f"{found['against_a_plain_loop']:.2f}×")
+                for way, found in ways.items()
+            ),
+        )
+
+
+def trust_table() -> Iterator[str]:
+    """What `benchmarks/bench_trust.py` found."""
+    record = _record("bench_trust")
+    results, repeats = record["results"], record["settings"]["repeats"]
+    rows = []
+    for key, title in (
+        ("same", "a model against itself"),
+        ("same_with_a_busy_core", "the same, with another program on one core"),
+    ):
+        found = results[key]
+        text = f"{found['intervals_with_1']} of {repeats} intervals hold 1"
+        rows.append((title, f"{text}; their median width is {found['median_width']:.1%}"))
+    found = results["slower_by_5_percent"]
+    text = f"found slower in {found['found_slower']} of {repeats}"
+    rows.append(("a model with 5 % of its time added", text))
+    for model, found in results["plain_loop"].items():
+        text = f"{found['alone']:+.1%} alone, {found['interleaved']:+.1%} beside another session"
+        rows.append((f"median of `{model}` against a plain loop", text))
+    yield from (_measured_on(record), "")
+    yield from _table(("question", "answer"), rows)
+
+
+def _measured_on(record: dict[str, Any]) -> str:
+    machine, settings = record["machine"], record["settings"]
+    shared = ", which other programs used meanwhile" if settings["shared"] else ""
+    return (
+        f"Measured {record['date']} on {machine['cpu']} with {machine['cores']} cores{shared} "
+        f"(`{record['command']}`)."
+    )
+
+
+def _record(name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((_RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return record
 
 
 def _by_group(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -180,6 +230,8 @@ _PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "errors": error_table,
     "metadata": metadata_tables,
     "architectures": architecture_tables,
+    "bench-interleaving": interleaving_table,
+    "bench-trust": trust_table,
     "changelog": changelog,
 }
 

@@ -311,6 +311,7 @@ def job_budget(job: Job) -> Budget:
         job.steps_per_epoch,
         flops.by_tensor,
         flops.total,
+        job.plan.events(job.total_steps),
     )
 
 

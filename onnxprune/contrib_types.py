@@ -79,6 +79,8 @@ def infer_contrib(node: NodeProto, types: list[TypeProto | None]) -> dict[str, T
         node: The node.
         types: Types of its inputs, None for those that are left out or unknown.
     """
+    if node.op_type == "DynamicQuantizeLSTM":
+        return _lstm_types(node, types)
     like = _LIKE.get(node.op_type)
     if like is None:
         return {}
@@ -93,6 +95,17 @@ def infer_contrib(node: NodeProto, types: list[TypeProto | None]) -> dict[str, T
         for index in like.same_outputs
         if index < len(node.output) and node.output[index]
     }
+
+
+def _lstm_types(node: NodeProto, types: list[TypeProto | None]) -> dict[str, TypeProto]:
+    schema: Schema = find_schema("", "LSTM", _VERSION)
+    twin = NodeProto(op_type="LSTM", input=node.input[:8], output=node.output)
+    twin.attribute.extend(a for a in node.attribute if a.name in schema.attributes)
+    known = {node.input[0]: types[0]} if types and types[0] is not None else {}
+    try:
+        return infer_node(schema, twin, known, {}, {"": _VERSION})
+    except onnx.checker.ValidationError:
+        return {}
 
 
 def _elem_type(types: list[TypeProto | None], slot: int) -> int:

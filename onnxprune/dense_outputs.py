@@ -125,6 +125,8 @@ class DenseModel:
         count = fixed_batch(self.job.source) or 1
         if self.job.recipe.augment.transforms:
             return "torch", "the samples are augmented"
+        if samples.varies:
+            return "torch", "a sample is another one each time it is read"
         if differ_in_length(samples):
             return "torch", "the samples differ in length"
         values = self._computed(subset(samples, [0] * count), names)
@@ -155,7 +157,7 @@ class DenseModel:
 
     def on_evaluation(self, samples: Samples, names: Collection[str]) -> Teacher:
         """The model as a teacher on the few samples that are used on the way."""
-        if differ_in_length(samples):
+        if differ_in_length(samples) or samples.varies:
             return self.running(self.job.recipe.distill.teacher, names)
         return CachedTeacher(self.values(samples, names))
 

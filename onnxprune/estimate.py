@@ -24,7 +24,8 @@ def estimate(job: Job) -> dict[str, Any]:
     Nothing is written.
 
     Returns:
-        `step_s`, `train_s`, `total_s` in seconds, and `memory_bytes` by what uses it.
+        In seconds `step_s`, `train_s` with the evaluations in between, and `total_s`; and
+        `memory_bytes` by what uses it.
     """
     imported = load(job.traced)
     parameters = dict(imported.named_parameters())
@@ -46,14 +47,15 @@ def estimate(job: Job) -> dict[str, Any]:
         memory["sample cache"] = cached
     evaluated = 0 if job.eval is None else len(job.eval)
     batch = job.recipe.finetune.batch_size
-    train_s = step_s * job.total_steps
+    evaluate_s = forward_s / batch * evaluated
+    evaluations = job.recipe.finetune.evaluations if job.total_steps else 0
+    train_s = step_s * job.total_steps + evaluate_s * evaluations
     dense_s = forward_s / batch * (0 if job.train is None else len(job.train))
-    validate_s = 2 * forward_s / batch * evaluated
     latency_s = job.recipe.validation.latency_seconds if job.recipe.validation.latency else 0.0
     return {
         "step_s": step_s,
         "train_s": train_s,
-        "total_s": train_s + dense_s + validate_s + latency_s,
+        "total_s": train_s + dense_s + 2 * evaluate_s + latency_s,
         "memory_bytes": memory,
     }
 

@@ -348,15 +348,17 @@ def _check_scores(output: ValueSpec, source: OnnxModel) -> None:
 def _augmentation(recipe: Recipe, train: Samples | None) -> Augmentation | None:
     """The training samples as the recipe changes them, tried on the first."""
     transforms = recipe.augment.transforms
-    if not transforms or train is None:
+    if train is None or not (transforms or train.varies):
         return None
     if recipe.distill.teacher == "cached" and recipe.distill.weight != 0:
         raise UsageError(
-            "the dense model's outputs cannot be kept for augmented samples",
+            "the dense model's outputs cannot be kept for samples that change",
             where="[distill] teacher",
             got="cached",
             expected="auto, torch or runtime",
         )
+    if not transforms:
+        return None
     augmentation = Augmentation(train, transforms, recipe.finetune.seed)
     with suppress(DataError):  # a first sample that cannot be read is the run's to tell
         augmentation(0, 0)

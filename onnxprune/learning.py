@@ -97,7 +97,8 @@ def _task(job: Job, module: ImportedModel, endings: Mapping[str, Ending], batch:
     elif settings.loss == "mse":
         task = SquaredError(name)
     elif settings.loss == "ctc":
-        task = Ctc(name, ending, settings.ctc_blank, _time_first(job, output, batch))
+        time_first = _time_first(job, output, batch)
+        task = Ctc(name, ending, settings.ctc_blank, time_first, settings.ctc_input)
     else:
         many = batch.labels is not None and batch.labels.ndim > 1
         axis = class_axis(output, batch.labels, ending) if many and batch.labels is not None else -1

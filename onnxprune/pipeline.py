@@ -89,7 +89,10 @@ def execute(
         ranks.run_on_main(lambda: _start(job, held))
         run = _Run(job, accelerator, ranks, on_progress, stop)
         held.callback(run.tracking.close)
-        return _with_status(job, ranks, run)
+        results = _with_status(job, ranks, run)
+        with suppress(RuntimeError):  # the run is finished, whoever is gone
+            ranks.barrier()  # nobody leaves while another waits for the last message
+        return results
 
 
 def _with_status(job: Job, ranks: Ranks, run: "_Run") -> dict[str, Any]:

@@ -120,11 +120,11 @@ def probe_result(
     first = scores[0]
     curves = {score: _net_curve(score, plan, by_name) for score in scores}
     schedule = target.schedule
-    steps = max(1, round(target.finetune.epochs * job.steps_per_epoch))
+    main_steps = max(1, round(target.finetune.epochs * job.steps_per_epoch))
     advice = recommend(
         gains[first].verdict,
         curves[first],
-        round((schedule.end - schedule.begin) * steps),
+        round((schedule.end - schedule.begin) * main_steps),
         schedule.events,
     )
     return {
@@ -151,7 +151,7 @@ def probe_result(
         "target_sparsity": target.sparsity.resolved_target,
         "decay_horizon_steps": plan.horizon_steps,
         "decay_horizon_reached": plan.horizon_reached,
-        "steps": steps,
+        "steps": plan.steps,
         "seeds": list(plan.seeds),
         "curves": {
             score: [{"step": step, "net_shed": shed} for step, shed in curve]

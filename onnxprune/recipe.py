@@ -3,6 +3,7 @@
 Unknown keys are errors, and all problems are reported at once. Units stand in each field's text.
 """
 
+import difflib
 import hashlib
 import json
 import os
@@ -17,8 +18,10 @@ from pydantic import (
 )
 
 from onnxprune.errors import RecipeError, UsageError
-from onnxprune.pattern_text import pattern_sparsity
+from onnxprune.pattern_text import PATTERN_FORMS, PATTERN_TEXT, pattern_sparsity
 from onnxprune.recipe_tables import (
+    LOSS_FORMS,
+    LOSS_TEXT,
     AugmentTable,
     CascadeTable,
     DataTable,
@@ -148,23 +151,37 @@ _WHERE_AND_HOW_FAST = (
 )
 
 
+_FORMS = {LOSS_TEXT: LOSS_FORMS, PATTERN_TEXT: PATTERN_FORMS}
+
+
 def _problems(error: ValidationError) -> list[str]:
     problems = []
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"]) or "recipe"
         if item["type"] == "extra_forbidden":
-            problems.append(f"{key}: unknown key; allowed here: {_allowed(item['loc'])}")
+            problems.append(f"{key}: unknown key; {_known(item['loc'])}")
+        elif item["type"] == "string_pattern_mismatch":
+            forms = _FORMS[item["ctx"]["pattern"]]
+            problems.append(f"{key}: must be {forms} (got {item['input']!r})")
         else:
             message = item["msg"].removeprefix("Value error, ")
             problems.append(f"{key}: {message} (got {item['input']!r})")
     return problems
 
 
-def _allowed(location: tuple[int | str, ...]) -> str:
-    """The keys that exist where an unknown one was found."""
+def _known(location: tuple[int | str, ...]) -> str:
+    """The keys that exist where an unknown one was found, the one that was meant first."""
+    allowed = _allowed(location)
+    meant = difflib.get_close_matches(str(location[-1]), allowed, 1)
+    return (
+        "".join(f"did you mean {key!r}? " for key in meant) + "allowed here: " + ", ".join(allowed)
+    )
+
+
+def _allowed(location: tuple[int | str, ...]) -> list[str]:
     fields = Recipe.model_fields
     if len(location) > 1:
         table = next((f for name, f in fields.items() if location[0] in (name, f.alias)), None)
         if table is not None and isinstance(table.annotation, type):
-            return ", ".join(table.annotation.model_fields)
-    return ", ".join(field.alias or name for name, field in fields.items())
+            return list(table.annotation.model_fields)
+    return [field.alias or name for name, field in fields.items()]

@@ -14,6 +14,7 @@ from pydantic import (
 from onnxprune.pattern_text import PATTERN_TEXT, block_of, nm_of, pattern_sparsity
 
 LOSS_TEXT = r"^(auto|cross-entropy|bce|mse|ctc|python:[A-Za-z_][\w.]*:[A-Za-z_]\w*)$"
+LOSS_FORMS = "auto, cross-entropy, bce, mse, ctc or python:package.module:function"
 
 
 _Pair = Annotated[tuple[int, int], Strict(False)]
@@ -360,6 +361,11 @@ class FinetuneTable(Table):
         None, description="Output that the loss reads, by default the first."
     )
     ctc_blank: int = Field(0, ge=0, description="Index of the blank among the classes of ctc.")
+    ctc_input: str | None = Field(
+        None,
+        description="Padded input whose length tells how many time steps a sample has in ctc, "
+        "where several are padded.",
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Smoothing of the labels of cross-entropy and bce."
     )
@@ -392,8 +398,8 @@ class FinetuneTable(Table):
     explosion: float = Field(
         10.0,
         gt=1,
-        description="A loss above this multiple of the largest one at the start of training or "
-        "after a pruning event (and of chance level) counts as diverged.",
+        description="A loss above this multiple of that of a model that knows nothing counts as "
+        "diverged. The latter is measured: the dense model's outputs, each for another sample.",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="Arithmetic of training; fp16 needs CUDA."

@@ -24,6 +24,7 @@ _EXAMPLES: dict[str, object] = {
     "sparsity.target": 0.8,
     "finetune.lr": 0.01,
     "finetune.loss_output": "scores",
+    "finetune.ctc_input": "sound",
     "finetune.threads": 4,
     "finetune.micro_batch": 8,
     "finetune.channels_last": True,

@@ -31,11 +31,14 @@ def test_counts_bytes_exactly(classifier: Path, training_data: Path) -> None:
 
 
 def test_seconds_follow_the_plan(classifier: Path, training_data: Path) -> None:
-    settings = {"device": "cpu", "epochs": 10}
+    settings = {"device": "cpu", "epochs": 10, "evaluations": 0}
     cost = estimate(job(classifier, training_data, finetune=settings))
     assert cost["step_s"] > 0
     assert cost["train_s"] == pytest.approx(40 * cost["step_s"])
     assert cost["total_s"] > cost["train_s"]
+    settings["evaluations"] = 5
+    cost = estimate(job(classifier, training_data, finetune=settings))
+    assert cost["train_s"] > 40 * cost["step_s"]
 
 
 def test_adamw_keeps_two_moments(classifier: Path, training_data: Path) -> None:

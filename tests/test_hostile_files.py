@@ -551,3 +551,72 @@ def test_the_undamaged_models_load(mutations: ModuleType) -> None:
         onnxprune.load(data)
     with pytest.raises(ModelFileError):
         read(b"damaged")
+
+
+CLAIMS = {
+    "ConstantOfShape": "n = Constant<value = int64[2] {200000, 200000}>() m = ConstantOfShape(n)",
+    "Range": "n = Constant<value_int = 100000000000>() m = Range(zero, n, one)",
+    "Tile": "n = Constant<value = int64[2] {200000, 200000}>() m = Tile(x, n)",
+    "OneHot": "n = Constant<value_int = 100000000000>() m = OneHot(i, n, pair)",
+    "Pad": "n = Constant<value = int64[4] {0, 0, 200000, 200000}>() m = Pad(x, n)",
+    "Expand": "n = Constant<value = int64[2] {200000, 200000}>() k = ReduceSum(x) m = Expand(k, n)",
+    "HannWindow": "n = Constant<value_int = 100000000000>() m = HannWindow(n)",
+    "Resize": "n = Constant<value = float[2] {200000.0, 200000.0}>() m = Resize(x, none, n)",
+}
+
+
+@pytest.mark.usefixtures("frugal")
+@pytest.mark.parametrize("op_type", CLAIMS)
+def test_a_graph_that_makes_what_no_machine_holds(op_type: str) -> None:
+    """From constants alone, so that it is known before anything is computed."""
+    body = CLAIMS[op_type]
+    head = LINE.replace("float[N,4] x", "float[3,4] x, int64[5] i").replace(
+        "float[N,4] y", "float y"
+    )
+    proto = parser.parse_model(
+        HEAD + head + "{ zero = Constant<value_int = 0>() one = Constant<value_int = 1>() "
+        "pair = Constant<value = float[2] {0.0, 1.0}>() none = Constant<value = float[0] {}>() "
+        + body
+        + " f = Cast<to = 1>(m) y = ReduceSum<keepdims = 0>(f) }"
+    )
+    with pytest.raises(ModelFileError, match=f"a {op_type} node.*(?s:.*)GiB"):
+        onnxprune.load(proto)
+
+
+def test_sizes_of_which_some_are_known_only_later() -> None:
+    """The known ones count: a result with a batch axis is no smaller."""
+    proto = parser.parse_model(
+        HEAD
+        + LINE
+        + """{
+            s = Shape<end = 1>(x)
+            n = Constant<value = int64[2] {200000, 200000}>()
+            t = Concat<axis = 0>(s, n)
+            m = ConstantOfShape(t)
+            k = Constant<value = int64[2] {1, 2}>()
+            z = ReduceSum<keepdims = 0>(m, k)
+            o = Constant<value = int64[1] {1}>()
+            u = Unsqueeze(z, o)
+            y = Add(x, u)
+        }"""
+    )
+    with pytest.raises(ModelFileError, match="ConstantOfShape"):
+        onnxprune.load(proto)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        *("Softmax<axis = 99>(x)", "Concat<axis = 2>(x, x)", "Transpose<perm = [0, 0]>(x)"),
+        *(
+            "Transpose<perm = [0]>(x)",
+            "Flatten<axis = 3>(x)",
+            "LayerNormalization<axis = -3>(x, w)",
+        ),
+    ],
+)
+def test_axes_that_are_not_there(node: str) -> None:
+    weights = "<float[4] w = {1, 1, 1, 1}>"
+    proto = parser.parse_model(f"{HEAD} {LINE} {weights} {{ y = {node} }}")
+    with pytest.raises(ModelFileError, match=node.split("<")[0]):
+        onnxprune.load(proto)

@@ -96,6 +96,19 @@ def test_evaluation_data_of_its_own(prepared: Prepare, evaluation_data: Path) ->
     assert job.notes == []
 
 
+def test_a_learning_rate_that_never_falls_is_told(prepared: Prepare) -> None:
+    """Held until the target is reached, which is the last step where pruning ends there."""
+    settings = {"sparsity": {"method": "cascade-gmp"}, "cascade": {"hold_lr": True}}
+    held = prepared(tables=settings | {"schedule": {"end": 1.0}})
+    assert any("stays at its peak to the last step" in note for note in held.notes)
+    for other in (
+        settings | {"schedule": {"end": 0.6}},
+        settings | {"cascade": {"hold_lr": False}, "schedule": {"end": 1.0}},
+        settings | {"sparsity": {"method": "gmp"}, "schedule": {"end": 1.0}},
+    ):
+        assert not any("peak" in note for note in prepared(tables=other).notes)
+
+
 def test_limit(prepared: Prepare, evaluation_data: Path) -> None:
     job = prepared(tables={"data": {"eval": str(evaluation_data), "limit": 20}})
     assert job.data_facts["train"]["samples"] == 20

@@ -53,9 +53,13 @@ def run(
     data: Arrays,
     prune: float,
     seeds: int = 2,
+    main_epochs: float | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Result of a probe by magnitude, trained and judged on the same data."""
+    """Result of a probe by magnitude, trained and judged on the same data.
+
+    Called once more for a main job of another length, it takes the arms that are there.
+    """
     onnx.save(proto, folder / "model.onnx")
     np.savez(folder / "data.npz", **data)
     spec = str(folder / "data.npz")
@@ -70,7 +74,9 @@ def run(
         }
     )
     job = prepare_probe(folder / "model.onnx", recipe, run_dir=folder / "probe")
-    return probe(job, recipe, seeds)
+    longer = {"epochs": main_epochs or recipe.finetune.epochs}
+    target = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update=longer)})
+    return probe(job, target, seeds)
 
 
 def test_a_cascade_that_has_to_be_there_is_found(tmp_path: Path) -> None:
@@ -85,15 +91,9 @@ def test_a_cascade_that_has_to_be_there_is_found(tmp_path: Path) -> None:
     x = 0.25 * (2 * label[:, None] - 1) * signs + rng.normal(scale=0.05, size=(40, 16))
     w1 = signs[:, None] * rng.uniform(0.25, 0.35, (16, 8))
     w2 = np.tile([-1.0, 1.0], (8, 1)) * rng.uniform(0.1, 0.2, (8, 2))
-    result = run(
-        tmp_path,
-        two_layers(w1, w2),
-        {"x": x.astype(np.float32), "label": label},
-        prune=0.11,
-        lr=1.0,
-        weight_decay=0.05,
-        epochs=24,
-    )
+    data = {"x": x.astype(np.float32), "label": label}
+    settings = {"prune": 0.11, "lr": 1.0, "weight_decay": 0.05, "epochs": 24}
+    result = run(tmp_path, two_layers(w1, w2), data, **settings)
     assert result["decay_horizon_reached"] > 1
     for seed, gain in zip(result["seeds"], result["gain"]["values"], strict=True):
         treated, control = (
@@ -111,6 +111,12 @@ def test_a_cascade_that_has_to_be_there_is_found(tmp_path: Path) -> None:
     assert result["tensors"]["magnitude"][0]["name"] == "w1"
     assert result["tensors"]["magnitude"][0]["net_shed"] == 128
     assert result["recommendation"]["method"] == "cascade-gmp"
+
+    longer = run(tmp_path, two_layers(w1, w2), data, **settings, main_epochs=240)
+    assert longer["arms"] == result["arms"]
+    assert longer["steps"] == result["steps"] == result["arms"][0]["steps"]
+    events = [r["recommendation"]["events"] for r in (result, longer)]
+    assert 2 <= events[0] < events[1], "events are for the main job, which has ten times the steps"
 
 
 def test_pruning_what_does_nothing_sheds_nothing_more_than_the_control(tmp_path: Path) -> None:

@@ -204,10 +204,23 @@ def test_every_problem_is_reported_at_once() -> None:
 
 def test_an_unknown_key_comes_with_the_keys_that_exist() -> None:
     (problem,) = problems_of({"validate": {"latncy": True}})
-    assert problem.startswith("validate.latncy: unknown key; allowed here: batch_size, provider")
-    (problem,) = problems_of({"validation": {}})
-    assert problem.startswith("validation: unknown key; allowed here: model, data, preprocess")
+    known = "allowed here: batch_size, provider"
+    assert problem.startswith(f"validate.latncy: unknown key; did you mean 'latency'? {known}")
+    (problem,) = problems_of({"distil": {}})
+    assert "did you mean 'distill'?" in problem
+    (problem,) = problems_of({"weights": {}})
+    assert problem.startswith("weights: unknown key; allowed here: model, data, preprocess")
     assert problem.endswith("validate")
+
+
+def test_texts_of_a_form_come_with_the_forms_that_exist() -> None:
+    (problem,) = problems_of({"finetune": {"loss": "crossentropy"}})
+    assert problem == (
+        "finetune.loss: must be auto, cross-entropy, bce, mse, ctc or "
+        "python:package.module:function (got 'crossentropy')"
+    )
+    (problem,) = problems_of({"sparsity": {"pattern": "2x4"}})
+    assert problem == ("sparsity.pattern: must be `unstructured`, `N:M` or `block:RxC` (got '2x4')")
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from label_free_data import CLASSES, EXAMPLE, lite0, orientation
 from PIL import Image, ImageDraw, ImageFont
 from runs import Tables
 
+from onnxprune.calibration import open_data
 from onnxprune.model import read
 from onnxprune.toml import merged
-from onnxprune.validate import open_session
+from onnxprune.validate import evaluate
+from onnxprune.validate.task_metrics import CharacterErrorRate
 
 RECOGNISER = "ch_PP-OCRv4_rec_infer.onnx"
 _RECOGNISER_PACKAGE = "rapidocr-onnxruntime==1.4.4"
@@ -185,36 +186,10 @@ def _line(text: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def character_accuracy(model: Path, samples: Path, threads: int = 1) -> float:
-    """1 - character error rate of greedy decoding, which may be below 0.
-
-    The error rate is the edit distance over all lines, over the number of characters.
-    """
-    session = open_session(read(model), threads=threads)
-    (name,) = (spec.name for spec in session.inputs)
-    errors = characters = 0
-    with np.load(samples) as arrays:
-        images, targets = arrays[name], arrays["label"]
-    for start in range(0, len(images), 16):
-        rows = slice(start, start + 16)
-        (scores,) = session.run({name: images[rows]}).values()
-        for best, target in zip(scores.argmax(axis=2), targets[rows], strict=True):
-            wanted = target[target >= 0].tolist()
-            errors += edit_distance(collapsed(best.tolist()), wanted)
-            characters += len(wanted)
-    return 1 - errors / characters
-
-
-def collapsed(path: Sequence[int]) -> list[int]:
-    """The classes of a path of CTC: repeats once, without blanks (class 0)."""
-    pairs = zip((None, *path), path, strict=False)
-    return [now for before, now in pairs if now and now != before]
-
-
-def edit_distance(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """Least number of insertions, deletions and replacements (Levenshtein)."""
-    row = list(range(len(other) + 1))
-    for i, a in enumerate(one, start=1):
-        diagonal, row[0] = row[0], i
-        for j, b in enumerate(other, start=1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
-    return row[-1]
+    """1 - character error rate, which may be below 0."""
+    source = read(model)
+    lines = open_data(str(samples), inputs=source.inputs, targets="array")
+    (found,) = evaluate(
+        [source], lines, batch_size=16, threads=threads, metrics=[CharacterErrorRate()]
+    ).models
+    return 1 - found.metrics["cer"]

@@ -27,6 +27,8 @@ def measure(item: str, settings: Settings) -> Outcome:
     with _files(settings) as files:
         if item.startswith("evaluate"):
             return _evaluate(files, settings.device)
+        if item.endswith("on the GPU"):
+            return _device_io(files, settings.device)
         return _bench(files, settings.device)
 
 
@@ -65,3 +67,19 @@ def _bench(files: SmallRun, provider: str) -> Outcome:
     wanted = _CUDA if provider == "cuda" else "CPUExecutionProvider"
     message = "" if used == wanted else f"it ran on {used}"
     return Outcome(used == wanted, measured, message, result.environment)
+
+
+def _device_io(files: SmallRun, provider: str) -> Outcome:
+    """What a call takes on the device, by its events, beside one with copies by the clock."""
+    if provider != "cuda":
+        return Outcome(None, {}, "inputs and outputs on the device need CUDA")
+    copied, kept = (
+        bench([files.model], batch=32, provider=provider, max_seconds=5.0, device_io=device_io)
+        for device_io in (False, True)
+    )
+    measured = {
+        "with_copies_ms": copied.models[0].latency_ms["median"],
+        "on_device_ms": kept.models[0].latency_ms["median"],
+    }
+    passed = 0 < measured["on_device_ms"] < measured["with_copies_ms"]
+    return Outcome(passed, measured, "", kept.environment)

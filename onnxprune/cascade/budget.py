@@ -18,6 +18,8 @@ class Budget:
         steps: Optimizer steps.
         samples: Samples that passed, all steps together.
         mean_density: Mean over the steps of kept / prunable weights, in [0, 1].
+        mean_density_planned: The same as the schedule alone would have it. What closure and harvest
+            took ahead of it is the difference; events that waited raise the first.
         training_flops_dense: As if nothing were pruned; None where the graph's are not known.
         training_flops: At the density that each tensor had at each step. In theory only: dense
             hardware multiplies zeros, too.
@@ -27,6 +29,7 @@ class Budget:
     steps: int
     samples: int
     mean_density: float
+    mean_density_planned: float
     training_flops_dense: int | None
     training_flops: int | None
 
@@ -39,6 +42,7 @@ def training_budget(
     steps_per_epoch: int,
     flops: Mapping[str, int],
     total_flops: int | None,
+    planned: Mapping[int, int],
 ) -> Budget:
     """Add up the operations of a run over its pruning events.
 
@@ -50,6 +54,7 @@ def training_budget(
         steps_per_epoch: At least 1.
         flops: Operations of a forward pass of one sample, by pruned tensor.
         total_flops: The same of the whole graph; None if not known.
+        planned: Step -> zeros from then on, as the schedule says; rising.
     """
     stretches = [(0, dict(sizes)), *((step, dict(kept)) for step, kept in events), (steps, {})]
     lengths = {
@@ -77,6 +82,16 @@ def training_budget(
         steps,
         samples,
         sum(kept_steps.values()) / (size * steps) if size and steps else 1.0,
+        _planned_density(planned, size, steps),
         dense,
         sparse,
     )
+
+
+def _planned_density(planned: Mapping[int, int], size: int, steps: int) -> float:
+    if not size or not steps:
+        return 1.0
+    zeros = 0.0
+    for (start, count), (end, _) in pairwise([*planned.items(), (steps, 0)]):
+        zeros += count * max(0, min(steps, end) - min(steps, start))
+    return 1 - zeros / (size * steps)

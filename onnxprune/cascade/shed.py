@@ -114,14 +114,19 @@ class ShedMonitor:
             masks: Of now.
         """
         assert self.since is not None
-        counted = {name: self.above[name] & masks[name] for name in weights}
-        return ShedCount(
-            step,
-            self.since,
-            sum(sum_counts(self._shards, true_counts(counted)).values()),
-            sum_counts(self._shards, true_counts(self.shed(weights, masks))),
-            sum_counts(self._shards, true_counts(self.shed(weights, masks, relative=True))),
+        now = kept_rms(weights, masks, self._shards)
+        rows = []  # each tensor is reduced at once, so that its buffers serve the next one
+        for name, weight in weights.items():
+            magnitude = local_part(weight.detach()).abs()
+            eligible = self.above[name] & masks[name]
+            small = ((magnitude <= self.tau * rms[name]) & eligible for rms in (self.rms, now))
+            rows.append(torch.stack([part.count_nonzero() for part in (eligible, *small)]))
+        device = rows[0].device if rows else None
+        counts = torch.stack([row.to(device) for row in rows]).T.tolist() if rows else [[]] * 3
+        kept, shed, relative = (
+            sum_counts(self._shards, dict(zip(weights, column, strict=True))) for column in counts
         )
+        return ShedCount(step, self.since, sum(kept.values()), shed, relative)
 
 
 def kept_rms(
@@ -133,10 +138,23 @@ def kept_rms(
         return {}
     squares = torch.stack(
         [
-            (local_part(weight.detach()) * masks[name]).to(torch.float64).square().sum().cpu()
+            _square_sum(torch.where(masks[name], local_part(weight.detach()), 0.0)).cpu()
             for name, weight in weights.items()
         ]
     )
     sums = dict(zip(weights, shards.sum(squares).tolist(), strict=True))
     counts = sum_counts(shards, true_counts({name: masks[name] for name in weights}))
     return {name: (sums[name] / counts[name]) ** 0.5 if counts[name] else 0.0 for name in weights}
+
+
+_ROW = 2**16
+"""So many squares are added in the weights' own precision, which costs a third of float64."""
+
+
+def _square_sum(values: Tensor) -> Tensor:
+    """Sum of squares, in float64."""
+    flat = values.flatten()
+    whole = flat.numel() // _ROW * _ROW
+    rows, rest = flat[:whole].view(-1, _ROW), flat[whole:].unsqueeze(0)
+    norms = torch.cat([torch.linalg.vector_norm(part, dim=1) for part in (rows, rest)])
+    return norms.to(torch.float64).square().sum()

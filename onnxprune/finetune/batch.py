@@ -55,6 +55,10 @@ class Batch:
             lambda tensor: torch.cat([tensor, tensor[-1:].repeat_interleave(missing, dim=0)])
         )
 
+    def reversed(self) -> "Batch":
+        """The same samples in reverse order."""
+        return self._each(lambda tensor: tensor.flip(0))
+
     def split(self, size: int) -> "list[Batch]":
         """Micro-batches of at most `size` samples."""
         return [self._part(start, start + size) for start in range(0, len(self), size)]

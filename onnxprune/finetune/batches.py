@@ -19,6 +19,7 @@ from onnxprune.finetune.reading import (
     shut_down,
     worker_deaths,
 )
+from onnxprune.finetune.state import rank_seed
 from onnxprune.stacking import Padding
 
 
@@ -29,10 +30,11 @@ class BatchSource:
         samples: The samples; read from worker processes where `workers` is not 0.
         batch_size: Samples a batch over all ranks. Shuffled epochs leave out a last, shorter batch,
             unless it is the only one.
-        seed: Seed of the order.
+        seed: Seed of the order, and of what samples draw at random while they are read: from the
+            global generators of Python, NumPy or PyTorch, seeded anew for every batch and rank.
         workers: Processes that read; 0 reads in this one.
         cache_bytes: Samples are kept in memory until they take this many bytes (in-process only,
-            and not where they are augmented).
+            and not where they are augmented or vary by themselves).
         order: Random generator -> an order of all samples, for data that are slow to jump in; a
             uniform permutation by default.
         rank: Which part of every shuffled batch this process reads, in [0, `world`).
@@ -87,7 +89,7 @@ class BatchSource:
             padding=padding or getattr(samples, "padding", None) or Padding(),
             augment=augment,
             patience=0 if corrupt is None else corrupt.limit,
-            cache_bytes=0 if workers else cache_bytes,
+            cache_bytes=0 if workers or getattr(samples, "varies", False) else cache_bytes,
         )
 
     @property
@@ -108,7 +110,7 @@ class BatchSource:
         Raises:
             DataError: A sample cannot be read, too many are corrupt, or a worker died.
         """
-        return self._load(self._shuffled(first_step))
+        return self._load(self._shuffled(first_step), self._seed_of(first_step))
 
     def _shuffled(self, first_step: int) -> Iterator[Request]:
         size = self.batch_size
@@ -117,9 +119,14 @@ class BatchSource:
         while True:
             order = self._order(np.random.default_rng([self.seed, epoch]))
             for step in range(skip, self.steps_per_epoch):
-                indices = order[step * size + start : step * size + end]
-                yield Request(indices.tolist(), size, epoch if self.augmented else None)
+                indices = order[step * size + start : step * size + end].tolist()
+                seed = self._seed_of(epoch * self.steps_per_epoch + step)
+                yield Request(indices, size, epoch if self.augmented else None, seed)
             epoch, skip = epoch + 1, 0
+
+    def _seed_of(self, step: int) -> int:
+        """A seed of its own for every step and rank; the same wherever reading began."""
+        return rank_seed(self.seed, step, self.rank)
 
     def in_order(self, count: int | None = None) -> Iterator[Batch]:
         """The first `count` samples (all by default) in their own order, once, on every rank."""
@@ -133,9 +140,13 @@ class BatchSource:
     def _all(self, indices: np.ndarray) -> Iterator[Batch]:
         size = self.batch_size
         parts = [indices[start : start + size].tolist() for start in range(0, len(indices), size)]
-        return self._load(Request(part, len(part), None) for part in parts)
+        requests = (
+            Request(part, len(part), None, rank_seed(self.seed, number, 0))
+            for number, part in enumerate(parts)
+        )
+        return self._load(requests, self.seed)
 
-    def _load(self, requests: Iterator[Request]) -> Iterator[Batch]:
+    def _load(self, requests: Iterator[Request], seed: int) -> Iterator[Batch]:
         loader: DataLoader[Any] = DataLoader(
             self._reader,  # type: ignore[arg-type]
             batch_size=None,
@@ -143,7 +154,7 @@ class BatchSource:
             num_workers=self.workers,
             collate_fn=as_it_is,
             pin_memory=self._pin_memory,
-            generator=torch.Generator(),
+            generator=torch.Generator().manual_seed(seed),
         )
         batches = iter(loader)
         try:

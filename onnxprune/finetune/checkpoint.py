@@ -27,11 +27,14 @@ class Checkpoint:
         step: Number of steps done.
         tensors: Parameters, buffers, masks, optimizer and random state by name.
         facts: JSON values.
+        revision: How often the run went back before it was written. Of the checkpoints of a step,
+            that with the highest one holds.
     """
 
     step: int
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
+    revision: int = 0
 
 
 class CheckpointStore:
@@ -45,21 +48,21 @@ class CheckpointStore:
     def __init__(self, folder: Path, run_id: str) -> None:
         self.folder = folder
         self.run_id = run_id
-        self._sound_step: int | None = None
+        self._sound: Path | None = None
         self._damaged: list[Path] = []
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint and delete all but the last two.
+        """Write a checkpoint and delete all but those of the last two steps.
 
-        Nothing is done if the newest one is of this step and sound: a run that continues from
-        either goes the same way, and so no moment is without a sound checkpoint.
+        Nothing is done if the newest one is of this step and revision and sound: a run that
+        continues from either goes the same way, and so no moment is without a sound checkpoint.
 
         Raises:
             OutputError: It cannot be written; older checkpoints stay.
         """
-        if checkpoint.step == self._sound_step:
+        target = self.folder / _name(checkpoint.step, checkpoint.revision)
+        if target == self._sound:
             return
-        target = self.folder / _name(checkpoint.step)
         partial = self.folder / f".{target.name}.tmp"
         try:
             self._clear_partial()
@@ -67,6 +70,7 @@ class CheckpointStore:
             _sync(self.folder.parent)
             save_file(_separate(checkpoint.tensors), partial / _TENSORS)
             facts = {"run_id": self.run_id, "step": checkpoint.step, "facts": checkpoint.facts}
+            facts["revision"] = checkpoint.revision
             facts["sha256"] = _digest(facts, partial / _TENSORS)
             (partial / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
             for file in (_TENSORS, _FACTS):
@@ -83,8 +87,10 @@ class CheckpointStore:
                 got=error,
                 remedy="free some space, then continue with --resume",
             ) from None
-        self._sound_step = checkpoint.step
-        for old in [*self._damaged, *self._folders()[:-KEEP]]:
+        self._sound = target
+        replaced = [old for old in self._of_step(checkpoint.step) if old < target]
+        others = [old for old in self._folders() if old not in replaced]
+        for old in [*self._damaged, *replaced, *others[:-KEEP]]:
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
         self._damaged.clear()
@@ -94,11 +100,13 @@ class CheckpointStore:
         for partial in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(partial, ignore_errors=True)
 
-    def discard(self, step: int) -> None:
-        """Forget the checkpoint of a step, unless it is the only one."""
-        folders = self._folders()
-        if len(folders) > 1:
-            shutil.rmtree(self.folder / _name(step), ignore_errors=True)
+    def discard(self, *steps: int) -> None:
+        """Forget the checkpoints of some steps, each unless there are no others."""
+        for step in steps:
+            own = self._of_step(step)
+            if len(own) < len(self._folders()):
+                for folder in own:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, and a line for each newer one that is not.
@@ -111,7 +119,7 @@ class CheckpointStore:
         for folder in reversed(self._folders()):
             try:
                 checkpoint = self._read(folder)
-                self._sound_step = checkpoint.step
+                self._sound = folder
                 return checkpoint, damaged
             except (
                 OSError,
@@ -136,7 +144,7 @@ class CheckpointStore:
         stored = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
         digest = stored.pop("sha256")
         sound = digest == _digest(stored, folder / _TENSORS)
-        if not sound or folder.name != _name(stored["step"]):
+        if not sound or folder.name != _name(stored["step"], stored["revision"]):
             raise ValueError("the checksum differs")
         if stored["run_id"] != self.run_id:
             raise CheckpointError(
@@ -144,10 +152,15 @@ class CheckpointStore:
                 where=folder.parent.parent,
                 remedy="name another --run-dir, or restore what the run was started with",
             )
-        return Checkpoint(int(stored["step"]), load_file(folder / _TENSORS), stored["facts"])
+        tensors = load_file(folder / _TENSORS)
+        return Checkpoint(int(stored["step"]), tensors, stored["facts"], int(stored["revision"]))
 
     def _folders(self) -> list[Path]:
         return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
+
+    def _of_step(self, step: int) -> list[Path]:
+        first = _name(step)
+        return [f for f in self._folders() if f.name == first or f.name.startswith(f"{first}-")]
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -162,8 +175,9 @@ def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _name(step: int) -> str:
-    return f"step-{step:08d}"
+def _name(step: int, revision: int = 0) -> str:
+    """Of a folder; in the order of names, the newest is the last."""
+    return f"step-{step:08d}" + (f"-{revision:08d}" if revision else "")
 
 
 def _digest(facts: dict[str, Any], tensors: Path) -> str:

@@ -1,5 +1,6 @@
 """The training loop: prune at the planned steps, train the kept weights, keep the masks."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ class Trainer:
         stop: Whether to stop after the current step; the run can be resumed then.
         graph_batch: The only batch size that the model takes, None for any. Gradients of the parts
             of a batch add up, and BatchNorm keeps its statistics, which are no longer a batch's.
-        loss_scale: Loss of a model that knows nothing, for telling divergence.
+        loss_scale: Least loss of a model that knows nothing, for telling divergence.
         sharded: Whether the parameters are spread over the processes.
         step: Optimizer steps done.
     """
@@ -163,9 +164,9 @@ class Trainer:
                 self._fit()
                 self._check_weights()
                 return
-            except _DivergedError as diverged:
-                reason = diverged.reason
-            self._roll_back(reason)
+            except _DivergedError as error:
+                diverged = error
+            self._roll_back(diverged)
 
     def _save_the_start(self) -> None:
         """A run that diverges before its first checkpoint goes back to here."""
@@ -180,9 +181,10 @@ class Trainer:
         batches = self.batches.shuffled(self.step)
         self._start_counting()
         while self.step < self.plan.total_steps:
+            batch = self._next(batches)
+            self._measure_scale(batch)
             self._prune_if_due()
             self._restart_if_due()
-            batch = self._next(batches)
             loss = self.stepper.step(batch, self._learning_rate(), self._decay_factor())
             self.step += 1
             self._count(batch, loss)
@@ -194,6 +196,13 @@ class Trainer:
             self._stop_or_save()
         self._prune_if_due()
 
+    def _measure_scale(self, batch: Batch) -> None:
+        """Once in a run, before anything is pruned or trained: how high its losses may go."""
+        if self.watch.measured is None:
+            shares = self.stepper.uninformed_loss(batch)
+            finite = [loss for loss in self.ranks.sum(shares).tolist() if math.isfinite(loss)]
+            self.watch.measured = max(finite, default=0.0)
+
     def save(self) -> None:
         """Write a checkpoint of the current step; on all ranks at once.
 
@@ -204,7 +213,7 @@ class Trainer:
             return
         store = self.checkpoints
         tensors = self.state.tensors()
-        checkpoint = Checkpoint(self.step, tensors, self._facts())
+        checkpoint = Checkpoint(self.step, tensors, self._facts(), self.rollbacks)
         self.ranks.run_on_main(lambda: store.save(checkpoint))
         self._went_back_to = None
         self._saved_at = time.monotonic()
@@ -282,7 +291,6 @@ class Trainer:
         self.masks.update(event.masks, self.stepper.optimizer)
         self._check_masks()
         self._mask_average()
-        self.watch.pruned(self.step)
         self.pruner.started(self.step)
         self._record(
             {
@@ -401,9 +409,9 @@ class Trainer:
         if not self._steps:
             return 0.0
         loss = float(self.ranks.sum(self._losses)) / self._steps
-        problem = self.watch.problem(self.step, loss)
+        problem = self.watch.problem(loss)
         if problem is not None:
-            raise _DivergedError(problem)
+            raise _DivergedError(problem, self.step - 1 if self._steps == 1 else None)
         self._start_counting()
         return loss
 
@@ -412,7 +420,7 @@ class Trainer:
         if not self.state.finite():
             raise _DivergedError("a weight is not finite")
 
-    def _roll_back(self, reason: str) -> None:
+    def _roll_back(self, diverged: "_DivergedError") -> None:
         """Go back to the last good checkpoint with a lower learning rate."""
         failed_at, rollbacks, lr_scale = self.step, self.rollbacks + 1, self.lr_scale
         if self.checkpoints is None or self.rollbacks >= self.settings.max_rollbacks:
@@ -420,15 +428,14 @@ class Trainer:
                 "training diverged"
                 + (f", also after {self.rollbacks} rollbacks" if self.rollbacks else ""),
                 where=f"step {failed_at} of {self.plan.total_steps}",
-                got=reason,
+                got=diverged.reason,
                 remedy="lower [finetune] lr, raise warmup, or set clip_norm, in another --run-dir",
             )
-        if self._went_back_to is not None:
-            # The state may have been about to diverge when it was saved.
-            store, step = self.checkpoints, self._went_back_to
-            self.ranks.run_on_main(lambda: store.discard(step))
+        # A state that was gone back to may have been about to diverge when it was saved.
+        store = self.checkpoints
+        doubtful = [step for step in (self._went_back_to, diverged.state) if step is not None]
+        self.ranks.run_on_main(lambda: store.discard(*doubtful))
         self._restore_latest()
-        self._went_back_to = self.step
         self.rollbacks = rollbacks
         self.lr_scale = lr_scale * self.settings.rollback_lr
         if self.ranks.is_main:
@@ -440,13 +447,15 @@ class Trainer:
                 "failed_at": failed_at,
                 "progress": self._progress,
                 "sparsity": self.masks.sparsity,
-                "reason": reason,
+                "reason": diverged.reason,
                 "lr_scale": self.lr_scale,
             }
         )
+        self.save()
+        self._went_back_to = self.step
         self._message(
-            f"training diverged at step {failed_at} ({reason}): it goes on from step {self.step} "
-            f"with {self.lr_scale:g} times the learning rate"
+            f"training diverged at step {failed_at} ({diverged.reason}): it goes on from step "
+            f"{self.step} with {self.lr_scale:g} times the learning rate"
         )
 
     def _restore_latest(self) -> dict[str, Any] | None:
@@ -470,7 +479,7 @@ class Trainer:
         self.state.restore({} if checkpoint is None else checkpoint.tensors, self.step)
         self.lr_scale = float(facts["lr_scale"])
         self.rollbacks = int(facts["rollbacks"])
-        self.watch.restore(facts["watch"])
+        self.watch.measured = facts["uninformed_loss"]
         self.pruner.restore(facts["pruner"])
         if facts["scaler"] and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
@@ -482,7 +491,7 @@ class Trainer:
             "lr_scale": self.lr_scale,
             "rollbacks": self.rollbacks,
             "micro_batch": self.micro_batch,
-            "watch": self.watch.state(),
+            "uninformed_loss": self.watch.measured,
             "pruner": self.pruner.facts(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
@@ -536,11 +545,18 @@ class Trainer:
 
 
 class _DivergedError(Exception):
-    """The run has to be rolled back."""
+    """The run has to be rolled back.
 
-    def __init__(self, reason: str) -> None:
+    Attributes:
+        reason: What was noticed.
+        state: Step whose weights are at fault already, since a step's loss is that of the weights
+            before it; None where that is open.
+    """
+
+    def __init__(self, reason: str, state: int | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.state = state
 
 
 def _parts(

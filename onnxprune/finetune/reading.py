@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from onnxprune.corrupt import corrupt_name
+from onnxprune.draws import seeded
 from onnxprune.errors import DataError, OnnxpruneError
 from onnxprune.finetune.batch import Batch
 from onnxprune.stacking import Padding, SampleLike, stack
@@ -42,11 +43,13 @@ class Request:
         indices: Its samples.
         global_size: Samples of the whole batch over all ranks.
         epoch: The epoch that samples are augmented for; None leaves them as they are.
+        seed: Of what samples draw at random while they are read.
     """
 
     indices: list[int]
     global_size: int
     epoch: int | None
+    seed: int
 
 
 class Reader:
@@ -80,7 +83,8 @@ class Reader:
     def __getitem__(self, request: Request) -> Batch | OnnxpruneError:
         """The batch; an error is returned, since one that is raised leaves a worker as text."""
         try:
-            return self._read(request)
+            with seeded(request.seed):
+                return self._read(request)
         except OnnxpruneError as error:
             return error
         except Exception as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from onnxprune.cascade import ShedMonitor
 from onnxprune.finetune.ranks import Ranks
@@ -38,7 +39,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     masks: MaskSet
     monitor: ShedMonitor
-    average: nn.Module | None
+    average: AveragedModel | None
     ranks: Ranks
     seed: int
     sharded: bool = False
@@ -130,11 +131,19 @@ class TrainingState:
         self.rewind = {name: t.detach().cpu().clone() for name, t in tensors.items()}
 
     def go_back(self) -> None:
-        """Put parameters and buffers back to the rewinding point; masks stay in force."""
+        """Put parameters and buffers back to the rewinding point; masks stay in force.
+
+        The average begins anew with them: it would go on with weights that the run has left.
+        """
+        tensors = _all_tensors(self.module)
         with torch.no_grad():
-            for name, tensor in _all_tensors(self.module).items():
+            for name, tensor in tensors.items():
                 tensor.copy_(self.rewind[name])
-        self.masks.mask_weights()
+            self.masks.mask_weights()
+            if self.average is not None:
+                for name, average in _all_tensors(self.average.module).items():
+                    average.copy_(tensors[name])
+                self.average.n_averaged.zero_()
 
     def finite(self) -> bool:
         """Whether all parameters are; on a GPU this waits for it."""

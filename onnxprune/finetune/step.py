@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from onnxprune.errors import TrainingError
 from onnxprune.finetune.batch import Batch
 from onnxprune.finetune.engine import (
+    gradients_unchanged,
     has_partial_gradients,
     in_memory_format,
     placed,
@@ -155,10 +156,14 @@ class Stepper:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip_norm)
 
     def _gradients(self, batch: Batch) -> Tensor:
-        """Add up the gradients over the batch, in smaller parts where memory runs out."""
+        """Add up the gradients over the batch."""
+        return self._fitting(self._accumulate, batch)
+
+    def _fitting(self, work: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+        """Do something with a batch, in smaller parts where memory runs out."""
         while True:
             try:
-                return self._accumulate(batch)
+                return work(batch)
             except torch.OutOfMemoryError as error:
                 reason = str(error).splitlines()[0]
             self._halve(len(batch), reason)
@@ -217,8 +222,42 @@ class Stepper:
     def loss(self, batch: Batch) -> Tensor:
         """The objective on a batch that may still lie on the CPU."""
         batch = batch.to(self.device)
+        return self._objective(self.forward(self.model, batch), batch)
+
+    def _objective(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         teacher = None if self.teacher is None else self.teacher_outputs(self.teacher, batch)
-        return self.objective(self.forward(self.model, batch), batch, teacher)
+        return self.objective(outputs, batch, teacher)
+
+    def uninformed_loss(self, batch: Batch) -> Tensor:
+        """What a model loses on a batch, and what it loses where it knows nothing.
+
+        For the latter each sample is given the outputs of another one: answers as sure as those of
+        this model, which have nothing to do with the question. Statistics and random state stay.
+
+        Args:
+            batch: The batch, or this process's part of it.
+
+        Returns:
+            This process's shares of both mean losses, `(2,)`, on the device.
+
+        Raises:
+            TrainingError: The device is out of memory even for single samples.
+        """
+        with gradients_unchanged(self.module), torch.no_grad(), self.accelerator.autocast():
+            return self._fitting(self._exchanged, batch)
+
+    def _exchanged(self, batch: Batch) -> Tensor:
+        """See `uninformed_loss`; the bare model, which need not be compiled for a single pass."""
+        size = self._part_size(len(batch))
+        parts, others = batch.split(size), batch.reversed().split(size)
+        self._train_mode(min(len(part) for part in parts))
+        losses = torch.zeros(2, device=self.device)
+        for part, other in zip(parts, others, strict=True):
+            asked = part.to(self.device), other.to(self.device)
+            outputs = self.forward(self.module, asked[0])
+            found = torch.stack([self._objective(outputs, samples).float() for samples in asked])
+            losses += found * (len(part) / batch.global_size)
+        return losses
 
     def teacher_outputs(self, teacher: Teacher, batch: Batch) -> dict[str, Tensor]:
         """The dense model's outputs on the device."""

@@ -19,6 +19,7 @@ from torch import fx, nn
 from onnxprune.contrib_types import infer_contrib
 from onnxprune.errors import ModelFileError, UnsupportedModelError
 from onnxprune.importer import hosts
+from onnxprune.importer.axes import check_axes
 from onnxprune.importer.builder import GraphBuilder, identifier
 from onnxprune.importer.functions import bound_attributes, copied_values, instantiate, standard_body
 from onnxprune.importer.fusion import fuse
@@ -32,7 +33,7 @@ from onnxprune.importer.registry import (
     find_entry,
 )
 from onnxprune.importer.scopes import Scope, needed_nodes, visible_types, without_inputs
-from onnxprune.importer.values import HALF_DTYPES, Host, Value, numpy_dtype
+from onnxprune.importer.values import HALF_DTYPES, Host, Value, check_size, numpy_dtype
 from onnxprune.model import OnnxModel
 from onnxprune.shapes import Schema, find_schema, infer_node, tensor_type, type_shape
 from onnxprune.stored import Stored, constant_value, stored_array, stored_type
@@ -183,6 +184,9 @@ class Converter:
             value is None and name for (value, _), name in zip(found, node.input, strict=True)
         )
         types = self._infer(scope, schema, node, found)
+        for value_type in types.values():
+            check_size(value_type.tensor_type.elem_type, type_shape(value_type) or ())
+        check_axes(node, domain, [value_type for _, value_type in found])
         op = Op(
             node,
             version,
@@ -464,6 +468,11 @@ def _remedy(problems: str) -> str:
         return (
             "operators of ai.onnx.ml belong to trees and other classical models, which have no "
             "weights to train; take a neural network"
+        )
+    if "running statistic at once" in problems:
+        return (
+            "exporters store equal tensors once, and those of an untrained network are equal: "
+            "export it after training, or after one pass in training mode"
         )
     return "export the model without these operators, or simplify it before the import"
 

@@ -5,13 +5,17 @@ import or that the host computes from shapes while the module runs. Shape arithm
 host, so that it never waits for a GPU and `torch.compile` sees plain (symbolic) integers.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from onnx import TensorProto, helper
 from torch import fx
+
+from onnxprune.payload import MAX_TENSOR_BYTES
 
 TORCH_DTYPES: dict[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
@@ -93,6 +97,25 @@ def as_host(array: np.ndarray, elem_type: int, name: str) -> Host:
     if array.dtype.hasobject and not any(isinstance(item, fx.Node) for item in array.ravel()):
         array = array.astype(numpy_dtype(elem_type))
     return Host(array, elem_type, name)
+
+
+def check_size(elem_type: int, sizes: Iterable[Any]) -> None:
+    """Refuse a tensor that no machine holds, before anything is allocated for it.
+
+    Args:
+        elem_type: Its ONNX element type; one byte an element if unknown.
+        sizes: Its sizes; those that are no integers are not known yet and count as 1.
+
+    Raises:
+        ValueError: It has more than `MAX_TENSOR_BYTES`.
+    """
+    sizes = tuple(sizes)
+    known = math.prod(size for size in sizes if isinstance(size, int))
+    if known * TORCH_DTYPES.get(elem_type, torch.int8).itemsize > MAX_TENSOR_BYTES:
+        shown = [size if isinstance(size, int) else "?" for size in sizes]
+        raise ValueError(
+            f"its result of shape {shown} is larger than {MAX_TENSOR_BYTES // 2**30} GiB"
+        )
 
 
 def numpy_dtype(elem_type: int) -> np.dtype:

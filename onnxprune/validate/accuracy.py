@@ -6,7 +6,7 @@ are kept, so the size of the data set does not matter.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,8 +14,10 @@ import numpy as np
 from onnxprune.errors import DataError, UnsupportedModelError, UsageError
 from onnxprune.model import ValueSpec
 from onnxprune.stacking import Padding, SampleLike, stack
+from onnxprune.validate.difference import PairedDifference, paired_differences
 from onnxprune.validate.metrics import ClassMeter, FidelityMeter, class_scores
 from onnxprune.validate.session import ModelSource, Session, open_session
+from onnxprune.validate.task_metrics import TaskMetric
 
 
 class SamplesLike(Protocol):
@@ -42,6 +44,7 @@ class ModelAccuracy:
         ranks: Number of classes ranked before the label, `(samples,)`; None without labels.
         losses: Cross-entropy of each sample, `(samples,)`; None without labels.
         outputs: First output of every sample, `(samples, ...)`, if they were to be kept.
+        rows: Task metric -> what each sample adds to it; see `TaskMetric`.
     """
 
     path: str
@@ -51,6 +54,7 @@ class ModelAccuracy:
     ranks: np.ndarray | None = field(default=None, repr=False)
     losses: np.ndarray | None = field(default=None, repr=False)
     outputs: np.ndarray | None = field(default=None, repr=False)
+    rows: list[tuple[TaskMetric, np.ndarray]] = field(default_factory=list, repr=False)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,10 @@ class EvaluationResult:
 
     samples: int
     models: list[ModelAccuracy]
+
+    def differences(self, index: int) -> dict[str, PairedDifference]:
+        """Metrics of a model against the first model's on the same samples; none of the first."""
+        return paired_differences(self.models[0], self.models[index]) if index else {}
 
     def to_json(self) -> dict[str, Any]:
         """The object that `evaluate --json` prints; a value that is not finite becomes null."""
@@ -71,8 +79,11 @@ class EvaluationResult:
                         name: value if math.isfinite(value) else None
                         for name, value in model.metrics.items()
                     },
+                    "against_first": {
+                        name: asdict(found) for name, found in self.differences(index).items()
+                    },
                 }
-                for model in self.models
+                for index, model in enumerate(self.models)
             ],
         }
 
@@ -86,6 +97,7 @@ def evaluate(
     threads: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     keep_outputs: bool = False,
+    metrics: Sequence[TaskMetric] = (),
 ) -> EvaluationResult:
     """Measure models on the same samples, by their first output.
 
@@ -115,6 +127,8 @@ def evaluate(
         threads: Threads within an operator; None leaves it to ONNX Runtime.
         on_progress: Called with (samples done, samples in all) after each batch.
         keep_outputs: Keep every model's first output.
+        metrics: What is measured beside these, each under its own name. With any, labels of outputs
+            that are no class scores are left to them.
 
     Raises:
         UsageError: The models differ in inputs or in the shape of their output.
@@ -129,14 +143,16 @@ def evaluate(
         raise DataError("there are no samples to evaluate on")
     sessions = [open_session(model, provider, threads) for model in models]
     check_same_inputs(sessions)
-    meters = [_Meter(session.label, keep_outputs) for session in sessions]
+    meters = [_Meter(session.label, keep_outputs, metrics) for session in sessions]
     done = 0
-    for feeds, labels in _batches(samples, batch_size):
+    for feeds, targets in _batches(samples, batch_size):
         count = len(next(iter(feeds.values())))
         reference: np.ndarray | None = None
         for session, meter in zip(sessions, meters, strict=True):
-            output = first_output(session, feeds, count)
-            meter.add(output, labels)
+            outputs = batch_outputs(session, feeds, count, all_of_them=bool(metrics))
+            output = next(iter(outputs.values()))
+            meter.add(output, targets if targets is not None and targets.ndim == 1 else None)
+            meter.add_rows(outputs, targets)
             if reference is None:
                 reference = output
             else:
@@ -168,14 +184,13 @@ def check_same_inputs(sessions: Sequence[Session]) -> None:
 def _batches(
     samples: SamplesLike, batch_size: int
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray | None]]:
-    """Batches of stacked inputs and labels; a new shape begins a new batch."""
+    """Batches of stacked inputs and targets; a new shape begins a new batch."""
     held: list[SampleLike] = []
     padding: Padding | None = getattr(samples, "padding", None)
 
     def stacked() -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         batch = stack(held, padding)
-        classes = batch.labels is not None and batch.labels.ndim == 1
-        return batch.inputs, batch.labels if classes else None
+        return batch.inputs, batch.labels
 
     for index in range(len(samples)):
         sample = samples[index]
@@ -190,32 +205,43 @@ def _shapes(sample: SampleLike) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in sample.inputs.items()}
 
 
-def first_output(session: Session, feeds: Mapping[str, np.ndarray], count: int) -> np.ndarray:
-    """First output of a batch of any size, also from a model with a fixed batch size.
+def batch_outputs(
+    session: Session, feeds: Mapping[str, np.ndarray], count: int, *, all_of_them: bool
+) -> dict[str, np.ndarray]:
+    """Outputs of a batch of any size, also from a model with a fixed batch size.
 
     Args:
         session: The model.
         feeds: Input name -> `(count, ...)`; floats are converted to the model's own precision.
         count: Number of samples.
+        all_of_them: All outputs with a batch axis, or the first one only.
 
     Returns:
-        `(count, ...)`.
+        Output name -> `(count, ...)`, the first output first.
 
     Raises:
-        UnsupportedModelError: The output has no batch axis.
+        UnsupportedModelError: The first output has no batch axis.
     """
-    fixed = _fixed_batch(session)
-    size = fixed or count
-    parts = []
+    size = _fixed_batch(session) or count
+    parts: dict[str, list[np.ndarray]] = {}
     for start in range(0, count, size):
         rows = min(size, count - start)
         piece = {
             spec.name: _feed(feeds[spec.name][start : start + rows], spec, size)
             for spec in session.inputs
         }
-        output = next(iter(session.run(piece).values()))
-        parts.append(_rows(output, rows, size, session))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        found = list(session.run(piece).items())
+        for index, (name, output) in enumerate(found if all_of_them else found[:1]):
+            try:
+                parts.setdefault(name, []).append(_rows(output, rows, size, session))
+            except UnsupportedModelError:
+                if index == 0:
+                    raise
+    return {
+        name: own[0] if len(own) == 1 else np.concatenate(own)
+        for name, own in parts.items()
+        if sum(map(len, own)) == count
+    }
 
 
 def _fixed_batch(session: Session) -> int | None:
@@ -273,8 +299,10 @@ def _rows(output: Any, rows: int, size: int, session: Session) -> np.ndarray:
 class _Meter:
     """All that is kept of one model."""
 
-    def __init__(self, label: str, keep_outputs: bool) -> None:
+    def __init__(self, label: str, keep_outputs: bool, metrics: Sequence[TaskMetric]) -> None:
         self.label = label
+        self.metrics = metrics
+        self._rows: list[list[np.ndarray]] = [[] for _ in metrics]
         self.classes = ClassMeter()
         self.fidelity: FidelityMeter | None = None
         self._kept: list[np.ndarray] | None = [] if keep_outputs else None
@@ -290,10 +318,17 @@ class _Meter:
         if self._kept is not None:
             self._kept.append(output)
         scores = class_scores(output)
+        if labels is not None and scores is None and self.metrics:
+            labels = None
         if labels is not None:
             self._check_labels(output, scores, labels)
         if scores is not None:
             self.classes.add(scores, labels)
+
+    def add_rows(self, outputs: Mapping[str, np.ndarray], targets: np.ndarray | None) -> None:
+        """Add what each sample of a batch adds to the task metrics."""
+        for metric, rows in zip(self.metrics, self._rows, strict=True):
+            rows.append(metric.rows(outputs, targets))
 
     def _check_labels(
         self, output: np.ndarray, scores: np.ndarray | None, labels: np.ndarray
@@ -338,6 +373,10 @@ class _Meter:
                 agreeing = (predictions == theirs) & (predictions >= 0)
                 metrics["agreement"] = float(agreeing.mean())
             metrics |= self.fidelity.metrics()
+        rows = [np.concatenate(parts) for parts in self._rows]
+        measured = list(zip(self.metrics, rows, strict=True))
+        for metric, own in measured:
+            metrics[metric.name] = float(metric.value(own.sum(axis=0)))
         if self._non_finite:
             metrics["non_finite"] = self._non_finite / self._count
         return ModelAccuracy(
@@ -348,6 +387,7 @@ class _Meter:
             ranks=self.classes.ranks,
             losses=self.classes.losses,
             outputs=self._all_outputs(),
+            rows=measured,
         )
 
     def _all_outputs(self) -> np.ndarray | None:

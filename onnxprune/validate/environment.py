@@ -1,7 +1,10 @@
-"""The machine that measurements were made on."""
+"""The machine that measurements were made on, and who else used it meanwhile."""
 
 import os
 import platform
+import shutil
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,53 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "onnxruntime": import_runtime().__version__,
     }
+
+
+def describe_gpus() -> list[str] | None:
+    """Names and drivers of the NVIDIA GPUs; None where `nvidia-smi` is not there or fails."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    command = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+class Neighbours:
+    """How many cores other programs keep busy, from the kernel's counters (Linux).
+
+    Starts to count when it is made.
+    """
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def busy_cores(self, elsewhere_s: float = 0.0) -> float | None:
+        """Cores that others kept busy on average since the start; None where it is not known.
+
+        Args:
+            elsewhere_s: Processor time of our own other processes in between, in seconds.
+        """
+        now = self._now()
+        if now is None or self._start is None:
+            return None
+        wall, busy, own = (a - b for a, b in zip(now, self._start, strict=True))
+        return round(max(busy - own - elsewhere_s, 0.0) / max(wall, 1e-9), 2)
+
+    @staticmethod
+    def _now() -> tuple[float, float, float] | None:
+        """Seconds: wall clock, busy time of all cores, processor time of this process."""
+        try:
+            fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+            user, nice, system, _idle, _wait, irq, softirq = (int(field) for field in fields[1:8])
+            tick = os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError, AttributeError):
+            return None
+        busy = (user + nice + system + irq + softirq) / tick
+        return time.monotonic(), busy, time.process_time()
 
 
 def _cpu_name() -> str:

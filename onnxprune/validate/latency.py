@@ -1,125 +1,37 @@
-"""Paired, interleaved latency: what a speedup is, with an interval, or that there is none.
+"""Paired, interleaved latency: from models and settings to a result.
 
-How the calls are timed is in `timing`; here are the sessions, the statistics and the verdict.
+How calls are timed is in `timing` and `bench_sessions`, what a speedup is in `speedup`.
 """
 
-import time
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from onnxprune.errors import UsageError
 from onnxprune.validate.accuracy import check_same_inputs
-from onnxprune.validate.environment import describe_machine
+from onnxprune.validate.bench_sessions import (
+    OwnProcesses,
+    SharedProcess,
+    check_cores,
+    peak_memory,
+    pinned,
+    session_burst,
+)
+from onnxprune.validate.device_calls import (
+    CudaStopwatch,
+    device_burst,
+    on_stream,
+    open_stopwatch,
+)
+from onnxprune.validate.environment import Neighbours, describe_gpus, describe_machine
 from onnxprune.validate.inputs import random_inputs
-from onnxprune.validate.session import ModelSource, Session, open_session
-from onnxprune.validate.timing import measure
-
-EQUAL_WITHIN = 0.03
-"""Ratios within this of 1 make no difference worth the name."""
-
-CONFIDENCE = 0.95
-_RESAMPLES = 2000
-_CHUNK = 2**20
-
-
-@dataclass(frozen=True)
-class Speedup:
-    """Latency of the baseline divided by that of a model; above 1 the model is faster.
-
-    Attributes:
-        ratio: Median of the rounds' ratios.
-        low: Lower end of the 95 % interval.
-        high: Upper end of the 95 % interval.
-    """
-
-    ratio: float
-    low: float
-    high: float
-
-    @property
-    def verdict(self) -> str:
-        """`same`, `faster`, `slower` or `unclear`.
-
-        The same is what lies within `EQUAL_WITHIN` of 1 with its whole interval, and an interval
-        that includes 1 and is narrower than ±`EQUAL_WITHIN`.
-        """
-        if self.low >= 1 - EQUAL_WITHIN and self.high <= 1 + EQUAL_WITHIN:
-            return "same"
-        if self.low > 1:
-            return "faster"
-        if self.high < 1:
-            return "slower"
-        return "same" if self.conclusive else "unclear"
-
-    @property
-    def conclusive(self) -> bool:
-        """Whether the interval excludes 1 or is narrower than ±3 %."""
-        narrow = self.high - self.low <= 2 * EQUAL_WITHIN
-        return self.low > 1 or self.high < 1 or narrow
-
-
-@dataclass(frozen=True)
-class ModelLatency:
-    """What was measured of one model.
-
-    Attributes:
-        path: The model.
-        latency_ms: `median`, `p50`, `p90`, `p99` and `mean` of a call, in milliseconds.
-        samples: Milliseconds of each round's call, in the order of the rounds.
-        size_bytes: Size of the file with its external data.
-        load_ms: Time to read and load it, in milliseconds.
-        speedup: Against the first model; of the first itself, 1.
-    """
-
-    path: str
-    latency_ms: dict[str, float]
-    samples: list[float] = field(repr=False)
-    size_bytes: int
-    load_ms: float
-    speedup: Speedup
-
-
-@dataclass(frozen=True)
-class BenchResult:
-    """What `bench` measured; the first model is the baseline.
-
-    Attributes:
-        conclusive: Whether every compared model's interval excludes 1 or is narrower than ±3 %.
-        environment: Machine, runtime and settings.
-        models: One entry a model.
-        verdict: The result in words, a sentence a model.
-    """
-
-    conclusive: bool
-    environment: dict[str, Any]
-    models: list[ModelLatency]
-    verdict: str
-
-    def to_json(self, *, with_samples: bool = False) -> dict[str, Any]:
-        """The object that `bench --json` prints, with every round's times if asked for."""
-        models = []
-        for model in self.models:
-            entry: dict[str, Any] = {
-                "path": model.path,
-                "latency_ms": model.latency_ms,
-                "speedup": {
-                    "ratio": model.speedup.ratio,
-                    "low": model.speedup.low,
-                    "high": model.speedup.high,
-                },
-                "size_bytes": model.size_bytes,
-                "load_ms": model.load_ms,
-            }
-            models.append(entry | ({"samples": model.samples} if with_samples else {}))
-        return {
-            "conclusive": self.conclusive,
-            "verdict": self.verdict,
-            "environment": self.environment,
-            "models": models,
-        }
+from onnxprune.validate.latency_result import BenchResult, completed, summarise
+from onnxprune.validate.operator_times import operator_times
+from onnxprune.validate.runtime_process import CLOCKS, CPU, SessionSettings
+from onnxprune.validate.session import ModelSource, PreparedModel, Session, session_settings
+from onnxprune.validate.timing import MIN_ROUNDS, Plan, measure
 
 
 def bench(
@@ -135,6 +47,15 @@ def bench(
     seed: int = 0,
     inputs: Mapping[str, np.ndarray] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    precision: float = 0.01,
+    optimization: str = "all",
+    provider_options: Mapping[str, str] | None = None,
+    processes: bool = False,
+    cores: Sequence[int] | None = None,
+    device_io: bool = False,
+    clock: str = "wall",
+    spinning: bool = True,
+    profile: bool = False,
 ) -> BenchResult:
     """Time models side by side; the first is the baseline.
 
@@ -144,157 +65,161 @@ def bench(
         models: One or more, with the same inputs.
         batch: Size of the first axis where the model leaves it open.
         shapes: Input name -> whole shape, for other open axes.
-        threads: Threads within an operator; None leaves it to ONNX Runtime.
+        threads: Threads within an operator; None leaves it to ONNX Runtime, or is the number of
+            `cores` where these are given.
         provider: Execution provider; None is the CPU.
-        rounds: Timed calls of each model; None measures until the intervals are narrow (±0.5 %) or
-            the time is up.
-        warmup: Untimed calls of each model before; None warms up until the times are steady.
-        max_seconds: Time for warm-up and rounds, in seconds; a few rounds are always made. Not
-            heeded where `rounds` says how many to make.
+        rounds: Rounds, at least 5; None measures until the intervals are narrow or the time is up.
+        warmup: Untimed rounds at the start of each opening; None warms up until the times are
+            steady.
+        max_seconds: Time for loading, warm-up and rounds, in seconds; a few rounds are always made.
+            Not heeded where `rounds` says how many to make.
         seed: Seed of the inputs, of the order within rounds, and of the bootstrap.
         inputs: Input name -> array, instead of random ones.
         on_progress: Called with (rounds done, rounds expected) after each round.
+        precision: Wanted half-width of the 95 % intervals as a share of the ratio, in (0, 1); with
+            one model, of its median.
+        optimization: Level of graph optimisation: none, basic, extended or all.
+        provider_options: Options of the execution provider, such as `trt_fp16_enable`.
+        processes: Run each model in a process of its own.
+        cores: Processor cores to use; None for all.
+        device_io: Keep inputs and outputs on the CUDA device and time by CUDA events.
+        clock: `wall`, the time that passes, or `cpu`, the time for which the call has a processor
+            core; that is the same on an idle machine, and much less noisy on a busy one. For one
+            thread on the CPU.
+        spinning: Whether worker threads spin while a call runs, as ONNX Runtime's do by default.
+        profile: Find out the time of each operator, in calls of their own.
 
     Raises:
-        UsageError: Inputs that differ between models, or an open axis without a size.
+        UsageError: Inputs that differ between models, an open axis without a size, or a setting
+            that makes no sense or is not possible here.
         ModelError: A model cannot be loaded or run.
     """
+    _check(models, batch, rounds, max_seconds, precision, processes and device_io)
+    if cores is not None:
+        check_cores(cores)
+        threads = threads if threads is not None else len(cores)
+    settings = session_settings(provider, threads, optimization, provider_options, spinning)
+    _check_clock(clock, settings)
+    stopwatch = open_stopwatch(settings.provider) if device_io else None
+    if stopwatch is not None:
+        settings = on_stream(settings, stopwatch)
+    with contextlib.ExitStack() as stack:
+        prepared = [stack.enter_context(PreparedModel(model, settings)) for model in models]
+        feeds = _checked_inputs(prepared, inputs, batch, shapes or {}, seed)
+        environment = describe_machine() | _describe_settings(settings, feeds)
+        opener = _opener(prepared, feeds, stopwatch, clock, cores, processes)
+        neighbours = Neighbours()
+        with pinned(cores):
+            openings = measure(
+                opener.open_all,
+                Plan(rounds, warmup, precision, max_seconds, seed),
+                on_progress=on_progress,
+            )
+            busy_cores = neighbours.busy_cores(opener.cpu_s)
+            operators = [operator_times(model, feeds) if profile else None for model in prepared]
+        result = summarise(
+            [model.label for model in prepared],
+            openings,
+            size_bytes=[model.source.size_bytes for model in prepared],
+            load_ms=[float(np.median(times)) for times in opener.load_ms],
+            environment=environment
+            | {
+                "precision": precision,
+                "clock": clock,
+                "spinning": "while a call runs" if spinning else "off",
+                "processes": processes,
+                "pinned_cores": None if cores is None else list(cores),
+                "device_io": device_io,
+                "load_average_after": describe_machine()["load_average"],
+                "busy_cores_of_others": busy_cores,
+            },
+            samples_a_call=_samples_a_call(feeds),
+            seed=seed,
+        )
+        memory = _memory(opener, prepared, feeds)
+        return completed(result, [model.source for model in prepared], memory, operators)
+
+
+def _opener(
+    models: Sequence[PreparedModel],
+    feeds: Mapping[str, np.ndarray],
+    stopwatch: CudaStopwatch | None,
+    clock: str,
+    cores: Sequence[int] | None,
+    processes: bool,
+) -> SharedProcess | OwnProcesses:
+    if processes:
+        return OwnProcesses(models, feeds, cores, clock)
+    if stopwatch is not None:
+        return SharedProcess(models, device_burst(feeds, stopwatch))
+    return SharedProcess(models, session_burst(feeds, clock))
+
+
+def _memory(
+    opener: SharedProcess | OwnProcesses,
+    models: Sequence[PreparedModel],
+    feeds: Mapping[str, np.ndarray],
+) -> list[int | None]:
+    """Peak memory of each model."""
+    if isinstance(opener, OwnProcesses):
+        return [max(peaks, default=None) for peaks in opener.peak_bytes]
+    return [peak_memory(model, feeds) for model in models]
+
+
+def _check(
+    models: Sequence[ModelSource],
+    batch: int,
+    rounds: int | None,
+    max_seconds: float,
+    precision: float,
+    contradiction: bool,
+) -> None:
     if not models:
         raise UsageError("there is no model to measure")
-    if min(batch, 1 if rounds is None else rounds) < 1 or max_seconds <= 0:
+    if batch < 1 or max_seconds <= 0 or (rounds is not None and rounds < MIN_ROUNDS):
         raise UsageError(
-            "batch and rounds must be at least 1, and the time above 0",
+            f"the batch must be at least 1, rounds at least {MIN_ROUNDS}, and the time above 0",
             got=f"batch {batch}, rounds {rounds}, {max_seconds} seconds",
         )
-    opened = [_open_timed(model, provider, threads) for model in models]
-    sessions = [session for session, _ in opened]
-    check_same_inputs(sessions)
-    feeds = _checked_inputs(sessions[0], inputs, batch, shapes or {}, seed)
-    calls = [_call(session, feeds) for session in sessions]
-    for session in sessions:
-        session.run(feeds)  # a model that cannot run fails here, with its name
-    times = measure(
-        calls,
-        rounds=rounds,
-        warmup=warmup,
-        max_seconds=max_seconds,
-        seed=seed,
-        on_progress=on_progress,
-    )
-    return summarise(
-        [session.label for session in sessions],
-        times,
-        size_bytes=[session.size_bytes for session in sessions],
-        load_ms=[load_ms for _, load_ms in opened],
-        environment=describe_machine()
-        | {
-            "provider": sessions[0].provider,
-            "threads": threads if threads is not None else "default",
-            "graph_optimization": "all",
-            "inputs": {name: list(array.shape) for name, array in feeds.items()},
-            "rounds": len(times),
-        },
-        seed=seed,
-    )
-
-
-def _open_timed(
-    model: ModelSource, provider: str | None, threads: int | None
-) -> tuple[Session, float]:
-    start = time.perf_counter()
-    session = open_session(model, provider, threads)
-    return session, (time.perf_counter() - start) * 1e3
-
-
-def _call(session: Session, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
-    """The bare call that is timed: no look-ups, no error handling of ours."""
-    run, names, values = session.raw.run, [spec.name for spec in session.outputs], dict(feeds)
-    return lambda: run(names, values)
-
-
-def summarise(
-    paths: Sequence[str],
-    times: np.ndarray,
-    *,
-    size_bytes: Sequence[int],
-    load_ms: Sequence[float],
-    environment: dict[str, Any],
-    seed: int,
-) -> BenchResult:
-    """Turn times into latencies, speedups and a verdict.
-
-    Args:
-        paths: The models; the first is the baseline.
-        times: Milliseconds, `(rounds, len(paths))`.
-        size_bytes: Of each model.
-        load_ms: Of each model, in milliseconds.
-        environment: Goes into the result.
-        seed: Seed of the bootstrap.
-    """
-    models = [
-        ModelLatency(
-            path,
-            _percentiles(times[:, index]),
-            samples=times[:, index].tolist(),
-            size_bytes=size_bytes[index],
-            load_ms=load_ms[index],
-            speedup=speedup(times[:, 0], times[:, index], seed) if index else Speedup(1, 1, 1),
+    if not 0 < precision < 1:
+        raise UsageError(
+            "the precision must lie between 0 and 1", got=precision, expected="such as 0.02"
         )
-        for index, path in enumerate(paths)
-    ]
-    return BenchResult(
-        all(model.speedup.conclusive for model in models[1:]),
-        environment,
-        models,
-        "\n".join(_sentence(model) for model in models[1:]) or "one model, nothing to compare",
-    )
+    if contradiction:
+        raise UsageError(
+            "inputs on the device cannot be measured in separate processes",
+            remedy="leave out --processes or --device-io",
+        )
 
 
-def _percentiles(times: np.ndarray) -> dict[str, float]:
-    p50, p90, p99 = (float(value) for value in np.percentile(times, [50, 90, 99]))
-    return {"median": p50, "p50": p50, "p90": p90, "p99": p99, "mean": float(times.mean())}
-
-
-def speedup(baseline: np.ndarray, model: np.ndarray, seed: int) -> Speedup:
-    """Median of the rounds' ratios with a bootstrap interval over rounds.
-
-    The interval is the percentile bootstrap of the median (Efron and Tibshirani 1993, chapter 13).
-
-    Args:
-        baseline: Milliseconds of the baseline in each round, `(rounds,)`.
-        model: Milliseconds of the model in the same rounds, `(rounds,)`.
-        seed: Seed of the resampling.
-    """
-    ratios = baseline / model
-    rng = np.random.default_rng(seed)
-    count = len(ratios)
-    rows = max(1, _CHUNK // count)
-    medians = np.concatenate(
-        [
-            np.median(ratios[rng.integers(count, size=(min(rows, _RESAMPLES - start), count))], 1)
-            for start in range(0, _RESAMPLES, rows)
-        ]
-    )
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(medians, [tail, 1 - tail])
-    return Speedup(float(np.median(ratios)), float(low), float(high))
-
-
-def _sentence(model: ModelLatency) -> str:
-    result = model.speedup
-    interval = f"{result.ratio:.3f}x, 95 % interval {result.low:.3f} to {result.high:.3f}"
-    texts = {
-        "same": "no speedup: as fast as the baseline within "
-        f"{max(result.high - 1, 1 - result.low):.1%}",
-        "faster": "faster than the baseline",
-        "slower": "slower than the baseline",
-        "unclear": "no speedup shown: the interval includes 1, and the machine is too noisy, or "
-        "the time too short, to conclude",
-    }
-    return f"{model.path}: {texts[result.verdict]} ({interval})"
+def _check_clock(clock: str, settings: SessionSettings) -> None:
+    if clock not in CLOCKS:
+        raise UsageError("no such clock", got=clock, expected=", ".join(CLOCKS))
+    if clock == "cpu" and (settings.provider != CPU or settings.threads != 1):
+        raise UsageError(
+            "the time of a processor core is the latency only for one thread on the CPU",
+            got=f"{settings.provider}, threads: {settings.threads or 'default'}",
+            remedy="--threads 1, or --clock wall",
+        )
 
 
 def _checked_inputs(
+    models: Sequence[PreparedModel],
+    inputs: Mapping[str, np.ndarray] | None,
+    batch: int,
+    shapes: Mapping[str, Sequence[int]],
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Inputs on which every model runs; a model that cannot run fails here, with its name."""
+    sessions = [model.open() for model in models]
+    check_same_inputs(sessions)
+    feeds = _inputs(sessions[0], inputs, batch, shapes, seed)
+    for session in sessions:
+        session.run(feeds)
+    return feeds
+
+
+def _inputs(
     session: Session,
     inputs: Mapping[str, np.ndarray] | None,
     batch: int,
@@ -314,3 +239,23 @@ def _checked_inputs(
     if inputs is not None:
         return dict(inputs)
     return random_inputs(session.inputs, batch=batch, shapes=shapes, seed=seed)
+
+
+def _samples_a_call(feeds: Mapping[str, np.ndarray]) -> int:
+    first = next(iter(feeds.values()), np.empty(1))
+    return first.shape[0] if first.ndim else 1
+
+
+def _describe_settings(
+    settings: SessionSettings, feeds: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    levels = {"ORT_DISABLE_ALL": "none", "ORT_ENABLE_ALL": "all"}
+    level = levels.get(settings.graph_level, settings.graph_level.rpartition("_")[2].lower())
+    options = {k: v for k, v in settings.provider_options.items() if k != "user_compute_stream"}
+    return {
+        "provider": settings.provider,
+        "provider_options": options,
+        "threads": settings.threads if settings.threads is not None else "default",
+        "graph_optimization": level,
+        "inputs": {name: list(array.shape) for name, array in feeds.items()},
+    } | ({} if settings.provider == CPU else {"gpus": describe_gpus()})

@@ -171,8 +171,11 @@ def budget_words(results: Results) -> list[str]:
     if budget is not None:
         text = (
             f"Budget: {budget.epochs:.4g} epochs, {fmt.count(budget.steps)} steps, mean density "
-            f"{fmt.percent(budget.mean_density)}."
+            f"{fmt.percent(budget.mean_density)}"
         )
+        if budget.mean_density_planned is not None:
+            text += f" ({fmt.percent(budget.mean_density_planned)} by the schedule alone)"
+        text += "."
         if budget.training_flops is not None and budget.training_flops_dense is not None:
             text += (
                 f" Training took {budget.training_flops_dense:.3g} FLOPs as dense hardware counts "

@@ -186,6 +186,7 @@ class BudgetResult(_Lenient):
     epochs: float
     steps: int
     mean_density: float
+    mean_density_planned: float | None = None
     training_flops_dense: int | None = None
     training_flops: int | None = None
 

@@ -4,7 +4,10 @@ import contextlib
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,7 @@ from onnxprune.errors import (
     UsageError,
 )
 from onnxprune.model import OnnxModel, ValueSpec
+from onnxprune.validate.runtime_process import CPU, SessionSettings, open_raw
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -27,7 +31,6 @@ if TYPE_CHECKING:
 ModelSource = str | os.PathLike[str] | OnnxModel | onnx.ModelProto | bytes | tuple[str, bytes]
 """A path, a model in memory, or serialised bytes with the label that reports shall show."""
 
-CPU = "CPUExecutionProvider"
 _SHORT_NAMES = {
     "cpu": CPU,
     "cuda": "CUDAExecutionProvider",
@@ -37,7 +40,10 @@ _SHORT_NAMES = {
     "openvino": "OpenVINOExecutionProvider",
     "rocm": "ROCMExecutionProvider",
 }
-_CUDA_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+TENSORRT = "TensorrtExecutionProvider"
+CUDA_PROVIDERS = ("CUDAExecutionProvider", TENSORRT)
+_SPIN_IN_CALLS = {"session.force_spinning_stop": "1"}
+_NEVER_SPIN = {"session.intra_op.allow_spinning": "0"}
 OPTIMIZATION_LEVELS = {
     "none": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
@@ -56,6 +62,7 @@ class Session:
         size_bytes: Size of the file with its external data.
         provider: The execution provider that is active.
         raw: The `onnxruntime.InferenceSession`.
+        load_ms: Time that ONNX Runtime took to load it, in milliseconds.
     """
 
     def __init__(
@@ -64,6 +71,7 @@ class Session:
         source: OnnxModel,
         provider: str,
         raw: "onnxruntime.InferenceSession",
+        load_ms: float = 0.0,
     ) -> None:
         self.label = label
         self.inputs: list[ValueSpec] = source.inputs
@@ -71,6 +79,7 @@ class Session:
         self.size_bytes = source.size_bytes
         self.provider = provider
         self.raw = raw
+        self.load_ms = load_ms
         self._output_names = [spec.name for spec in self.outputs]
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -100,6 +109,92 @@ class Session:
         return dict(zip(self._output_names, values, strict=True))
 
 
+class PreparedModel:
+    """A model that has been read and can be loaded into ONNX Runtime again and again.
+
+    Use it as a context manager: what it had to write to disk is removed at the end.
+
+    Attributes:
+        label: How messages and reports name the model.
+        source: The model as it was read.
+        settings: How its sessions are opened.
+    """
+
+    def __init__(self, model: ModelSource, settings: SessionSettings) -> None:
+        self.label, self.source = read_source(model)
+        self.settings = settings
+        self._model = model
+        self._scratch = tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True)
+        if settings.provider == TENSORRT:
+            # Building an engine takes minutes, and N:M weights are only made use of when asked for
+            options = {
+                "trt_sparsity_enable": "1",
+                "trt_engine_cache_enable": "1",
+                "trt_engine_cache_path": self._scratch.name,
+            }
+            self.settings = replace(settings, provider_options=options | settings.provider_options)
+
+    def __enter__(self) -> "PreparedModel":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._scratch.cleanup()
+
+    @cached_property
+    def content(self) -> str | bytes:
+        """What ONNX Runtime gets: the file, or bytes, or a file for what bytes cannot hold."""
+        if isinstance(self._model, str | os.PathLike):
+            return os.fspath(self._model)
+        if model_files.fits_in_one_message(self.source.proto):
+            return model_files.serialized(self.source.proto)
+        return self._written()
+
+    @cached_property
+    def path(self) -> str:
+        """A file with the model."""
+        if isinstance(self.content, str):
+            return self.content
+        return self._written()
+
+    def _written(self) -> str:
+        path = Path(self._scratch.name) / "model.onnx"
+        model_files.write(self.source.proto, path)
+        return str(path)
+
+    def open(self, *, profile_prefix: str = "") -> "Session":
+        """Load it.
+
+        Args:
+            profile_prefix: Where ONNX Runtime writes a profile; empty for none.
+
+        Raises:
+            ModelFileError: ONNX Runtime refuses the file.
+            UnsupportedModelError: ONNX Runtime has no implementation of an operator.
+            UsageError: The provider does not come up.
+        """
+        runtime, name = import_runtime(), self.settings.provider
+        content = self.content
+        try:
+            # ONNX Runtime prints what it thinks of CUDA to standard output, which belongs to --json
+            with contextlib.redirect_stdout(sys.stderr):
+                if name in CUDA_PROVIDERS and hasattr(runtime, "preload_dlls"):
+                    runtime.preload_dlls()
+                start = time.perf_counter()
+                raw = open_raw(runtime, content, self.settings, profile_prefix=profile_prefix)
+                load_ms = (time.perf_counter() - start) * 1e3
+        except Exception as error:
+            raise _refusal(error, self.label, name) from error
+        if raw.get_providers()[0] != name:
+            raise UsageError(
+                f"{name} does not come up on this machine",
+                where=self.label,
+                got=f"ONNX Runtime fell back to {raw.get_providers()[0]}",
+                remedy="check the driver and the CUDA libraries; `onnxprune doctor` shows what is "
+                "used",
+            )
+        return Session(self.label, self.source, name, raw, load_ms)
+
+
 def open_session(
     model: ModelSource,
     provider: str | None = None,
@@ -124,33 +219,45 @@ def open_session(
         UsageError: The provider is not available, or does not come up.
         MissingDependencyError: onnxruntime is not installed.
     """
-    runtime = import_runtime()
-    label, source = read_source(model)
-    name = provider_name(provider)
-    options = _options(runtime, threads, optimization)
-    providers = [name] if name == CPU else [name, CPU]
-    with tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True) as scratch:
-        try:
-            # ONNX Runtime prints what it thinks of CUDA to standard output, which belongs to --json
-            with contextlib.redirect_stdout(sys.stderr):
-                if name in _CUDA_PROVIDERS and hasattr(runtime, "preload_dlls"):
-                    runtime.preload_dlls()
-                raw = runtime.InferenceSession(
-                    _runtime_input(model, source, Path(scratch)),
-                    options,
-                    providers=providers,
-                    enable_fallback=0,
-                )
-        except Exception as error:
-            raise _refusal(error, label, name) from error
-    if raw.get_providers()[0] != name:
+    with PreparedModel(model, session_settings(provider, threads, optimization)) as prepared:
+        return prepared.open()
+
+
+def session_settings(
+    provider: str | None = None,
+    threads: int | None = None,
+    optimization: str = "all",
+    provider_options: Mapping[str, str] | None = None,
+    spinning: bool = True,
+) -> SessionSettings:
+    """Checked settings of a session.
+
+    Args:
+        provider: See `open_session`.
+        threads: See `open_session`.
+        optimization: See `open_session`.
+        provider_options: Options of the execution provider.
+        spinning: Whether worker threads spin while a call runs.
+
+    Raises:
+        UsageError: The provider is not available, or another value makes no sense.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    if optimization not in OPTIMIZATION_LEVELS:
         raise UsageError(
-            f"{name} does not come up on this machine",
-            where=label,
-            got=f"ONNX Runtime fell back to {raw.get_providers()[0]}",
-            remedy="check the driver and the CUDA libraries; `onnxprune doctor` shows what is used",
+            "no such level of graph optimisation",
+            got=optimization,
+            expected=", ".join(OPTIMIZATION_LEVELS),
         )
-    return Session(label, source, name, raw)
+    if threads is not None and threads < 1:
+        raise UsageError("the number of threads must be at least 1", got=threads)
+    return SessionSettings(
+        provider=provider_name(provider),
+        threads=threads,
+        graph_level=OPTIMIZATION_LEVELS[optimization],
+        provider_options=dict(provider_options or {}),
+        config=_SPIN_IN_CALLS if spinning else _NEVER_SPIN,
+    )
 
 
 def import_runtime() -> Any:
@@ -205,38 +312,6 @@ def provider_name(provider: str | None) -> str:
             remedy="install the ONNX Runtime build for it (onnxprune[gpu] for CUDA)",
         )
     return name
-
-
-def _options(runtime: Any, threads: int | None, optimization: str) -> Any:
-    if optimization not in OPTIMIZATION_LEVELS:
-        raise UsageError(
-            "no such level of graph optimisation",
-            got=optimization,
-            expected=", ".join(OPTIMIZATION_LEVELS),
-        )
-    if threads is not None and threads < 1:
-        raise UsageError("the number of threads must be at least 1", got=threads)
-    options = runtime.SessionOptions()
-    options.graph_optimization_level = getattr(
-        runtime.GraphOptimizationLevel, OPTIMIZATION_LEVELS[optimization]
-    )
-    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
-    options.inter_op_num_threads = 1
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
-
-
-def _runtime_input(model: ModelSource, source: OnnxModel, scratch: Path) -> str | bytes:
-    """What ONNX Runtime gets: the file itself, or bytes, or a file for what bytes cannot hold."""
-    if isinstance(model, str | os.PathLike):
-        return os.fspath(model)
-    if model_files.fits_in_one_message(source.proto):
-        return model_files.serialized(source.proto)
-    path = scratch / "model.onnx"
-    model_files.write(source.proto, path)
-    return str(path)
 
 
 def _refusal(error: Exception, label: str, provider: str) -> Exception:

@@ -22,7 +22,7 @@ from matplotlib import pyplot  # noqa: E402
 from networks import NETWORKS, write_untrained  # noqa: E402
 from plots import Band, Panel, draw  # noqa: E402
 from probes import Point  # noqa: E402
-from real_tasks import collapsed, edit_distance, targets_of  # noqa: E402
+from real_tasks import targets_of  # noqa: E402
 from runs import Run, load_masks, supported  # noqa: E402
 from scales import SCALES, Options  # noqa: E402
 
@@ -344,8 +344,36 @@ def test_patterns_are_compared_with_choosing_before() -> None:
     assert after["against_before"]["mean"] == pytest.approx(0.25)
 
 
-def test_characters_are_read_and_compared_as_ctc_does() -> None:
-    assert collapsed([0, 3, 3, 0, 3, 5, 5, 0]) == [3, 3, 5]
-    assert edit_distance("kitten", "sitting") == 3
-    assert edit_distance([], [1, 2]) == 2
+def test_targets_of_lines_are_filled_up() -> None:
     assert targets_of(["ab", "b"], {"a": 1, "b": 2}).tolist() == [[1, 2], [2, -1]]
+
+
+def costed(method: str, accuracy: float, flops: float, end: float = 0.5) -> dict[str, Any]:
+    return {
+        **{"method": method, "sparsity": 0.9, "pruning_end": end, "epochs": 4},
+        **{"accuracy": {"mean": accuracy}, "training_flops": flops},
+    }
+
+
+def test_a_point_is_compared_with_the_best_of_gmp_that_costs_no_more() -> None:
+    """By 2 %, at the same sparsity, and seed by seed."""
+    points = [
+        costed("gmp", 0.80, 100, 0.1),
+        costed("gmp", 0.84, 202, 0.2),
+        costed("gmp", 0.90, 300, 0.3),
+        costed("gmp", 0.99, 10, 0.4) | {"sparsity": 0.98},
+        costed("cascade-gmp", 0.85, 200),
+    ]
+    scores = [{0: 0.8, 1: 0.8}, {0: 0.83, 1: 0.85}, {0: 0.9}, {0: 0.99}, {0: 0.85, 1: 0.86}]
+    found = methods.at_cost(points[4], scores[4], points, scores)
+    assert found is not None
+    assert found["pruning_end"] == 0.2
+    assert found["difference"]["mean"] == pytest.approx(0.015)
+    cheaper = costed("cascade-gmp", 0.5, 90)
+    assert methods.at_cost(cheaper, scores[4], points, scores) is None
+
+
+def test_what_a_point_costs_of_the_cheapest_gmp_that_is_as_good() -> None:
+    points = [costed("gmp", 0.80, 100), costed("gmp", 0.90, 300), costed("gmp", 0.95, 400)]
+    assert methods.share_of_flops(costed("cascade-gmp", 0.85, 150), points) == 0.5
+    assert methods.share_of_flops(costed("cascade-gmp", 0.96, 150), points) is None

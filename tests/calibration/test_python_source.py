@@ -4,7 +4,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from onnxprune.calibration import open_data, python_source
+from onnxprune.calibration import open_data, python_source, subset
 from onnxprune.errors import DataError, UsageError
 from onnxprune.model import ValueSpec
 
@@ -30,6 +30,10 @@ class Lazy:
         if i == 7: raise RuntimeError("disk on fire")
         return np.full(2, i, "f"), np.int64(1)
 def lazy(): return Lazy()
+class Noisy:
+    def __len__(self): return 20
+    def __getitem__(self, i): return np.random.normal(size=2).astype("f") * (i % 2), 0
+def noisy(): return Noisy()
 def fails(): raise RuntimeError("no database")
 def nothing(): return 3
 def empty(): return []
@@ -97,6 +101,17 @@ def test_lazy_objects_are_read_when_needed(read):
 
 def test_digests_agree_across_forms(read):
     assert read("pairs").digest() == read("generator").digest()
+
+
+def test_samples_that_vary_are_noticed_and_have_a_digest_all_the_same(read):
+    """Odd samples draw; what has been drawn before does not change what identifies the data."""
+    samples = read("noisy")
+    assert samples.varies
+    assert subset(samples, [1, 2]).varies
+    assert not read("lazy").varies
+    first, again = samples[1], samples[1]
+    assert not np.array_equal(first.inputs["x"], again.inputs["x"])
+    assert samples.digest() == samples.digest() == read("noisy").digest()
 
 
 def test_iterators_stop_at_the_limit_or_at_the_memory(read, monkeypatch):

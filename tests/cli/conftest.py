@@ -77,7 +77,8 @@ def without_torch(tmp_path: Path) -> dict[str, str]:
     for name in ("torch", "torchvision", "accelerate", "safetensors"):
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").write_text(f"raise ImportError('no {name} here')\n")
-    return {"PYTHONPATH": str(folder)}
+    beside = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *beside])}
 
 
 @pytest.fixture

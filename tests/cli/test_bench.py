@@ -1,4 +1,7 @@
+import os
 from pathlib import Path
+
+import pytest
 
 from .conftest import Command
 
@@ -19,14 +22,87 @@ def test_json(command: Command, classifier: Path, tmp_path: Path) -> None:
     for model in result["models"]:
         assert 0 < model["latency_ms"]["median"] <= model["latency_ms"]["p90"]
         assert model["latency_ms"]["p90"] <= model["latency_ms"]["p99"]
+        assert model["load_ms"] > 0
+        assert model["throughput_per_s"] > 0
+        assert model["size_bytes"] == classifier.stat().st_size
+        assert model["operators"] is None
     speedup = copy["speedup"]
     assert 0 < speedup["low"] <= speedup["ratio"] <= speedup["high"]
+    assert copy["verdict"] in ("same", "faster", "slower", "unclear")
 
 
 def test_text(command: Command, classifier: Path) -> None:
     text = command("bench", classifier, *QUICK).expect(0).out
     assert "median" in text
     assert " ms" in text
+    assert "5 rounds in 5 openings" in text
+    assert "one model, nothing to compare" in text
+
+
+def test_precision_and_time_end_it(command: Command, classifier: Path) -> None:
+    arguments = ("bench", classifier, "--threads", 1, "--json")
+    wide = command(*arguments, "--precision", "90%", "--seconds", 60).expect(0).json
+    assert wide["environment"]["openings"] == 10
+    assert wide["environment"]["precision"] == 0.9
+    # A precision that no machine reaches: the time ends it
+    fine = command(*arguments, "--precision", "0.000001", "--seconds", 0.5).expect(0).json
+    assert fine["environment"]["openings"] >= 5
+
+
+@pytest.mark.parametrize("text", ["2", "0", "-1%", "100%", "two", "%", "nan", "2%%"])
+def test_bad_precision(command: Command, classifier: Path, text: str) -> None:
+    outcome = command("bench", classifier, f"--precision={text}").expect(2)
+    assert "such as 2% or 0.02" in outcome.err
+
+
+@pytest.mark.parametrize("text", ["a", "", "1-", "3-2", "-1", "0,,1", "0-99999"])
+def test_bad_cores(command: Command, classifier: Path, text: str) -> None:
+    outcome = command("bench", classifier, f"--pin={text}").expect(2)
+    assert "such as 0 or 0,2-3" in outcome.err
+
+
+def test_settings(command: Command, classifier: Path) -> None:
+    core = min(os.sched_getaffinity(0))
+    options = (
+        "--pin",
+        f"{core}-{core}",
+        "--optimization",
+        "none",
+        "--batch",
+        3,
+        "--processes",
+        "--no-spinning",
+    )
+    outcome = command("bench", classifier, "--rounds", 5, *options, "--json").expect(0)
+    environment = outcome.json["environment"]
+    assert environment["pinned_cores"] == [core]
+    assert environment["threads"] == 1
+    assert environment["graph_optimization"] == "none"
+    assert environment["processes"] is True
+    assert environment["spinning"] == "off"
+    assert environment["inputs"] == {"x": [3, 3, 8, 8]}
+    assert "4000, 4001" in command("bench", classifier, "--pin", "4000,4001").expect(2).err
+
+
+def test_operators(command: Command, classifier: Path) -> None:
+    outcome = command("bench", classifier, *QUICK, "--profile", "--json").expect(0)
+    operators = outcome.json["models"][0]["operators"]
+    assert sum(entry["share"] for entry in operators) == pytest.approx(1)
+    assert "Gemm" in {entry["op_type"] for entry in operators}
+    assert "Gemm" in command("bench", classifier, *QUICK, "--profile").expect(0).out
+
+
+def test_provider_options(command: Command, classifier: Path) -> None:
+    for text in ("x", "=1"):
+        outcome = command("bench", classifier, "--provider-option", text).expect(2)
+        assert "KEY=VALUE" in outcome.err
+    assert "only CUDA" in command("bench", classifier, "--device-io").expect(2).err
+
+
+def test_without_torch(process: Command, classifier: Path, without_torch: dict[str, str]) -> None:
+    options = (*QUICK, "--processes", "--profile", "--json")
+    outcome = process("bench", classifier, classifier, *options, **without_torch).expect(0)
+    assert outcome.json["models"][1]["peak_memory_bytes"] > 0
 
 
 def test_shapes(command: Command, classifier: Path) -> None:

@@ -29,7 +29,9 @@ def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_json(command: Command, base: list[object]) -> None:
-    result = command(*base, "--json").expect(0).json
+    outcome = command(*base, "--json").expect(0)
+    assert "time: about" in outcome.err, "how long it takes is said beforehand, in every form"
+    result = outcome.json
     assert result.keys() >= {"verdict", "gain", "decay_horizon_steps", "arms"}
     assert result["gain"].keys() >= {"mean", "low", "high"}
     named = [(arm["name"], arm["seed"]) for arm in result["arms"]]

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx.parser
 import pytest
 from PIL import Image
 
@@ -67,3 +68,36 @@ def test_bad_input(
     provider = ["--provider", "QuantumExecutionProvider"]
     outcome = command("evaluate", classifier, "--data", evaluation_data, *provider).expect(2)
     assert "CPUExecutionProvider" in outcome.err
+
+
+def test_task_metrics_and_differences(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recogniser whose scores are its inputs, and one that reads a class too high."""
+    head = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,T,4] x) => (float[N,T,4] y)'
+    texts = {
+        "right": f"{head} {{ y = Identity(x) }}",
+        "wrong": f"{head} <int64[4] i = {{0, 3, 1, 2}}> {{ y = Gather<axis = 2>(x, i) }}",
+    }
+    paths = []
+    for name, text in texts.items():
+        paths.append(tmp_path / f"{name}.onnx")
+        onnx.save(onnx.parser.parse_model(text), paths[-1])
+    label = np.array([[1, 2], [2, 3], [3, 1]] * 4)
+    steps = np.stack([label[:, 0], 0 * label[:, 0], label[:, 1]], axis=1)
+    np.savez(tmp_path / "lines.npz", x=np.eye(4, dtype=np.float32)[steps], label=label)
+    (tmp_path / "own_metric.py").write_text(
+        "def steps(outputs, targets):\n    return [3] * len(targets)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", tmp_path / "lines.npz", "--metric", "cer"]
+    own = ["--metric", "python:own_metric:steps"]
+    result = command("evaluate", *paths, *options, *own, "--allow-python", "--json").expect(0).json
+    first, second = result["models"]
+    assert (first["metrics"]["cer"], second["metrics"]["cer"]) == (0, 1)
+    assert first["metrics"]["steps"] == 3
+    assert second["against_first"]["cer"]["low"] == 1
+    text = command("evaluate", *paths, *options).expect(0).out
+    assert "more than chance" in text
+    assert "--allow-python" in command("evaluate", *paths, *options, *own).expect(2).err
+    assert "cer, miou" in command("evaluate", *paths, *options, "--metric", "wer").expect(2).err

@@ -1,5 +1,6 @@
 """Exit codes, errors and help of the command line as a whole."""
 
+import os
 import subprocess
 import sys
 import time
@@ -118,3 +119,13 @@ def test_both_ways_to_start(process: Command) -> None:
         check=True,
     )
     assert __version__ in done.stdout
+
+
+def test_one_of_several_processes_ends_without_taking_itself_apart() -> None:
+    """What fails then, as libraries that spoke to other processes may, fails no finished run."""
+    code = "import atexit, os; atexit.register(os.abort); from onnxprune.cli import main; main()"
+    command = [sys.executable, "-c", code, "--version"]
+    several = os.environ | {"WORLD_SIZE": "2", "RANK": "1"}
+    done = subprocess.run(command, env=several, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "onnxprune" in done.stdout

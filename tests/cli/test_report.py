@@ -64,3 +64,32 @@ def test_bad_input(command: Command, tmp_path: Path) -> None:
     command("report", tmp_path / "empty", "-o", tmp_path / "missing" / "page.html").expect(2)
     assert not page.exists()
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_of_several_runs(
+    command: Command, classifier: Path, training_data: Path, quick: list[str], tmp_path: Path
+) -> None:
+    folders = []
+    for sparsity in ("0.5", "0.8"):
+        output = tmp_path / f"at{sparsity}.onnx"
+        options = ["--data", training_data, "--sparsity", sparsity, *quick]
+        command("prune", classifier, "-o", output, *options).expect(0)
+        folders.append(tmp_path / f"at{sparsity}.run")
+    page = tmp_path / "comparison.html"
+    facts = command("report", *folders, "-o", page, "--json").expect(0).json
+    assert facts["size_bytes"] == page.stat().st_size
+    text = page.read_text(encoding="utf-8")
+    assert "sparsity.target" in text
+    assert "seed" not in re.findall(r"<th scope=\"row\">([^<]*)</th>", text)
+    missing = command("report", *folders)
+    assert "name it with -o" in missing.expect(2).err
+
+
+def test_of_a_bench(command: Command, classifier: Path, tmp_path: Path) -> None:
+    options = ["--seconds", 1, "--rounds", 5, "--json"]
+    result = command("bench", classifier, classifier, *options).expect(0).out
+    file, page = tmp_path / "bench.json", tmp_path / "bench.html"
+    file.write_text(result, encoding="utf-8")
+    assert "name it with -o" in command("report", file).expect(2).err
+    command("report", file, "-o", page).expect(0)
+    assert "Latency of 2 models" in page.read_text(encoding="utf-8")

@@ -1,13 +1,17 @@
 import os
+import random
 import signal
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from onnxprune.corrupt import CorruptSamples
 from onnxprune.errors import DataError, UsageError
@@ -149,6 +153,62 @@ def test_processes_share_the_batches_of_one(world: int) -> None:
         sizes = [len(part[number]) for part in parts]
         assert max(sizes) - min(sizes) <= 1
         assert all(part[number].global_size == 5 for part in parts)
+
+
+class Drawing(Numbers):
+    """Samples that draw from all global generators when they are read."""
+
+    varies = True
+
+    def __getitem__(self, index: int) -> Item:
+        drawn = [random.random(), np.random.random(), torch.rand(()).item()]
+        return Item({"x": np.array([index, *drawn], dtype=np.float64)}, 0)
+
+
+def draws(first_step: int, count: int, **settings: Any) -> Tensor:
+    """What `Drawing` gives from a step on, `(batches, samples, 4)`."""
+    source = BatchSource(Drawing(12), 4, cache_bytes=2**20, **settings)
+    return torch.stack([batch.inputs["x"] for batch in islice(source.shuffled(first_step), count)])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_what_samples_draw_does_not_depend_on_workers_or_where_reading_began(workers: int) -> None:
+    """Over two epochs; the state of this process's generators stays its own."""
+    whole = draws(0, 6, seed=1)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert torch.equal(draws(0, 6, seed=1, workers=workers), whole)
+    assert torch.equal(draws(4, 2, seed=1, workers=workers), whole[4:])
+    found = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert found == states
+
+
+def test_draws_differ_by_sample_step_seed_and_rank() -> None:
+    whole = draws(0, 6, seed=1)[..., 1:]
+    assert len(torch.unique(whole)) == whole.numel()
+    assert not torch.isin(draws(0, 6, seed=2)[..., 1:], whole).any()
+    parts = [draws(0, 6, seed=1, rank=rank, world=2)[..., 1:] for rank in range(2)]
+    assert len(torch.unique(torch.stack(parts))) == whole.numel()
+
+
+class Seeded(Numbers):
+    """Samples that tell the seed which PyTorch gave the process that reads them."""
+
+    def __getitem__(self, index: int) -> Item:
+        info = get_worker_info()
+        assert info is not None
+        return Item({"x": np.array([info.seed - info.id])}, 0)
+
+
+def test_seeds_of_reading_processes_follow_seed_step_and_rank() -> None:
+    """For user code that makes generators of its own from them."""
+
+    def seed(first_step: int, **settings: int) -> int:
+        source = BatchSource(Seeded(4), 2, workers=1, **settings)
+        return int(next(source.shuffled(first_step)).inputs["x"][0])
+
+    seeds = [seed(0), seed(1), seed(0, seed=1), seed(0, rank=1, world=2)]
+    assert len(set(seeds)) == len(seeds)
+    assert seed(1) == seeds[1]
 
 
 class Damaged(Numbers):

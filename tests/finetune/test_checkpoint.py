@@ -55,6 +55,25 @@ def test_saving_a_step_again_replaces_it(store: CheckpointStore) -> None:
     assert [folder.name for folder in store.folder.iterdir()] == ["step-00000001"]
 
 
+def test_a_run_that_went_back_writes_another_checkpoint_of_the_step(store: CheckpointStore) -> None:
+    """The one before is kept for it to go back further, and the old one until the new one is."""
+    for step in (1, 2):
+        store.save(checkpoint(step))
+    store.save(Checkpoint(2, {"model.w": torch.zeros(1)}, {"note": "again"}, revision=1))
+    found, damaged = store.latest()
+    assert found is not None
+    assert (found.step, found.revision, found.facts) == (2, 1, {"note": "again"})
+    assert not damaged
+    names = sorted(folder.name for folder in store.folder.iterdir())
+    assert names == ["step-00000001", "step-00000002-00000001"]
+    store.discard(2)
+    found, _ = store.latest()
+    assert found is not None
+    assert (found.step, found.revision) == (1, 0)
+    store.discard(1)
+    assert store.latest()[0] is not None
+
+
 def test_tensors_that_share_memory_or_are_views(store: CheckpointStore) -> None:
     base = torch.arange(6.0).reshape(2, 3)
     store.save(Checkpoint(1, {"a": base, "b": base, "c": base.T}, {}))

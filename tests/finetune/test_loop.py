@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from onnxprune.cascade import ShedMonitor, courses_of, kept_rms
 from onnxprune.errors import DataError, Interrupted, TrainingError, UsageError
@@ -68,7 +70,8 @@ class Net(nn.Module):
         self.calls: list[int] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls.append(len(x))
+        if torch.is_grad_enabled():
+            self.calls.append(len(x))
         return self.fc(self.drop(self.norm(x)))
 
 
@@ -154,7 +157,7 @@ def test_evaluation_is_in_inference_mode_and_training_goes_on() -> None:
         evaluation_teacher=teacher,
     )
     run.fit()
-    assert modes == [True, False, False, False, True, False, False, False]
+    assert modes == [True, True, False, False, False, True, False, False, False]
     entries = observer.of("eval")
     assert [entry["step"] for entry in entries] == [1, 2]
     module.eval()
@@ -223,9 +226,64 @@ def test_resume_without_a_store_or_a_checkpoint(tmp_path: Path) -> None:
 
 
 def poisoned(module: Net, steps: set[int], value: float = float("nan")) -> Net:
-    """A module whose output is spoiled in these forward passes, counted from 1."""
+    """A module whose output is spoiled in these training passes, counted from 1."""
     module.register_forward_hook(lambda m, args, y: y * value if len(m.calls) in steps else y)
     return module
+
+
+def test_a_first_loss_that_is_not_finite_is_noticed(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", "run")
+    observer = Recorder()
+    settings = {"checkpoint_seconds": 0, "max_rollbacks": 1}
+    module = poisoned(Net(), {1}, float("inf"))
+    trainer(observer, Plan(3, 4, {}), module=module, checkpoints=store, settings=settings).fit()
+    (rollback,) = observer.of("rollback")
+    assert (rollback["failed_at"], rollback["step"]) == (1, 0)
+
+
+@pytest.mark.parametrize("events", [{}, {step: 1 + step // 2 for step in range(0, 20, 2)}])
+def test_a_loss_that_explodes_slowly_is_noticed_between_events_too(events: dict[int, int]) -> None:
+    """It doubles in every step, from about 1; before pruning and training it was no higher."""
+    module = Net()
+    module.drop = nn.Identity()
+    module.register_forward_hook(lambda m, args, y: y * 2 ** len(m.calls))
+    settings = {"lr": 1e-9, "max_rollbacks": 0, "explosion": 10.0}
+    observer = Recorder()
+    with pytest.raises(TrainingError, match="knows nothing"):
+        trainer(observer, Plan(20, 4, events), module=module, settings=settings).fit()
+    losses = [entry["loss"] for entry in observer.of("train")]
+    assert 3 < len(losses) < 10
+    assert max(losses) < 10 * 5
+    assert all(after < 10 * before for before, after in pairwise(losses))
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_a_model_that_knows_nothing_gives_the_answers_to_other_questions(
+    micro_batch: int | None,
+) -> None:
+    """Measuring its loss changes nothing that training goes on with."""
+    module = Net()
+    module.norm.momentum = 0.5
+    if micro_batch is not None:
+        module.norm = nn.Identity()  # type: ignore[assignment]
+        module.drop = nn.Identity()  # type: ignore[assignment]
+    run = trainer(Recorder(), Plan(1, 4, {}), module=module, settings={"micro_batch": micro_batch})
+    batch = next(run.batches.shuffled(0))
+    assert batch.labels is not None
+    torch.manual_seed(3)
+    outputs = copy.deepcopy(module).train()(**batch.inputs).detach()
+    labels = batch.labels, batch.labels.flip(0)
+    expected = [functional.cross_entropy(outputs, asked) for asked in labels]
+    assert abs(expected[0] - expected[1]) > 0.01
+
+    torch.manual_seed(3)
+    before = copy.deepcopy(module.state_dict()), torch.get_rng_state()
+    found = run.stepper.uninformed_loss(batch)
+    torch.testing.assert_close(found, torch.stack(expected))
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[0][name]), name
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert all(parameter.grad is None for parameter in module.parameters())
 
 
 def test_weights_that_are_not_finite_from_the_start_are_an_error(tmp_path: Path) -> None:
@@ -270,17 +328,17 @@ def test_a_diverged_run_goes_back_with_a_lower_learning_rate(tmp_path: Path, val
     store = CheckpointStore(tmp_path / "checkpoints", "run")
     run = trainer(
         observer,
-        Plan(8, 4, {0: 3, 5: 9}),
+        Plan(8, 4, {0: 3, 4: 9}),
         module=poisoned(Net(), {7}, value),
         checkpoints=store,
         settings={"checkpoint_seconds": 0, "lr_schedule": "constant", "warmup": 0.0},
     )
     run.fit()
     (rollback,) = observer.of("rollback")
-    assert (rollback["failed_at"], rollback["step"], rollback["lr_scale"]) == (7, 6, 0.5)
+    assert (rollback["failed_at"], rollback["step"], rollback["lr_scale"]) == (7, 5, 0.5)
     rates = {entry["step"]: entry["lr"] for entry in observer.of("train")}
-    assert rates == pytest.approx({step: 0.1 if step <= 6 else 0.05 for step in range(1, 9)})
-    assert [event["step"] for event in observer.of("event")] == [0, 5]
+    assert rates == pytest.approx({step: 0.1 if step <= 5 else 0.05 for step in range(1, 9)})
+    assert [event["step"] for event in observer.of("event")] == [0, 4]
     assert any("diverged at step 7" in message for message in observer.messages)
     assert int((run.parameters["fc.weight"] == 0).sum()) == 9
     assert run.state.finite()
@@ -319,6 +377,80 @@ def test_a_resumed_run_remembers_its_rollbacks(tmp_path: Path) -> None:
     assert (second.step, second.rollbacks, second.lr_scale) == (6, 1, 0.5)
     second.fit()
     assert second.stepper.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_a_rollback_is_saved_at_once(tmp_path: Path) -> None:
+    """A run that is killed right after one goes on with the lower learning rate."""
+    settings = {"checkpoint_seconds": 0, "lr_schedule": "constant", "warmup": 0.0}
+    store = CheckpointStore(tmp_path / "checkpoints", "run")
+    module = poisoned(Net(), {4})
+
+    def killed(*_: Any) -> None:
+        if len(module.calls) == 4:
+            raise KeyboardInterrupt
+
+    module.register_forward_pre_hook(killed)
+    first = trainer(Recorder(), Plan(8, 4, {}), module=module, checkpoints=store, settings=settings)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    second = trainer(Recorder(), Plan(8, 4, {}), checkpoints=store, settings=settings)
+    assert second.resume()
+    assert (second.step, second.rollbacks, second.lr_scale) == (2, 1, 0.5)
+
+
+@pytest.mark.parametrize(("fault", "expected"), [("loss", (5, 3)), ("weight", (5, 4))])
+def test_the_state_that_a_loss_belongs_to_is_given_up(
+    tmp_path: Path, fault: str, expected: tuple[int, int]
+) -> None:
+    """A step's loss is that of the weights before it, and no lower rate makes it better.
+
+    Where the weights are at fault after a step, the state before it is gone back to first.
+    """
+    observer, module = Recorder(), Net()
+    run = trainer(
+        observer,
+        Plan(8, 4, {}),
+        module=poisoned(module, {5} if fault == "loss" else set()),
+        checkpoints=CheckpointStore(tmp_path / "checkpoints", "run"),
+        settings={"checkpoint_seconds": 0},
+    )
+    original = run.stepper.step
+
+    def step(batch: Batch, lr: float, decay_factor: float) -> Tensor:
+        loss = original(batch, lr, decay_factor)
+        if fault == "weight" and len(module.calls) == 5:
+            with torch.no_grad():
+                module.fc.weight[0, 0] = float("inf")
+        return loss
+
+    run.stepper.step = step  # type: ignore[method-assign]
+    run.fit()
+    (rollback,) = observer.of("rollback")
+    assert (rollback["failed_at"], rollback["step"]) == expected
+    assert (run.rollbacks, run.lr_scale) == (1, 0.5)
+
+
+def test_a_state_that_diverges_again_is_given_up(tmp_path: Path) -> None:
+    """The look at the loss covers three steps here, and the last checkpoint is no better."""
+    observer = Recorder()
+
+    def save_and_stop() -> bool:
+        if run.step in (3, 6):
+            run.save()
+        return run.step == 12
+
+    run = trainer(
+        observer,
+        Plan(1600, 400, {}),
+        module=poisoned(Net(), {8, 9, 10, 11}),
+        checkpoints=CheckpointStore(tmp_path / "checkpoints", "run"),
+        stop=save_and_stop,
+    )
+    with pytest.raises(Interrupted):
+        run.fit()
+    went_back = [(entry["failed_at"], entry["step"]) for entry in observer.of("rollback")]
+    assert went_back == [(9, 6), (9, 3)]
+    assert (run.rollbacks, run.lr_scale) == (2, 0.25)
 
 
 def test_data_that_fail_leave_a_checkpoint(tmp_path: Path) -> None:
@@ -463,6 +595,24 @@ def test_the_average_is_what_a_run_ends_with() -> None:
     run.finish()
     torch.testing.assert_close(module.fc.weight.detach(), expected)
     assert int((module.fc.weight == 0).sum()) == 9
+
+
+def test_the_average_begins_anew_with_rewound_weights() -> None:
+    """After a rewind it is made of the weights since, and masked as they are."""
+    weights: list[Tensor] = []
+    module = Net()
+    plan = Plan(8, 4, {0: 4, 6: 12}, courses=courses_of([0, 6], 8, 0), rewind_point=0)
+    run = trainer(
+        Recorder(),
+        plan,
+        module=module,
+        settings={"ema": 0.75},
+        stop=lambda: weights.append(module.fc.weight.detach().clone()) or False,
+    )
+    run.fit()
+    assert int(run.stepper.average.n_averaged) == 2
+    run.finish()
+    torch.testing.assert_close(module.fc.weight.detach(), 0.75 * weights[6] + 0.25 * weights[7])
 
 
 def test_the_average_survives_a_checkpoint(tmp_path: Path) -> None:

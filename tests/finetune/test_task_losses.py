@@ -257,6 +257,27 @@ class TestCtc:
         loss = Ctc("y")({"y": logits.transpose(0, 1)}, batch)
         torch.testing.assert_close(loss, expected)
 
+    def test_the_input_whose_length_counts_is_named_where_several_are_padded(self) -> None:
+        """A prompt of another length must not decide how many steps a sound has."""
+        logits = random(8, 2, 5)
+        inputs = {"prompt": torch.zeros(2, 6), "sound": torch.zeros(2, 16, 40)}
+        lengths = {"prompt": torch.tensor([1, 6]), "sound": torch.tensor([16, 10])}
+        batch = Batch(torch.arange(2), inputs, self.labels, lengths=lengths)
+        outputs = {"y": logits.transpose(0, 1)}
+        with pytest.raises(UsageError, match=r"ctc_input(.|\n)*'prompt', 'sound'"):
+            Ctc("y").check(outputs, batch)
+        with pytest.raises(UsageError, match="not padded"):
+            Ctc("y", length_of="mask").check(outputs, batch)
+        loss = Ctc("y", length_of="sound")
+        loss.check(outputs, batch)
+        expected = functional.ctc_loss(
+            logits.log_softmax(2),
+            self.labels.clamp_min(0),
+            torch.tensor([8, 5]),
+            torch.tensor([3, 1]),
+        )
+        torch.testing.assert_close(loss(outputs, batch), expected)
+
     def test_a_target_that_does_not_fit(self) -> None:
         """Three classes of which two are equal need four steps."""
         logits = random(2, 3, 5)

@@ -200,6 +200,18 @@ def test_shared_statistics_behind_aliases_are_kept_apart() -> None:
     assert not torch.allclose(exported["m"], exported["m2"])
 
 
+def test_a_shift_that_is_a_running_mean_says_how_to_export() -> None:
+    """What exporters make of the zeros of an untrained network, without an alias between."""
+    proto = text_model(
+        """g (float[N,3,H,W] x) => (float[N,3,H,W] y) {
+            y = BatchNormalization(x, s, m, m, v)
+        }""",
+        batch_norm_arrays(),
+    )
+    with pytest.raises(UnsupportedModelError, match=r"'m' is a parameter.*(?s:.*)after training"):
+        load(proto)
+
+
 def test_aliases_of_one_initializer_are_one_parameter() -> None:
     proto = text_model(
         """g (float[N,3] x) => (float[N,3] y) {

@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, helper
+from onnxruntime.quantization import quantize_dynamic
 from torch import nn
 
 from onnxprune.errors import UnsupportedModelError
@@ -280,6 +281,55 @@ def test_integer_products_in_real_numbers(bias: bool) -> None:
     ):
         wanted = runtime_outputs(proto, feed)
         np.testing.assert_allclose(outputs(load(proto).eval(), feed), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize("w_dtype", BYTES)
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_dynamically_quantized_lstm(direction: str, w_dtype: type, per_channel: bool) -> None:
+    """Inputs and states are rounded to 8 bits; a rounding that flips is one level of 255."""
+    directions, hidden = (2, 4) if direction == "bidirectional" else (1, 4)
+    shape = (directions, 4 * hidden) if per_channel else (directions,)
+    scales = [(np.abs(normal(*shape, seed=s)) * 0.01 + 0.01).astype(np.float32) for s in (3, 4)]
+    inputs = {
+        "x": normal(5, 1, 3),
+        "w": some_weights(w_dtype, directions, 3, 4 * hidden, seed=1),
+        "r": some_weights(w_dtype, directions, hidden, 4 * hidden, seed=2),
+        "b": normal(directions, 8 * hidden, seed=5),
+        "lengths": np.array([4], dtype=np.int32),
+        "h0": normal(directions, 1, hidden, seed=6),
+        "c0": normal(directions, 1, hidden, seed=7),
+        "p": normal(directions, 3 * hidden, seed=8),
+        **{"w_scale": scales[0], "w_zero": np.full(shape, 0 if per_channel else 3, w_dtype)},
+        **{"r_scale": scales[1], "r_zero": np.full(shape, 0, w_dtype)},
+    }
+    settings = {"hidden_size": hidden, "direction": direction}
+    proto, feed = node_model("DynamicQuantizeLSTM", inputs, {"x"}, 3, **settings)
+    wanted = runtime_outputs(proto, feed)
+    for ours, theirs in zip(outputs(load(proto).eval(), feed), wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-3)
+        assert np.abs(theirs).max() > 0.1
+
+
+def test_an_lstm_that_onnx_runtime_quantised(tmp_path: Path) -> None:
+    weights = {"w": normal(1, 16, 3), "r": normal(1, 16, 4), "head": normal(4, 2)}
+    proto = text_model(
+        """g (float[T,B,3] x) => (float[T,B,2] y) {
+            h, last, cell = LSTM<hidden_size = 4>(x, w, r)
+            one = Constant<value = int64[1] {1}>()
+            s = Squeeze(h, one)
+            y = MatMul(s, head)
+        }""",
+        weights,
+    )
+    onnx.save(proto, tmp_path / "dense.onnx")
+    quantize_dynamic(tmp_path / "dense.onnx", tmp_path / "small.onnx")
+    quantized = onnx.load(tmp_path / "small.onnx")
+    assert "DynamicQuantizeLSTM" in {node.op_type for node in quantized.graph.node}
+    feed = {"x": normal(6, 1, 3)}
+    (wanted,) = runtime_outputs(quantized, feed)
+    ours = outputs(load(quantized).eval(), feed)
+    np.testing.assert_allclose(ours[0] if isinstance(ours, list) else ours, wanted, atol=2e-2)
 
 
 @pytest.mark.parametrize("causal", [0, 1])

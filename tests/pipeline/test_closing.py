@@ -274,8 +274,8 @@ def test_a_diverged_run_rolls_back_masks_controller_and_constants(
     assert_pruned(model, output, SPARSITY)
     entries = log(output.with_suffix(".run"))
     (rollback,) = [entry for entry in entries if entry["kind"] == "rollback"]
-    assert (rollback["failed_at"], rollback["step"]) == (15, 14)
-    assert len(steps) == STEPS + 1
+    assert (rollback["failed_at"], rollback["step"]) == (15, 13)
+    assert len(steps) == STEPS + 2
     assert max(watch.changes) < 1e-5
     assert sum(event["pruned"] for event in entries if event["kind"] == "event") == round(
         sum(array.size for array in weights(output).values()) * SPARSITY + 0.5

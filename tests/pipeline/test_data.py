@@ -1,5 +1,6 @@
 """The main job on data that are damaged, of different lengths, or augmented."""
 
+import random
 import shutil
 import sys
 import types
@@ -10,12 +11,23 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, Interrupted, UsageError
 from onnxprune.pipeline import prune
 
-from .helpers import assert_pruned, log, normal, quick, text_model
+from .helpers import (
+    QUICK,
+    assert_pruned,
+    log,
+    mlp,
+    normal,
+    quick,
+    save,
+    stop_after,
+    text_model,
+)
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -267,3 +279,58 @@ def test_targets_that_are_no_classes(
     dense, pruned = results["validation"]["dense"], results["validation"]["pruned"]
     assert "top1" not in pruned
     assert pruned["loss"] < dense["loss"]
+
+
+class NoisyRows:
+    """Labelled rows to which noise is added whenever they are read."""
+
+    def __init__(self) -> None:
+        self.rows = normal(40, 8, seed=5)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        noise = np.random.normal(0, 0.3, 8) + random.gauss(0, 0.1) + torch.randn(()).item()
+        return (self.rows[index] + noise).astype(np.float32), index % 3
+
+
+def test_samples_that_change_at_random_survive_a_break_and_any_number_of_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are drawn anew in every epoch, and the dense model sees what the pruned one sees."""
+    source = types.ModuleType("noise_of_a_test")
+    source.rows = NoisyRows  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, source.__name__, source)
+    model, _, _ = save(tmp_path, *mlp())
+    spec = Path("python:noise_of_a_test:rows")
+    files = {}
+    for workers, stop_at in ((0, None), (2, None), (0, 4), (2, 4)):
+        settings = {"epochs": 2, "batch_size": 8, "workers": workers, "lr": 0.1}
+        recipe = quick(spec, spec, finetune=QUICK["finetune"] | settings)
+        output = tmp_path / f"{workers}-{stop_at}.onnx"
+        if stop_at is not None:
+            on_progress, stop = stop_after(stop_at)
+            with pytest.raises(Interrupted):
+                prune(model, output, recipe, on_progress=on_progress, stop=stop, allow_python=True)
+            random.seed(7)
+            np.random.seed(7)
+            torch.manual_seed(7)
+        results = prune(model, output, recipe, resume=True, allow_python=True)
+        assert any("another one each time" in note for note in results["notes"])
+        files[workers, stop_at] = output.read_bytes()
+    assert len(set(files.values())) == 1
+    losses = [entry["loss"] for entry in log(tmp_path / "0-None.run") if entry["kind"] == "train"]
+    assert len(losses) == 10
+
+
+def test_the_dense_model_is_not_kept_for_samples_that_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = types.ModuleType("noise_of_a_test")
+    source.rows = NoisyRows  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, source.__name__, source)
+    model, _, output = save(tmp_path, *mlp())
+    recipe = quick(Path("python:noise_of_a_test:rows"), distill={"teacher": "cached"})
+    with pytest.raises(UsageError, match="cannot be kept"):
+        prune(model, output, recipe, allow_python=True)

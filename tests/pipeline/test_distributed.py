@@ -156,6 +156,13 @@ def test_three_processes_with_unequal_parts(folder: Path, single: dict[str, Any]
         assert np.array_equal(one == 0, threes[name] == 0), name
 
 
+def test_four_processes_give_the_file_of_one(folder: Path, single: dict[str, Any]) -> None:
+    """Two samples of each batch on every one; the sums have more parts."""
+    results = run(folder, "four", 4, "finetune.checkpoint_seconds=60")
+    assert_like_single(folder, "four")
+    assert results["validation"]["pruned"]["top1"] == single["validation"]["pruned"]["top1"]
+
+
 def test_sharded_parameters_give_the_same_file(
     folder: Path, single: dict[str, Any], pair: dict[str, Any]
 ) -> None:

@@ -16,7 +16,7 @@ from onnxprune.finetune.step import Stepper
 from onnxprune.pipeline import prune
 from onnxprune.validate import open_session
 
-from .helpers import Arrays, assert_pruned, dropout_classifier, log, quick, save, text_model
+from .helpers import Arrays, assert_pruned, dropout_classifier, log, mlp, quick, save, text_model
 
 pytestmark = pytest.mark.usefixtures("no_report")
 FEATURES, HIDDEN, CLASSES = 12, 32, 4
@@ -215,6 +215,33 @@ def test_divergence_is_an_error_and_writes_nothing(tmp_path: Path, clip: bool) -
     with pytest.raises(TrainingError, match="not finite"):
         prune(model, output, quick(samples, samples, finetune=settings))
     assert not output.exists()
+
+
+def test_a_loss_that_pruning_takes_to_chance_level_is_no_divergence(tmp_path: Path) -> None:
+    """A regression that is exact has almost no loss; pruned, it is about as wrong as a guess."""
+    proto, data = mlp()
+    for tensor in proto.graph.initializer:
+        if tensor.name.startswith("w"):
+            tensor.CopyFrom(
+                numpy_helper.from_array(100 * numpy_helper.to_array(tensor), tensor.name)
+            )
+    targets = open_session(proto).run({"x": data["x"]})["y"]
+    model, samples, output = save(tmp_path, proto, {"x": data["x"], "label": targets})
+    settings = {"epochs": 6, "lr": 1e-12, "loss": "mse", "device": "cpu", "threads": 1}
+    recipe = quick(
+        samples,
+        samples,
+        finetune=settings,
+        distill={"weight": 0.0},
+        sparsity={"target": 0.97},
+        schedule={"begin": 0.3, "end": 0.8, "events": 2},
+    )
+    prune(model, output, recipe)
+    entries = log(output.with_suffix(".run"))
+    losses = [entry["loss"] for entry in entries if entry["kind"] == "train"]
+    assert losses[0] < 1e-3 * np.var(targets)
+    assert losses[-1] > 0.5 * np.var(targets)
+    assert not [entry for entry in entries if entry["kind"] == "rollback"]
 
 
 def test_trackers_are_told_of_losses_and_metrics(

@@ -227,3 +227,68 @@ def test_rank_zero_is_exactly_argmax(scores, label):
 def test_integers_are_no_scores():
     assert class_scores(np.zeros((3, 2), np.int64)) is None
     assert class_scores(np.zeros((3, 2, 1, 1), np.float16)).shape == (3, 2)
+
+
+def test_differences_are_counted_sample_by_sample() -> None:
+    """The second model errs on 12 samples that the first gets right, and the reverse on 2."""
+    labels = np.arange(300) % 6
+    dense = np.eye(6, dtype=np.float32)[labels]
+    pruned = dense.copy()
+    dense[:2], pruned[2:14] = np.roll(dense[:2], 1, axis=1), np.roll(pruned[2:14], 1, axis=1)
+
+    class Both(list):
+        def __init__(self) -> None:
+            pairs = zip(dense, pruned, labels, strict=True)
+            super().__init__(Row({"x": a, "z": b}, int(y)) for a, b, y in pairs)
+
+    inputs = "float[N, 6] x, float[N, 6] z"
+    result = evaluate(
+        [
+            model("y = Add(x, x) u = Identity(z)", x=inputs),
+            model("y = Add(z, z) u = Identity(x)", x=inputs),
+        ],
+        Both(),
+    )
+    entry = result.to_json()["models"][1]["against_first"]
+    assert result.to_json()["models"][0]["against_first"] == {}
+    top1 = entry["top1"]
+    assert (top1["lost"], top1["gained"]) == (12, 2)
+    assert top1["difference"] == pytest.approx(-10 / 300)
+    assert top1["p_value"] == pytest.approx(2 * (1 + 14 + 91) / 2**14)
+    assert -0.07 < top1["low"] < -10 / 300 < top1["high"] < 0
+    metrics = [m.metrics for m in result.models]
+    assert entry["loss"]["difference"] == pytest.approx(metrics[1]["loss"] - metrics[0]["loss"])
+    assert 0 < entry["loss"]["low"] < entry["loss"]["difference"] < entry["loss"]["high"]
+
+
+def test_a_model_does_not_differ_from_itself() -> None:
+    rng = np.random.default_rng(0)
+    data = Rows(rng.normal(size=(50, 6)).astype(np.float32), rng.integers(6, size=50))
+    found = evaluate([LOGITS, LOGITS], data).differences(1)
+    for name in ("top1", "top5"):
+        one = found[name]
+        assert (one.difference, one.p_value, one.lost, one.gained) == (0.0, 1.0, 0, 0)
+        assert one.low < 0 < one.high
+    assert (found["loss"].low, found["loss"].high) == (0.0, 0.0)
+
+
+def test_intervals_hold_what_they_say() -> None:
+    """Over 300 draws of two models whose true difference is -2 points."""
+    from onnxprune.validate.accuracy import ModelAccuracy
+    from onnxprune.validate.difference import paired_differences
+
+    rng, held = np.random.default_rng(1), {"top1": 0, "loss": 0}
+    for _ in range(300):
+        kind = rng.choice(4, size=200, p=[0.7, 0.08, 0.06, 0.16])
+        right = [np.isin(kind, (0, 1)), np.isin(kind, (0, 2))]
+        losses = rng.exponential(1.0, size=200)
+        changes = rng.exponential(0.3, size=200) - 0.25
+        first, other = (
+            ModelAccuracy("m", {"top1": r.mean()}, ranks=np.where(r, 0, 1), losses=values)
+            for r, values in zip(right, (losses, losses + changes), strict=True)
+        )
+        found = paired_differences(first, other)
+        held["top1"] += found["top1"].low <= -0.02 <= found["top1"].high
+        held["loss"] += found["loss"].low <= 0.05 <= found["loss"].high
+    assert 275 <= held["top1"] <= 298
+    assert 270 <= held["loss"] <= 297

@@ -1,178 +1,55 @@
-import math
+import os
+import time
 
 import numpy as np
 import onnx.parser
 import pytest
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import UnsupportedModelError, UsageError
 from onnxprune.model import ValueSpec
 from onnxprune.validate import Speedup, bench
 from onnxprune.validate.inputs import random_inputs
-from onnxprune.validate.latency import speedup, summarise
-from onnxprune.validate.timing import measure
+from onnxprune.validate.latency_result import summarise
+from onnxprune.validate.runtime_process import host_burst
 
 
-class Machine:
-    """A clock that only calls move: call i takes `costs[i](now)` nanoseconds."""
-
-    def __init__(self, *costs):
-        self.now = 0
-        self.log = []
-        self.calls = [self._call(index, cost) for index, cost in enumerate(costs)]
-
-    def _call(self, index, cost):
-        def call():
-            self.log.append(index)
-            self.now += round(cost(self.now))
-
-        return call
-
-    def clock(self):
-        return self.now
-
-    def measure(self, rounds=None, warmup=0, max_seconds=20.0, seed=0, **options):
-        return measure(
-            self.calls,
-            rounds=rounds,
-            warmup=warmup,
-            max_seconds=max_seconds,
-            seed=seed,
-            clock=self.clock,
-            **options,
-        )
-
-
-def constant(ms):
-    return lambda now: ms * 1e6
-
-
-def test_each_round_runs_each_model_once_after_a_settling_call():
-    machine = Machine(constant(1), constant(2), constant(3))
-    times = machine.measure(rounds=50)
-    np.testing.assert_allclose(times, np.tile([1.0, 2.0, 3.0], (50, 1)))
-    rounds = np.array(machine.log).reshape(50, 3, 2)
-    np.testing.assert_array_equal(rounds[:, :, 0], rounds[:, :, 1])
-    np.testing.assert_array_equal(np.sort(rounds[:, :, 0], axis=1), np.tile([0, 1, 2], (50, 1)))
-    orders = {tuple(order) for order in rounds[:, :, 0]}
-    assert len(orders) == 6
-
-
-def test_the_order_is_seeded():
-    logs = []
-    for seed in (0, 0, 1):
-        machine = Machine(constant(1), constant(1))
-        machine.measure(rounds=30, seed=seed)
-        logs.append(machine.log)
-    assert logs[0] == logs[1] != logs[2]
-
-
-def test_drift_cancels_in_the_pairs():
-    def slowing(ms):
-        return lambda now: ms * 1e6 * (1 + now / 1e9)
-
-    times = Machine(slowing(2), slowing(1)).measure(rounds=200)
-    assert times[-1, 0] > 2 * times[0, 0]
-    result = speedup(times[:, 0], times[:, 1], seed=0)
-    assert result.low < 2.0 < result.high
-    assert result.high - result.low < 0.03
-
-
-def test_warm_up_goes_on_until_times_are_steady():
-    def warming(now):
-        return 1e6 * (1 + 5 * math.exp(-now / 50e6))
-
-    times = Machine(warming).measure(rounds=20, warmup=None)
-    assert times.max() < 1.1
-    cold = Machine(warming).measure(rounds=20, warmup=0)
-    assert cold.max() > 3
-
-
-def test_warm_up_has_an_end():
-    rng = np.random.default_rng(0)
-    machine = Machine(lambda now: rng.uniform(1, 9) * 1e6)
-    machine.measure(rounds=1, warmup=None, max_seconds=1)
-    assert machine.now < 0.2e9 + 5 * 18e6
-
-
-def test_rounds_stop_when_the_interval_is_narrow_or_the_time_is_up():
-    assert len(Machine(constant(1), constant(2)).measure()) == 100
-    rng = np.random.default_rng(0)
-
-    def noisy(now):
-        return rng.uniform(1, 3) * 1e6
-
-    machine = Machine(noisy, noisy)
-    times = machine.measure(max_seconds=2)
-    assert 2e9 <= machine.now < 2.1e9
-    assert len(times) > 200
-    slow = Machine(constant(3000), constant(3000))
-    assert len(slow.measure(max_seconds=1, warmup=None)) == 5
-
-
-def test_progress_is_told():
-    seen = []
-    Machine(constant(1)).measure(rounds=3, on_progress=lambda *args: seen.append(args))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
-
-
-@pytest.mark.parametrize("ratio", [1.0, 1.25])
-def test_the_interval_covers_the_truth(ratio):
-    covered = 0
-    for seed in range(100):
-        rng = np.random.default_rng(seed)
-        shared = rng.gamma(2.0, 0.2, 120) + 1
-        noise = rng.lognormal(0, 0.05, (2, 120))
-        result = speedup(shared * ratio * noise[0], shared * noise[1], seed)
-        assert result.low <= result.ratio <= result.high
-        covered += result.low <= ratio <= result.high
-    assert 88 <= covered <= 100
-
-
-def summary(times):
+def summary(times, **options):
+    """Of times `(rounds, models)`, ten openings of them."""
     count = times.shape[1]
     return summarise(
         [f"m{i}" for i in range(count)],
-        times,
+        np.split(times[:, :, None], 10),
         size_bytes=[1] * count,
         load_ms=[1.0] * count,
         environment={},
         seed=0,
+        **options,
     )
 
 
 def test_verdicts():
     rng = np.random.default_rng(0)
     noise = rng.lognormal(0, 0.02, (300, 4))
-    result = summary(noise * [10, 5, 10, 20])
+    result = summary(noise * [10, 5, 10, 20.5])
     assert [m.speedup.verdict for m in result.models[1:]] == ["faster", "same", "slower"]
     assert result.conclusive
-    assert "m1: faster than the baseline (2.0" in result.verdict
-    assert "m2: no speedup: as fast as the baseline within" in result.verdict
+    lines = result.verdict.splitlines()
+    assert lines[0].startswith("m1: faster than the baseline (")
+    assert lines[1].startswith("m2: no speedup: as fast as the baseline within")
+    assert lines[2].startswith("m3: no speedup: slower than the baseline (0.4")
     assert result.models[0].speedup == Speedup(1, 1, 1)
     wild = summary(rng.lognormal(0, 1, (20, 2)))
     assert not wild.conclusive
-    assert "too noisy" in wild.verdict
+    assert "too noisy to conclude" in wild.verdict
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "verdict", "conclusive"),
-    [
-        (0.98, 1.02, "same", True),
-        (1.01, 1.02, "same", True),
-        (1.01, 1.2, "faster", True),
-        (0.8, 0.99, "slower", True),
-        (0.99, 1.04, "same", True),
-        (0.9, 1.1, "unclear", False),
-    ],
-)
-def test_what_an_interval_means(low, high, verdict, conclusive):
-    result = Speedup((low + high) / 2, low, high)
-    assert (result.verdict, result.conclusive) == (verdict, conclusive)
-
-
-def test_percentiles():
-    latency = summary(np.arange(1, 102, dtype=float)[:, None]).models[0].latency_ms
-    assert latency == {"median": 51, "p50": 51, "p90": 91, "p99": 100, "mean": 51}
+def test_percentiles_and_throughput():
+    model = summary(np.arange(1, 101, dtype=float)[:, None], samples_a_call=4).models[0]
+    assert model.latency_ms == pytest.approx(
+        {"median": 50.5, "p50": 50.5, "p90": 90.1, "p99": 99.01, "mean": 50.5}
+    )
+    assert model.throughput_per_s == pytest.approx(4000 / 50.5)
+    assert model.samples == list(range(1, 101))
 
 
 @pytest.fixture
@@ -202,20 +79,79 @@ def test_identical_models_have_no_speedup(network):
     assert "no speedup" in result.verdict
 
 
-def test_a_model_of_a_quarter_of_the_work_is_faster(network):
+@pytest.mark.parametrize("processes", [False, True])
+def test_a_model_of_a_quarter_of_the_work_is_faster(network, processes):
     models = [("long", network(16)), ("short", network(4))]
-    result = bench(models, batch=16, threads=1, rounds=60)
+    result = bench(models, batch=16, threads=1, rounds=12, processes=processes, profile=True)
     assert result.models[1].speedup.low > 1.5
     assert result.conclusive
     printed = result.to_json()
     assert [entry["path"] for entry in printed["models"]] == ["long", "short"]
+    assert [entry["verdict"] for entry in printed["models"]] == ["same", "faster"]
     assert set(printed["models"][0]["latency_ms"]) >= {"median", "p90", "p99"}
     assert printed["models"][0]["speedup"] == {"ratio": 1, "low": 1, "high": 1}
+    environment = printed["environment"]
+    assert environment["inputs"] == {"h0": [16, 256]}
+    assert (environment["threads"], environment["processes"]) == (1, processes)
+    assert (environment["rounds"], environment["openings"]) == (12, 10)
+    assert environment["graph_optimization"] == "all"
     assert "samples" not in printed["models"][0]
-    assert len(result.to_json(with_samples=True)["models"][1]["samples"]) == 60
-    assert printed["environment"]["inputs"] == {"h0": [16, 256]}
-    assert printed["environment"]["threads"] == 1
+    with_samples = result.to_json(with_samples=True)["models"]
+    calls = 12 * environment["calls_a_round"]
+    assert [len(model["samples"]) for model in with_samples] == [calls, calls]
+    for model, layers in zip(printed["models"], (16, 4), strict=True):
+        assert model["load_ms"] > 0
+        assert model["throughput_per_s"] == pytest.approx(16e3 / model["latency_ms"]["mean"])
+        assert sum(entry["nodes"] for entry in model["operators"]) == layers
+        assert sum(entry["share"] for entry in model["operators"]) == pytest.approx(1)
     assert printed["models"][1]["size_bytes"] < printed["models"][0]["size_bytes"]
+
+
+def test_peak_memory_is_that_of_the_model():
+    pytest.importorskip("onnxruntime")
+    if not os.path.exists("/proc/self/status"):
+        pytest.skip("peak memory is known on Linux")
+    peaks = {}
+    for rows in (1, 4096):
+        proto = onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["" : 17]> '
+            f"net (float[1, {rows}] x) => (float[1, 4096] y) {{ y = MatMul(x, w) }}"
+        )
+        weight = np.ones((rows, 4096), np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+        peaks[rows] = bench([proto], rounds=5, threads=1).models[0].peak_memory_bytes
+    # 64 MiB of weights, once or a few times
+    assert 60e6 < peaks[4096] - peaks[1] < 300e6
+
+
+def test_settings_reach_the_measurement(network):
+    result = bench(
+        [network(2)], batch=2, rounds=5, optimization="basic", cores=[min(os.sched_getaffinity(0))]
+    )
+    assert result.environment["graph_optimization"] == "basic"
+    assert result.environment["threads"] == 1
+    assert result.environment["pinned_cores"] == [min(os.sched_getaffinity(0))]
+    assert len(os.sched_getaffinity(0)) > 1 or os.cpu_count() == 1
+
+
+def test_the_clock_of_the_processor_stands_still_while_a_call_waits():
+    class Sleeping:
+        def run(self, names, feeds):
+            time.sleep(0.02)
+
+    wall = host_burst(Sleeping(), [], {}, "wall")(3)
+    cpu = host_burst(Sleeping(), [], {}, "cpu")(3)
+    assert min(wall) >= 20e6
+    assert max(cpu) < 10e6
+
+
+def test_why_zeros_do_not_help(network):
+    models = [("dense", network(4)), ("pruned", network(12))]
+    dense, pruned = bench(models, batch=16, threads=1, rounds=20).models
+    assert dense.reason is None
+    assert pruned.speedup.verdict == "slower"
+    assert pruned.reason.startswith("99.6% of its prunable weights are zero")
+    assert "dense kernels" in pruned.reason
 
 
 def test_bench_refuses(network):
@@ -230,6 +166,47 @@ def test_bench_refuses(network):
         bench([])
     with pytest.raises(UsageError, match="batch 0"):
         bench([network(1)], batch=0)
+    with pytest.raises(UsageError, match="rounds 4"):
+        bench([network(1)], rounds=4)
+    for precision in (0, 1, -0.1, 2):
+        with pytest.raises(UsageError, match=f"precision(.|\n)*got: {precision}"):
+            bench([network(1)], precision=precision)
+    with pytest.raises(UsageError, match="9999"):
+        bench([network(1)], cores=[9999])
+    with pytest.raises(UsageError, match="none, basic, extended, all"):
+        bench([network(1)], optimization="most")
+    with pytest.raises(UsageError, match=r"only CUDA(.|\n)*--device-io"):
+        bench([network(1)], device_io=True)
+    with pytest.raises(UsageError, match="wall, cpu"):
+        bench([network(1)], clock="sun")
+    for threads in (2, None):
+        with pytest.raises(UsageError, match="only for one thread on the CPU"):
+            bench([network(1)], clock="cpu", threads=threads)
+    with pytest.raises(UsageError, match="separate processes"):
+        bench([network(1)], device_io=True, processes=True)
+
+
+def test_a_model_that_fails_in_a_process_is_named(network, tmp_path):
+    class Vanishing(os.PathLike):
+        """A model that is gone when a process comes to load it."""
+
+        def __init__(self):
+            self.path = tmp_path / "net.onnx"
+            self.path.write_bytes(network(1))
+
+        def __fspath__(self):
+            return str(self.path)
+
+    model = Vanishing()
+    seen = []
+
+    def remove(done, total):
+        seen.append(done)
+        model.path.unlink(missing_ok=True)
+
+    with pytest.raises(UnsupportedModelError, match=r"net\.onnx"):
+        bench([model], batch=1, rounds=10, processes=True, on_progress=remove)
+    assert seen == [1]
 
 
 def spec(name, dtype, *shape):

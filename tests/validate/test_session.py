@@ -1,3 +1,4 @@
+import os
 import sys
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnxprune.errors import (
     UsageError,
 )
 from onnxprune.validate import open_session, session
+from onnxprune.validate.session import PreparedModel
 
 pytest.importorskip("onnxruntime")
 
@@ -76,6 +78,9 @@ def test_threads_and_optimisation_reach_the_runtime(proto):
     assert options.inter_op_num_threads == 1
     assert options.graph_optimization_level.name == "ORT_ENABLE_BASIC"
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+    with PreparedModel(proto, session.session_settings(spinning=False)) as prepared:
+        options = prepared.open().raw.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     with pytest.raises(UsageError, match="threads"):
         open_session(proto, threads=0)
     with pytest.raises(UsageError, match="none, basic, extended, all"):
@@ -137,3 +142,31 @@ def test_without_onnxruntime(proto, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingDependencyError, match=r"onnxprune\[cpu\]"):
         open_session(proto)
+
+
+def test_a_prepared_model_is_loaded_again_and_again(proto):
+    x = np.ones((1, 3), np.float32)
+    with PreparedModel(("ours", proto.SerializeToString()), session.session_settings()) as prepared:
+        first, second = prepared.open(), prepared.open()
+        assert first.raw is not second.raw
+        np.testing.assert_array_equal(first.run({"x": x})["y"], second.run({"x": x})["y"])
+        assert min(first.load_ms, second.load_ms) > 0
+        path = prepared.path
+        assert open_session(path).run({"x": x})["y"][0, 0] == 9
+    assert not os.path.exists(path)
+
+
+def test_tensorrt_gets_sparsity_and_a_cache_that_goes(proto, monkeypatch):
+    settings = session.SessionSettings(
+        session.TENSORRT, provider_options={"trt_sparsity_enable": "0", "trt_fp16_enable": "1"}
+    )
+    with PreparedModel(proto, settings) as prepared:
+        options = prepared.settings.provider_options
+        cache = options.pop("trt_engine_cache_path")
+        assert os.path.isdir(cache)
+    assert not os.path.exists(cache)
+    assert options == {
+        "trt_sparsity_enable": "0",
+        "trt_fp16_enable": "1",
+        "trt_engine_cache_enable": "1",
+    }

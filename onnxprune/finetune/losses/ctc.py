@@ -29,12 +29,15 @@ class Ctc:
         ending: How it ends.
         blank: Index of the blank.
         time_first: Whether the output is `(time, batch, classes)`.
+        length_of: Padded input whose length decides how many time steps a sample has; None where
+            there is one such input at most.
     """
 
     output: str
     ending: Ending = PLAIN
     blank: int = 0
     time_first: bool = False
+    length_of: str | None = None
 
     def __call__(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """The mean over samples."""
@@ -51,6 +54,7 @@ class Ctc:
 
     def check(self, outputs: Mapping[str, Tensor], batch: Batch) -> None:
         """See `TaskLoss.check`."""
+        self._check_length_of(batch)
         labels, output = targets(batch, _NAME), outputs[self.output]
         samples = output.shape[1 if self.time_first else 0] if output.ndim == 3 else -1
         if (
@@ -73,6 +77,24 @@ class Ctc:
     def metrics(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, float]:
         """Nothing beside the loss."""
         return {}
+
+    def _check_length_of(self, batch: Batch) -> None:
+        padded = ", ".join(map(repr, batch.lengths)) or "none is padded"
+        if self.length_of is None and len(batch.lengths) > 1:
+            raise UsageError(
+                "several inputs are padded, and each may decide how many time steps a sample has",
+                where="[finetune] ctc_input",
+                got="nothing",
+                expected=f"one of {padded}",
+            )
+        if self.length_of is not None and self.length_of not in batch.lengths:
+            raise UsageError(
+                "this input is not padded, so it does not tell how many time steps a sample has",
+                where="[finetune] ctc_input",
+                got=self.length_of,
+                expected=padded,
+                remedy="name it in [data] padding, or leave ctc_input out",
+            )
 
     def _check_classes(self, labels: Tensor, classes: int) -> None:
         if self.blank >= classes:
@@ -130,7 +152,8 @@ class Ctc:
         steps, samples = log_probs.shape[:2]
         if not batch.lengths:
             return torch.full((samples,), steps, dtype=torch.int64, device=log_probs.device)
-        name, lengths = next(iter(batch.lengths.items()))
+        name = self.length_of or next(iter(batch.lengths))
+        lengths = batch.lengths[name]
         padded = padded_length(batch.inputs[name], int(lengths.max()))
         return (lengths * steps + padded - 1).div(padded, rounding_mode="floor").clamp(1, steps)
 

@@ -5,7 +5,7 @@ Peepholes, other activations, clipping and sequence lengths run step by step.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onnxprune.contrib_types import CONTRIB_DOMAIN
 from onnxprune.importer.op import Op
+from onnxprune.importer.ops.quantize import dequantize, dynamic_quantize
 from onnxprune.importer.registry import Result, UnsupportedNode, register
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -77,6 +79,7 @@ class RecurrentSettings:
         linear_before_reset: GRU: whether the reset gate comes after the matrix product.
         input_forget: LSTM: whether the forget gate is 1 minus the input gate.
         batch_first: Whether the batch is the first axis.
+        rounds_state: LSTM: whether the hidden state is rounded to 256 levels before each product.
     """
 
     kind: str
@@ -89,6 +92,7 @@ class RecurrentSettings:
     linear_before_reset: bool = False
     input_forget: bool = False
     batch_first: bool = False
+    rounds_state: bool = False
 
     @property
     def directions(self) -> int:
@@ -169,7 +173,8 @@ def _is_fused(given: RecurrentSettings) -> bool:
     if given.kind == "RNN":
         usual = usual or set(given.activations) == {"relu"}
     before = given.kind != "GRU" or given.linear_before_reset
-    return usual and before and given.clip is None and not given.input_forget
+    plain = given.clip is None and not given.input_forget and not given.rounds_state
+    return usual and before and plain
 
 
 def _reversed(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -244,6 +249,7 @@ def _lstm_cell(
 ) -> tuple[Tensor, Tensor]:
     f, g, out = functions
     wb, rb = b.chunk(2)
+    h = _rounded(h) if given.rounds_state else h
     i_in, o_in, f_in, c_in = (F.linear(x, w, wb) + F.linear(h, r, rb)).chunk(4, dim=-1)
     p_i, p_o, p_f = (0.0, 0.0, 0.0) if peephole is None else peephole.chunk(3)
     i = f(_clipped(i_in + p_i * c, given))
@@ -295,13 +301,15 @@ def _rnn_cell(
 
 
 def _settings(op: Op) -> list[Any]:
-    kind, direction = op.node.op_type, op.attr("direction", "forward")
+    quantized = op.node.op_type == "DynamicQuantizeLSTM"
+    kind = "LSTM" if quantized else op.node.op_type
+    direction = op.attr("direction", "forward")
     count = 2 if direction == "bidirectional" else 1
     names = [name.lower() for name in op.attr("activations") or []] or _DEFAULTS[kind] * count
     unknown = sorted(set(names) - _ACTIVATIONS.keys())
     if unknown:
         raise UnsupportedNode(f"activation {unknown[0]!r}")
-    hidden = op.attr("hidden_size") or (op.shape(2) or (None,))[-1]
+    hidden = op.attr("hidden_size") or (op.shape(2) or (None,) * 3)[1 if quantized else 2]
     if hidden is None:
         raise UnsupportedNode("its hidden size is not known")
     fields = [kind, direction, hidden, tuple(names)]
@@ -318,3 +326,67 @@ def _recurrent(op: Op) -> Result:
     operands = [op.tensor(0), op.tensor(1), op.tensor(2)]
     operands += [op.optional(index) for index in range(3, 8)]  # type: ignore[misc]
     return op.unpack(op.call(recurrent, *operands, *_settings(op)), 3)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """`x` on 256 evenly spaced levels over its range and 0."""
+    return dequantize(*dynamic_quantize(x))
+
+
+def _dequantized(weight: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """A weight (directions, inner, gates * hidden) in real numbers, as `recurrent` takes it."""
+    directions = weight.shape[0]
+    scale, zero_point = (p.reshape(directions, 1, -1) for p in (scale, zero_point))
+    return ((weight.to(scale.dtype) - zero_point.to(scale.dtype)) * scale).transpose(1, 2)
+
+
+def dynamically_quantized_lstm(
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None,
+    lengths: Tensor | None,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    peephole: Tensor | None,
+    w_scale: Tensor,
+    w_zero: Tensor,
+    r_scale: Tensor,
+    r_zero: Tensor,
+    *settings: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run an LSTM whose weights are 8-bit, and whose inputs and states are rounded to 8 bits.
+
+    ONNX Runtime rounds the states of a batch together, or those of each of its threads.
+
+    Args:
+        x: (steps, batch, features)
+        w: (directions, features, gates * hidden) in 8 bits.
+        r: (directions, hidden, gates * hidden) in 8 bits.
+        b: As in `recurrent`, like the next four.
+        lengths: (batch,)
+        h0: (directions, batch, hidden)
+        c0: (directions, batch, hidden)
+        peephole: (directions, 3 * hidden)
+        w_scale: Scale of `w`: (directions,) or (directions, gates * hidden).
+        w_zero: Its zero points, in the same shape.
+        r_scale: The same of `r`.
+        r_zero: The same of `r`.
+        settings: As in `recurrent`.
+
+    Returns:
+        As `recurrent`.
+    """
+    weights = _dequantized(w, w_scale, w_zero), _dequantized(r, r_scale, r_zero)
+    steps = len(x) if lengths is None else int(lengths.max())
+    x = torch.cat([_rounded(x[:steps]), x[steps:]])  # what no sequence reaches sets no range
+    return recurrent(x, *weights, b, lengths, h0, c0, peephole, *settings)
+
+
+@register("DynamicQuantizeLSTM", domain=CONTRIB_DOMAIN, trains=False)
+def _dynamically_quantized(op: Op) -> Result:
+    operands = [op.tensor(0), op.tensor(1), op.tensor(2)]
+    operands += [op.optional(index) for index in range(3, 8)]  # type: ignore[misc]
+    operands += [op.tensor(index) for index in range(8, 12)]
+    settings = replace(RecurrentSettings(*_settings(op)), rounds_state=True)
+    return op.unpack(op.call(dynamically_quantized_lstm, *operands, *astuple(settings)), 3)

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from onnxprune.importer.op import Op
 from onnxprune.importer.registry import Result, UnsupportedNode, register
-from onnxprune.importer.values import FLOAT_TYPES, HALF_DTYPES, TORCH_DTYPES, Host, numpy_dtype
+from onnxprune.importer.values import (
+    FLOAT_TYPES,
+    HALF_DTYPES,
+    TORCH_DTYPES,
+    Host,
+    check_size,
+    numpy_dtype,
+)
 from onnxprune.shapes import tensor_type
 
 
@@ -52,7 +59,10 @@ def _constant_of_shape(op: Op) -> Result:
     if tensor is not None:
         dtype = _target_dtype(tensor.data_type)
         value = numpy_helper.to_array(tensor).astype(_python_kind(tensor.data_type)).item()
-    return op.call(torch.full, op.ints(0), value, dtype=dtype, device=op.builder.device())
+    sizes = op.ints(0)
+    if isinstance(sizes, list):
+        check_size(tensor.data_type if tensor is not None else TensorProto.FLOAT, sizes)
+    return op.call(torch.full, sizes, value, dtype=dtype, device=op.builder.device())
 
 
 def _python_kind(elem_type: int) -> Any:

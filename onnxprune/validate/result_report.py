@@ -1,0 +1,197 @@
+"""The pages of a bench and of a gate, from what `bench --json` and `check --json` printed."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxprune.model import atomic_write_text
+from onnxprune.validate import report_format as fmt
+from onnxprune.validate.report_page import Group, facts_table, present, render_page
+from onnxprune.validate.report_plots import Table
+from onnxprune.validate.report_plots_bench import (
+    models_table,
+    operator_tables,
+    quantile_plot,
+    speedup_plot,
+)
+from onnxprune.validate.report_summary import KeyFigure, Tone, speed_verdict
+from onnxprune.validate.result_record import (
+    BenchRecord,
+    CheckedDemand,
+    GateRecord,
+    read_result,
+)
+
+_MAX_MODELS = 60
+_MAX_CHECKS = 2000
+_ORDER = ("fail", "error", "skipped", "pass")
+_WORDS = {
+    "fail": "failed",
+    "error": "ended in an error",
+    "skipped": "not checked",
+    "pass": "passed",
+}
+_SPEED_TONES: dict[str, Tone] = {"faster": "good", "slower": "bad", "inconclusive": "unsure"}
+
+
+def build_result_report(path: Path) -> str:
+    """The page for the result of a bench or a gate, as HTML text.
+
+    Args:
+        path: The JSON file.
+
+    Raises:
+        UsageError: It is neither, or damaged.
+    """
+    record = read_result(Path(path))
+    return _gate_page(record) if isinstance(record, GateRecord) else _bench_page(record)
+
+
+def write_result_report(path: Path, out: Path) -> None:
+    """Write the page for the result of a bench or a gate to the file `out`.
+
+    Args:
+        path: The JSON file.
+        out: The HTML file.
+
+    Raises:
+        UsageError: As `build_result_report`.
+        OutputError: `out` cannot be written.
+    """
+    atomic_write_text(Path(out), build_result_report(path))
+
+
+def _render(
+    title: str,
+    groups: Sequence[Group],
+    figures: Sequence[KeyFigure],
+    outcome: Sequence[str],
+    facts: Sequence[tuple[str, Table]],
+) -> str:
+    shown = [group for group in groups if not group.empty]
+    ends = [("environment", "Environment")] if facts else []
+    return render_page(
+        "result.html.j2",
+        shown,
+        title=title,
+        sections=[("summary", "Summary"), *((g.key, g.title) for g in shown), *ends],
+        figures=figures,
+        outcome=outcome,
+        notes=[],
+        facts=facts,
+        tool_version=None,
+    )
+
+
+def _bench_page(bench: BenchRecord) -> str:
+    models = bench.models[:_MAX_MODELS]
+    names = [Path(model.path).name for model in models]
+    if len(set(names)) < len(names):
+        names = fmt.distinct([model.path for model in models], 60)
+    outcome = [fmt.shorten(line, 1000) for line in (bench.verdict or "").splitlines() if line]
+    left_out = len(bench.models) - len(models)
+    if left_out:
+        outcome.append(f"{left_out} more models are left out here; the JSON file has them.")
+    operators = operator_tables(names, models)
+    return _render(
+        f"Latency of {fmt.count(len(bench.models))} models",
+        [
+            Group("speed", "Speed", present([speedup_plot(names, models)])),
+            Group(
+                "latency",
+                "Latency",
+                [quantile_plot(names, models)],
+                tables=[("All models", models_table(names, models))],
+            ),
+            Group("operators", "Operators", pair=True, beside=operators),
+        ],
+        _speed_figures(names, bench),
+        outcome,
+        [("Where latency was measured", facts_table(fmt.flatten(bench.environment)))],
+    )
+
+
+def _speed_figures(names: Sequence[str], bench: BenchRecord) -> list[KeyFigure]:
+    figures = []
+    for number, (name, model) in enumerate(zip(names, bench.models, strict=False)):
+        speedup = model.speedup
+        if number == 0 or speedup is None or number > 8:
+            continue
+        verdict = speed_verdict(speedup)
+        word = "no speedup" if verdict == "same" else verdict
+        detail = f"{word}, 95 % interval {fmt.interval(speedup.low, speedup.high, 3)}"
+        tone = _SPEED_TONES.get(verdict, "neutral")
+        figures.append(
+            KeyFigure(
+                f"speed-{number}", fmt.shorten(name, 60), fmt.ratio(speedup.ratio), detail, tone
+            )
+        )
+    return figures
+
+
+def _gate_page(gate: GateRecord) -> str:
+    passed = gate.passed and bool(gate.checks) and all(c.status == "pass" for c in gate.checks)
+    counts = {status: sum(c.status == status for c in gate.checks) for status in _ORDER}
+    figures = [
+        KeyFigure(
+            "verdict",
+            "May it ship?",
+            "Yes" if passed else "No",
+            "every check passed" if passed else "at least one check did not pass",
+            "good" if passed else "bad",
+        )
+    ]
+    tones: dict[str, Tone] = {"fail": "bad", "error": "bad", "skipped": "unsure", "pass": "good"}
+    for status in _ORDER:
+        if counts[status] or status == "pass":
+            label = fmt.capital(_WORDS[status])
+            detail = f"of {fmt.count(len(gate.checks))} checks"
+            figures.append(
+                KeyFigure(status, label, fmt.count(counts[status]), detail, tones[status])
+            )
+    ordered = sorted(gate.checks, key=lambda check: _ORDER.index(check.status))[:_MAX_CHECKS]
+    outcome = [
+        f"{check.name} {_WORDS[check.status]}: {fmt.shorten(check.message, 1000)}"
+        for check in ordered[:20]
+        if check.status != "pass"
+    ]
+    if not gate.checks:
+        outcome.append("Nothing was checked, so nothing passed.")
+    elif not outcome:
+        outcome.append("Every demand of the policy is met.")
+    facts = [("model", gate.model or "unknown"), ("policy", gate.policy or "unknown")]
+    title = Path(gate.model).name if gate.model else "the artifact"
+    return _render(
+        f"Gate for {fmt.shorten(title, 120)}",
+        [Group("checks", "Checks", tables=[("Every check", _checks_table(ordered))])],
+        figures,
+        outcome,
+        [("What was checked", facts_table(facts))],
+    )
+
+
+def _checks_table(checks: Sequence[CheckedDemand]) -> Table:
+    rows = [
+        [
+            fmt.shorten(check.name, 120),
+            _WORDS[check.status],
+            _text(check.measured),
+            _text(check.required),
+            fmt.shorten(check.message, 1000),
+            fmt.duration(check.seconds),
+        ]
+        for check in checks
+    ]
+    return Table(["Check", "Result", "Measured", "Required", "What was found", "Took"], rows)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return fmt.number(value, 6)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return fmt.shorten(text, 200)

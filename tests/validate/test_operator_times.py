@@ -1,0 +1,31 @@
+import pytest
+
+from onnxprune.validate.operator_times import OperatorTime, summarise_events
+
+
+def kernel(name, op_type, start, micros):
+    return {
+        "name": f"{name}_kernel_time",
+        "ts": start,
+        "dur": micros,
+        "args": {"op_name": op_type},
+    }
+
+
+def test_medians_over_calls_after_the_warm_ones():
+    events = [{"name": "model_run", "ts": 0, "dur": 99999}]
+    for call in range(23):
+        slow = 100 if call < 3 else 1
+        events += [
+            kernel("c1", "Conv", call * 10, 3000 * slow),
+            kernel("c2", "Conv", call * 10 + 1, 4000),
+            kernel("r", "Relu", call * 10 + 2, 1000 if call != 9 else 50000),
+        ]
+    assert summarise_events(events[::-1]) == [
+        OperatorTime("Conv", 2, 7.0, pytest.approx(7 / 8)),
+        OperatorTime("Relu", 1, 1.0, pytest.approx(1 / 8)),
+    ]
+
+
+def test_an_empty_profile():
+    assert summarise_events([]) == []

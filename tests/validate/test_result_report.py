@@ -1,0 +1,146 @@
+"""The pages of a bench and of a gate."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxprune.errors import UsageError
+from onnxprune.validate.result_report import build_result_report, write_result_report
+
+from .pages import HOSTILE, Page, browse, needs_chromium
+
+
+def model(path: str, median: float, ratio: float, **more: Any) -> dict[str, Any]:
+    return {
+        "path": path,
+        "latency_ms": {"median": median, "p90": 1.1 * median, "p99": 1.5 * median},
+        "speedup": {"ratio": ratio, "low": ratio - 0.02, "high": ratio + 0.02},
+        **more,
+    }
+
+
+def bench(**changes: Any) -> dict[str, Any]:
+    operators = [{"op_type": "Conv", "nodes": 3, "ms": 7.0, "share": 0.7}]
+    return {
+        "conclusive": True,
+        "verdict": "pruned.onnx: no speedup\nsmall.onnx: 2.00 times as fast",
+        "environment": {"cpu": "Test CPU", "threads": 1},
+        "models": [
+            model("a/dense.onnx", 10.0, 1.0, size_bytes=8_000_000, load_ms=12.0),
+            model("b/pruned.onnx", 10.0, 1.0),
+            model("b/small.onnx", 5.0, 2.0, operators=operators, throughput_per_s=200.0),
+        ],
+    } | changes
+
+
+def gate(*statuses: str, **changes: Any) -> dict[str, Any]:
+    checks = [
+        {
+            "name": f"table.key{number}",
+            "status": status,
+            "message": f"message {number}",
+            "measured": {"x": 0.75},
+            "required": 0.8,
+        }
+        for number, status in enumerate(statuses)
+    ]
+    passed = bool(statuses) and set(statuses) == {"pass"}
+    return {"model": "out/pruned.onnx", "policy": "p.toml", "passed": passed, "checks": checks} | (
+        changes
+    )
+
+
+def page_of(tmp_path: Path, value: Any) -> Page:
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps(value), encoding="utf-8")
+    return Page(build_result_report(file))
+
+
+def tiles(page: Page) -> dict[str, str]:
+    return {
+        str(attrs["data-key"]): " ".join(text.split())
+        for attrs, text in page.all("div")
+        if "data-key" in attrs
+    }
+
+
+def test_a_bench_shows_every_model(tmp_path: Path) -> None:
+    page = page_of(tmp_path, bench())
+    assert page.texts("h1") == ["Latency of 3 models"]
+    assert "no speedup, 95 % interval" in tiles(page)["speed-1"]
+    assert "2.00×" in tiles(page)["speed-2"]
+    assert "faster" in tiles(page)["speed-2"]
+    (trace,) = page.plots()["speedup"]["figure"]["data"]
+    assert trace["x"] == [1.0, 2.0]
+    assert trace["error_x"]["array"] == [0.02, 0.02]
+    median, _, p99 = page.plots()["quantiles"]["figure"]["data"]
+    assert (median["x"], p99["x"]) == ([10.0, 10.0, 5.0], [15.0, 15.0, 7.5])
+    rows = {text.split()[0]: text for text in page.texts("tr")}
+    assert "baseline" in rows["dense.onnx"]
+    assert "70.0\u00a0%" in rows["Conv"]
+    assert "small.onnx: 2.00 times as fast" in page.texts("p")
+
+
+@pytest.mark.parametrize(
+    ("statuses", "answer"),
+    [
+        (("pass", "pass"), "Yes"),
+        (("pass", "fail"), "No"),
+        (("pass", "skipped"), "No"),
+        (("error",), "No"),
+        ((), "No"),
+    ],
+)
+def test_whether_it_may_ship(tmp_path: Path, statuses: tuple[str, ...], answer: str) -> None:
+    """Nothing but passes is a pass, whatever the file claims."""
+    for claimed in (True, False):
+        page = page_of(tmp_path, gate(*statuses, passed=claimed))
+        expected = answer if claimed else "No"
+        assert tiles(page)["verdict"].startswith(f"May it ship?{expected}")
+
+
+def test_what_did_not_pass_comes_first(tmp_path: Path) -> None:
+    page = page_of(tmp_path, gate("pass", "skipped", "fail"))
+    first = [text.split()[0] for text in page.texts("tr")[1:4]]
+    assert first == ["table.key2", "table.key1", "table.key0"]
+    words = page.texts("p")
+    assert "table.key2 failed: message 2" in words
+    assert "table.key1 not checked: message 1" in words
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{}", "page can be made of"),
+        ("[1]", "JSON object"),
+        ("{", "line 1"),
+        ('{"checks": [{"name": 1}], "passed": true}', "checks.0"),
+        ('{"models": [], "conclusive": true}', "models"),
+    ],
+)
+def test_files_that_are_no_results(tmp_path: Path, text: str, expected: str) -> None:
+    file = tmp_path / "result.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"bench \.\.\. --json > FILE") as caught:
+        build_result_report(file)
+    assert expected in str(caught.value)
+
+
+@needs_chromium
+def test_the_pages_draw_in_a_browser(tmp_path: Path) -> None:
+    hostile_gate = gate("fail")
+    hostile_gate["checks"][0] |= {"name": HOSTILE[0], "message": HOSTILE[1], "measured": HOSTILE}
+    hostile_bench = bench(verdict=HOSTILE[0])
+    hostile_bench["models"].append(model(f"c/{HOSTILE[4]}", 1.0, 10.0))
+    for name, value in (("gate", hostile_gate), ("bench", hostile_bench)):
+        file, page = tmp_path / f"{name}.json", tmp_path / f"{name}.html"
+        file.write_text(json.dumps(value), encoding="utf-8")
+        write_result_report(file, page)
+        dom, console = browse(page, tmp_path / f"{name}-profile", "--dump-dom")
+        assert console == []
+        drawn = Page(dom)
+        assert drawn.all("html", data_plots="drawn")
+        assert not drawn.all("img")
+    assert drawn.texts("title") == ["Latency of 4 models – onnxprune report"]
