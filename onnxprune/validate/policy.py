@@ -47,7 +47,7 @@ class PolicyTable(Table):
 
 
 class InputsPolicy(PolicyTable):
-    """`[inputs]`: inputs that are made up for the model, for `[outputs]` and `[latency]`."""
+    """`[inputs]`: inputs that are made up, for `[outputs]`, `[latency]` and `[memory]`."""
 
     shapes: dict[str, list[int]] = Field(
         {}, description="Input name = whole shape, for axes that the model leaves open."
@@ -237,6 +237,20 @@ class SizePolicy(PolicyTable):
     )
 
 
+class MemoryPolicy(PolicyTable):
+    """`[memory]`: memory that the model takes at most to load and to run, batch size 1.
+
+    Measured in a process of its own, beyond what ONNX Runtime takes without a model; on Linux.
+    """
+
+    DEMANDS: ClassVar[tuple[str, ...]] = ("max_bytes", "max_ratio")
+
+    max_bytes: int | None = Field(None, ge=1, description="Bytes at most.")
+    max_ratio: float | None = Field(
+        None, gt=0, description="Memory / that of the dense model, at most."
+    )
+
+
 class Policy(Table):
     """A whole policy. See the attributes' classes for the tables' keys."""
 
@@ -249,6 +263,7 @@ class Policy(Table):
     agreement: AgreementPolicy | None = None
     latency: LatencyPolicy | None = None
     size: SizePolicy | None = None
+    memory: MemoryPolicy | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: object = None) -> Self:

@@ -666,6 +666,34 @@ def test_few_samples_do_not_prove_that_nothing_is_lost(original: Pair, tmp_path:
     assert verdict({"min": 0.85, "confidence": 0.9}, tmp_path / "few.npz").passed
 
 
+def test_memory(tmp_path: Path) -> None:
+    """A tensor of 40 MB more takes at least that much more to load."""
+    pair = make_pair(tmp_path)
+
+    def peak(file: Path, **demands: float) -> tuple[bool, float]:
+        result = check(file, Policy.from_dict({"memory": demands}), baseline=pair.dense)
+        assert result.checks[0].status in ("pass", "fail"), result.checks[0].message
+        return result.passed, result.checks[0].measured
+
+    passed, before = peak(pair.pruned, max_bytes=2**40)
+    assert passed
+    assert not peak(pair.pruned, max_bytes=1)[0]
+    large = np.random.default_rng(0).normal(size=(4, 2_500_000)).astype(np.float32)
+    pair.edit(lambda p: p.graph.initializer.append(numpy_helper.from_array(large, "large")))
+    pair.edit(
+        lambda p: p.graph.node.insert(0, helper.make_node("MatMul", ["shift", "large"], ["m"]))
+    )
+    pair.edit(
+        lambda p: p.graph.output.append(
+            helper.make_tensor_value_info("m", TensorProto.FLOAT, ["N", 2_500_000])
+        )
+    )
+    passed, after = peak(pair.pruned, max_bytes=2**40)
+    assert passed
+    assert after - before >= 40_000_000
+    assert peak(pair.pruned, max_ratio=1.5)[0] is False
+
+
 def test_an_unfit_metric_is_an_error(original: Pair) -> None:
     policy = Policy.from_dict({"accuracy": {"metric": "top5", "min": 0.5}})
     result = check(original.pruned, policy, baseline=original.dense, data=str(original.data))
