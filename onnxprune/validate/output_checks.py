@@ -178,7 +178,7 @@ def memory_max_ratio(subject: Subject, most: float) -> Verdict:
     """That against what the dense model takes."""
     dense = _peak_bytes(subject, subject.need_baseline())
     peak = _peak_bytes(subject, subject.model)
-    ratio = peak / dense
+    ratio = peak / max(dense, 1)
     text = f"{peak:,} bytes of the baseline's {dense:,}, {ratio:.4f} where {most:g} is allowed"
     return Verdict(ratio <= most, text, ratio)
 
@@ -187,7 +187,7 @@ def _peak_bytes(subject: Subject, model: OnnxModel) -> int:
     feeds = random_inputs(model.inputs, shapes=subject.input_shapes)
     with prepared(model, subject.provider, subject.threads) as ready:
         peak = peak_memory(ready, feeds)
-    if not peak:
+    if peak is None:
         raise UnsupportedModelError(
             "the memory of this model cannot be measured here",
             where=model.label,

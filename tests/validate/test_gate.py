@@ -637,8 +637,7 @@ def test_a_defect_in_one_check_is_an_error_of_that_check(
 def test_an_uncertain_speedup_is_no_pass(original: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    from onnxprune.validate import measured_checks
-    from onnxprune.validate.latency import Speedup
+    from onnxprune.validate import Speedup, measured_checks
 
     models = [None, SimpleNamespace(speedup=Speedup(1.3, 0.9, 1.7))]
     monkeypatch.setattr(measured_checks, "bench", lambda *_, **__: SimpleNamespace(models=models))
