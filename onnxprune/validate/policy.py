@@ -11,14 +11,19 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from onnxprune.errors import PolicyError, UsageError
 from onnxprune.pattern_text import block_of, nm_of
 from onnxprune.recipe_tables import Table
+from onnxprune.validate.task_metrics import NAMES
 
+LESS_IS_BETTER = ("cer",)
+"""Metrics whose lower values are better."""
+
+_FUNCTION = re.compile(r"python:[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -175,22 +180,50 @@ class OutputsPolicy(PolicyTable):
 class AccuracyPolicy(PolicyTable):
     """`[accuracy]`: accuracy on labelled data, as far as it is certain."""
 
-    DEMANDS: ClassVar[tuple[str, ...]] = ("min", "max_drop")
+    DEMANDS: ClassVar[tuple[str, ...]] = ("min", "max", "max_drop")
 
-    metric: Literal["top1", "top5"] = Field("top1", description="Which share of samples.")
+    metric: str = Field(
+        "top1",
+        description="top1, top5, cer (character error rate, CTC), miou (mean intersection over "
+        "union), or python:package.module:function, whose mean is better the higher it is.",
+    )
     min: float | None = Field(
         None, ge=0, le=1, description="Accuracy at least: the lower bound has to reach it."
+    )
+    max: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Of cer, which is better the lower it is: the upper bound has to stay within "
+        "it.",
     )
     max_drop: float | None = Field(
         None,
         ge=0,
         le=1,
         description="Accuracy of the dense model minus that of this one, on the same samples, at "
-        "most: the upper bound has to stay within it. 0.01 is one point.",
+        "most: the upper bound has to stay within it. 0.01 is one point. Of cer, what is added.",
     )
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="One-sided confidence of both bounds, in (0.5, 1)."
+        0.95, gt=0.5, lt=1, description="One-sided confidence of these bounds, in (0.5, 1)."
     )
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_exists(cls, value: str) -> str:
+        if value not in ("top1", "top5", *NAMES) and not _FUNCTION.fullmatch(value):
+            raise ValueError(
+                f"needs top1, top5, {', '.join(NAMES)}, or python:package.module:function"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _direction(self) -> Self:
+        wrong = "min" if self.metric in LESS_IS_BETTER else "max"
+        if getattr(self, wrong) is not None:
+            better = "lower" if wrong == "min" else "higher"
+            raise ValueError(f"{self.metric} is better the {better} it is; `{wrong}` has no sense")
+        return self
 
 
 class AgreementPolicy(PolicyTable):

@@ -693,6 +693,56 @@ def test_memory(tmp_path: Path) -> None:
     assert peak(pair.pruned, max_ratio=1.5)[0] is False
 
 
+def test_character_errors_and_metrics_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines of one character: the dense model reads all, the other loses the rarer class."""
+    rng = np.random.default_rng(0)
+    classes = np.where(rng.random(400) < 0.1, 2, 1)
+    onnx_models = {}
+    for name, scale in (("dense", 1.0), ("pruned", 0.0)):
+        factor = numpy_helper.from_array(np.array([0.5, 1, scale], np.float32), "factor")
+        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1, 3])
+        y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 1, 3])
+        node = helper.make_node("Mul", ["x", "factor"], ["y"])
+        graph = helper.make_graph([node], "lines", [x], [y], [factor])
+        opsets = [helper.make_opsetid("", 17)]
+        onnx_models[name] = tmp_path / f"{name}.onnx"
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        onnx.save(model, onnx_models[name])
+    scores = np.eye(3, dtype=np.float32)[classes][:, None]
+    np.savez(tmp_path / "lines.npz", x=scores, label=classes[:, None])
+    (tmp_path / "gate_metric.py").write_text(
+        "def first_score(outputs, targets):\n    return outputs['y'].max(axis=(1, 2))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def verdict(model: str, settings: dict[str, Any], **options: Any) -> GateResult:
+        policy = Policy.from_dict({"accuracy": settings})
+        data = str(tmp_path / "lines.npz")
+        dense = onnx_models["dense"]
+        return check(onnx_models[model], policy, baseline=dense, data=data, **options)
+
+    cer = {"metric": "cer", "max": 0.2, "max_drop": 0.2}
+    assert verdict("dense", cer).passed
+    result = verdict("pruned", cer)
+    share = (classes == 2).mean()
+    assert result.passed
+    for found in result.checks:
+        assert share + 0.01 < found.measured < share + 0.05
+    assert set(not_passed(verdict("pruned", {**cer, "max": share}))) == {"accuracy.max"}
+    assert set(not_passed(verdict("pruned", {**cer, "max_drop": share}))) == {"accuracy.max_drop"}
+    own = {"metric": "python:gate_metric:first_score", "min": 0.5, "max_drop": share}
+    refused = verdict("pruned", own)
+    assert (refused.checks[0].name, refused.exit_code) == ("metric", 2)
+    assert {c.status for c in refused.checks[1:]} == {"skipped"}
+    result = verdict("pruned", own, allow_python=True)
+    assert set(not_passed(result)) == {"accuracy.max_drop"}
+    assert share < result.checks[1].measured < share + 0.05
+    np.savez(tmp_path / "lines.npz", x=scores[:20], label=classes[:20, None])
+    assert "too few samples" in not_passed(verdict("dense", cer))["accuracy.max"]
+
+
 def test_an_unfit_metric_is_an_error(original: Pair) -> None:
     policy = Policy.from_dict({"accuracy": {"metric": "top5", "min": 0.5}})
     result = check(original.pruned, policy, baseline=original.dense, data=str(original.data))
