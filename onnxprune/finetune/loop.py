@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -432,9 +433,9 @@ class Trainer:
                 remedy="lower [finetune] lr, raise warmup, or set clip_norm, in another --run-dir",
             )
         # A state that was gone back to may have been about to diverge when it was saved.
-        store = self.checkpoints
-        doubtful = [step for step in (self._went_back_to, diverged.state) if step is not None]
-        self.ranks.run_on_main(lambda: [store.discard(step) for step in doubtful])
+        for step in (self._went_back_to, diverged.state):
+            if step is not None:
+                self.ranks.run_on_main(partial(self.checkpoints.discard, step))
         self._restore_latest()
         self.rollbacks = rollbacks
         self.lr_scale = lr_scale * self.settings.rollback_lr
