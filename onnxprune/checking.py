@@ -12,10 +12,12 @@ from onnxprune.stacking import make_padding
 from onnxprune.validate.gate import CheckResult, GateResult, failed_with, run_checks, skip_all
 from onnxprune.validate.policy import Policy
 from onnxprune.validate.subject import Subject
+from onnxprune.validate.task_metrics import NAMES, TaskMetric, make_metrics
 
 T = TypeVar("T")
 Source = str | os.PathLike[str]
 
+_OF_CLASSES = ("top1", "top5")
 _NEED_DATA = ("accuracy", "agreement")
 
 
@@ -69,17 +71,23 @@ def check(
         if dense is None:
             lacking["baseline"] = "the baseline cannot be read"
     samples = None
+    metrics: list[TaskMetric] | None = []
     spec = data or settings.data.eval or settings.data.train
     if spec is not None and any(getattr(rules, name) is not None for name in _NEED_DATA):
-        target = dense or artifact
-        samples = inputs.get("data", lambda: _samples(spec, settings, target, allow_python))
+        target, name = dense or artifact, rules.accuracy.metric if rules.accuracy else "top1"
+        samples = inputs.get("data", lambda: _samples(spec, settings, target, name, allow_python))
+        metrics = inputs.get("metric", lambda: _metrics(name, settings, allow_python))
         if samples is None:
             lacking["data"] = "the data cannot be read"
+        if metrics is None:
+            lacking["data"] = "the metric cannot be used"
+            samples = None
     subject = Subject(
         artifact,
         rules,
         dense,
         samples,
+        metrics or [],
         lacking,
         provider=provider or settings.validation.provider,
         threads=threads or settings.validation.threads,
@@ -114,13 +122,23 @@ def _recipe(source: Source | Recipe | None) -> Recipe:
     return Recipe.from_toml(source)
 
 
-def _samples(spec: str, recipe: Recipe, model: OnnxModel, allow_python: bool) -> Samples:
+def _metrics(name: str, recipe: Recipe, allow_python: bool) -> list[TaskMetric]:
+    """The metric of `[accuracy]`, if it is none of class scores."""
+    specs = [] if name in _OF_CLASSES else [name]
+    return make_metrics(specs, blank=recipe.finetune.ctc_blank, allow_python=allow_python)
+
+
+def _samples(
+    spec: str, recipe: Recipe, model: OnnxModel, metric: str, allow_python: bool
+) -> Samples:
+    of_classes = metric in _OF_CLASSES
     return open_data(
         spec,
         inputs=model.inputs,
         preprocess=recipe.preprocess,
         classes=recipe.data.classes,
-        num_classes=model.class_count,
+        num_classes=model.class_count if of_classes else None,
         allow_python=allow_python,
+        targets="class" if of_classes else "array" if metric in NAMES else "either",
         padding=make_padding(recipe.data, model.inputs),
     )

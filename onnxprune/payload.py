@@ -114,7 +114,7 @@ def _tensors_of_attributes(
     prefix: str, attributes: Iterable[AttributeProto]
 ) -> Iterator[tuple[str, Stored]]:
     for attribute in attributes:
-        name = prefix + attribute.name
+        name = f"{prefix}{attribute.name}"
         if attribute.HasField("t"):
             yield name, attribute.t
         if attribute.HasField("sparse_tensor"):

@@ -170,6 +170,16 @@ def test_text_that_is_not_utf_8(word: str) -> None:
     assert "not UTF-8" in refusal(data.replace(word.encode(), b"\xff\xfe\xff\xfe"))
 
 
+def test_names_of_attributes_that_hold_tensors_are_text() -> None:
+    """They are read before the graph is checked, when external data are looked for."""
+    held = numpy_helper.from_array(np.ones(2, np.float32))
+    proto = model("y = Relu(x)")
+    proto.graph.node.insert(0, helper.make_node("Constant", [], ["c"], value=held))
+    assert "not UTF-8" in refusal(
+        proto.SerializeToString().replace(b"value", b"\xff\xfe\xff\xfe\xff")
+    )
+
+
 # --- sub-graphs and functions ---------------------------------------------------------------------
 
 

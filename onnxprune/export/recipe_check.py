@@ -44,7 +44,7 @@ def list_problems(
     include = _texts(settings.get("include"), ["*"])
     exclude = _texts(settings.get("exclude"), [])
     pattern = settings.get("pattern")
-    needed = _needed_values(proto)
+    needed = needed_values(proto)
     missing = [
         name
         for name, tensor in stored.items()
@@ -53,7 +53,7 @@ def list_problems(
         and any(matches(name, tensor.op_type, glob) for glob in include)
         and not any(matches(name, tensor.op_type, glob) for glob in exclude)
         and (not isinstance(pattern, str) or pattern_fits(tensor, pattern))
-        and (tensor.scope or any(use.value in needed for use in tensor.uses))
+        and is_needed(tensor, needed)
     ]
     return [f"{name}: prunable, in the recipe's scope, and not listed" for name in missing]
 
@@ -69,7 +69,17 @@ def _texts(value: object, default: list[str]) -> list[str]:
     return [item for item in value if isinstance(item, str)]
 
 
-def _needed_values(proto: onnx.ModelProto) -> set[str]:
+def is_needed(tensor: GraphTensor, needed: set[str]) -> bool:
+    """Whether an output depends on a tensor; inside sub-graphs and functions taken for granted.
+
+    Args:
+        tensor: The tensor.
+        needed: `needed_values` of its model.
+    """
+    return bool(tensor.scope) or any(use.value in needed for use in tensor.uses)
+
+
+def needed_values(proto: onnx.ModelProto) -> set[str]:
     """Names of values of the main graph that its outputs depend on."""
     needed = {value.name for value in proto.graph.output}
     for node in reversed(proto.graph.node):

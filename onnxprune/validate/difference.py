@@ -93,15 +93,30 @@ def _of_means(change: np.ndarray) -> PairedDifference:
 
 def _of_rows(metric: "TaskMetric", first: np.ndarray, other: np.ndarray) -> PairedDifference | None:
     """None where the metric has no value, as where no sample has a target."""
-    rng = np.random.default_rng(0)
-    count = len(first)
-    values = []
-    for _ in range(max(200, min(_RESAMPLES, _MOST_DRAWS // count))):
-        drawn = rng.multinomial(count, np.full(count, 1 / count))
-        values.append(float(metric.value(drawn @ other) - metric.value(drawn @ first)))
+    values = resampled(metric, first, other)
+    changes = values[:, 1] - values[:, 0]
     change = float(metric.value(other.sum(axis=0)) - metric.value(first.sum(axis=0)))
-    known = [value for value in values if np.isfinite(value)]
-    if not np.isfinite(change) or not known:
+    known = changes[np.isfinite(changes)]
+    if not np.isfinite(change) or not len(known):
         return None
     low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return PairedDifference(change, float(low), float(high))
+
+
+def resampled(metric: "TaskMetric", *models: np.ndarray) -> np.ndarray:
+    """Values of a metric on samples that are drawn again with replacement, the same of all models.
+
+    Args:
+        metric: The metric.
+        models: What each sample adds to it, `(samples, parts)`, of each model.
+
+    Returns:
+        `(resamples, models)`.
+    """
+    rng = np.random.default_rng(0)
+    count = len(models[0])
+    values = []
+    for _ in range(max(200, min(_RESAMPLES, _MOST_DRAWS // count))):
+        drawn = rng.multinomial(count, np.full(count, 1 / count))
+        values.append([float(metric.value(drawn @ rows)) for rows in models])
+    return np.array(values)

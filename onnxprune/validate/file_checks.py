@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 
 from onnxprune.export.pattern_check import count_blocks, nm_groups, pattern_fits, pattern_holds
+from onnxprune.export.recipe_check import is_needed, needed_values
 from onnxprune.globs import matches
 from onnxprune.model import OnnxModel
 from onnxprune.pattern_text import block_of, nm_of
@@ -86,14 +87,16 @@ def _break(tensor: GraphTensor, pattern: str) -> str:
 
 
 def _scope(subject: Subject) -> list[GraphTensor]:
-    """The tensors that `[sparsity]` is about."""
+    """The tensors that `[sparsity]` is about; zeros that no output depends on count for nothing."""
     settings = subject.policy.sparsity or SparsityPolicy()
+    needed = needed_values(subject.model.proto)
     return [
         tensor
         for tensor in subject.tensors.values()
         if (tensor.prunable or (tensor.trainable and tensor.name in settings.include))
         and any(matches(tensor.name, tensor.op_type, glob) for glob in settings.include)
         and not any(matches(tensor.name, tensor.op_type, glob) for glob in settings.exclude)
+        and is_needed(tensor, needed)
     ]
 
 
@@ -176,7 +179,8 @@ def _value_text(value: onnx.ValueInfoProto) -> str:
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type"):
         return f"{value.name}: {' '.join(str(value.type).split())}"
-    element = onnx.TensorProto.DataType.Name(kind.elem_type)
+    known = onnx.TensorProto.DataType.values()
+    element = onnx.TensorProto.DataType.Name(kind.elem_type) if kind.elem_type in known else "?"
     if not kind.HasField("shape"):
         return f"{value.name}: {element}[...]"
     sizes = [

@@ -5,6 +5,7 @@ A demand that could not be checked, because something it needs was not given or 
 """
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ Status: TypeAlias = Literal["pass", "fail", "error", "skipped"]
 CHECKS: dict[str, Callable[[Subject, Any], Verdict]] = FILE_CHECKS | OUTPUT_CHECKS | MEASURED_CHECKS
 """Each demand of a policy as `table.key`, and what checks it."""
 
-EXIT_FAILED = 1
+EXIT_FAILED, EXIT_INTERNAL = 1, 70
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,11 @@ def _checked(name: str, subject: Subject, required: Any) -> CheckResult:
         return CheckResult(name, "skipped", f"not checked: {reason}", required=required)
     except OnnxpruneError as error:
         return failed_with(name, error, required)
+    except Exception as error:  # a defect in one check must not cost the report of the others
+        if os.environ.get("ONNXPRUNE_DEBUG"):
+            raise
+        text = f"internal error: {type(error).__name__}: {error}; please report this"
+        return CheckResult(name, "error", text, required=required, exit_code=EXIT_INTERNAL)
     status: Status = "pass" if verdict.passed else "fail"
     return CheckResult(name, status, verdict.message, verdict.measured, required)
 

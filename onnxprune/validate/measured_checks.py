@@ -9,45 +9,110 @@ import numpy as np
 from onnxprune.errors import DataError, UsageError
 from onnxprune.model import OnnxModel, ValueSpec
 from onnxprune.validate.accuracy import ModelAccuracy
+from onnxprune.validate.difference import resampled
 from onnxprune.validate.latency import bench
 from onnxprune.validate.paired import paired_drop, share_lower_bound
-from onnxprune.validate.policy import AccuracyPolicy, LatencyPolicy
-from onnxprune.validate.subject import Subject, Verdict, runtime_source
+from onnxprune.validate.policy import LESS_IS_BETTER, AccuracyPolicy, LatencyPolicy
+from onnxprune.validate.subject import Subject, Verdict, counted, runtime_source
+
+LEAST_SAMPLES = 50
+"""Samples that a bound by resampling needs."""
+
+_MORE_SAMPLES = "; more samples would make the bound narrower"
 
 
 def accuracy_min(subject: Subject, least: float) -> Verdict:
     """The lower bound of the accuracy."""
-    settings = subject.policy.accuracy or AccuracyPolicy()
     if subject.baseline is not None and (reason := _incomparable(subject.model, subject.baseline)):
         return Verdict(False, reason)
-    hits = _hits(subject, subject.evaluation.models[-1], settings.metric)
-    samples = len(hits)
-    bound = share_lower_bound(int(hits.sum()), samples, settings.confidence)
+    settings = subject.policy.accuracy or AccuracyPolicy()
+    value, bound, samples = _bound(subject, settings, 1 - settings.confidence)
     message = (
-        f"{settings.metric} {hits.mean():.4%} on {samples:,} samples, at least {bound:.4%} at "
+        f"{settings.metric} {value:.4%} on {counted(samples, 'sample')}, at least {bound:.4%} at "
         f"{settings.confidence:g} confidence where {least:.4%} is demanded"
     )
-    if bound < least <= hits.mean():
-        message += "; more samples would make the bound narrower"
+    if bound < least <= value:
+        message += _MORE_SAMPLES
     return Verdict(bound >= least, message, bound)
+
+
+def accuracy_max(subject: Subject, most: float) -> Verdict:
+    """The upper bound of an error rate."""
+    if subject.baseline is not None and (reason := _incomparable(subject.model, subject.baseline)):
+        return Verdict(False, reason)
+    settings = subject.policy.accuracy or AccuracyPolicy()
+    value, bound, samples = _bound(subject, settings, settings.confidence)
+    message = (
+        f"{settings.metric} {value:.4%} on {counted(samples, 'sample')}, at most {bound:.4%} at "
+        f"{settings.confidence:g} confidence where {most:.4%} is allowed"
+    )
+    if value <= most < bound:
+        message += _MORE_SAMPLES
+    return Verdict(bound <= most, message, bound)
+
+
+def _bound(subject: Subject, settings: AccuracyPolicy, quantile: float) -> tuple[float, float, int]:
+    """The metric, its one-sided bound, and the number of samples."""
+    model = subject.evaluation.models[-1]
+    if not subject.metrics:
+        hits = _hits(subject, model, settings.metric)
+        bound = share_lower_bound(int(hits.sum()), len(hits), settings.confidence)
+        return float(hits.mean()), bound, len(hits)
+    ((metric, rows),) = model.rows
+    _check_count(len(rows))
+    bound = float(np.quantile(resampled(metric, rows), quantile))
+    return float(metric.value(rows.sum(axis=0))), bound, len(rows)
 
 
 def accuracy_max_drop(subject: Subject, most: float) -> Verdict:
     """The upper bound of what is lost against the dense model on the same samples."""
-    settings = subject.policy.accuracy or AccuracyPolicy()
     if reason := _incomparable(subject.model, subject.need_baseline()):
         return Verdict(False, reason)
-    dense, pruned = (_hits(subject, model, settings.metric) for model in subject.evaluation.models)
-    result = paired_drop(dense, pruned, settings.confidence)
+    settings = subject.policy.accuracy or AccuracyPolicy()
+    compare = _task_drop if subject.metrics else _class_drop
+    drop, upper, text = compare(subject, settings)
     message = (
-        f"{settings.metric} {dense.mean():.4%} to {pruned.mean():.4%} on {result.samples:,} "
-        f"samples ({result.lost} lost, {result.gained} gained, p = {result.p_value:.2g}): a drop "
-        f"of {result.drop:.4%}, at most {result.upper:.4%} at {settings.confidence:g} confidence "
+        f"{text}: a drop of {drop:.4%}, at most {upper:.4%} at {settings.confidence:g} confidence "
         f"where {most:.4%} is allowed"
     )
-    if result.drop <= most < result.upper:
-        message += "; more samples would make the bound narrower"
-    return Verdict(result.upper <= most, message, result.upper)
+    if drop <= most < upper:
+        message += _MORE_SAMPLES
+    return Verdict(upper <= most, message, upper)
+
+
+def _class_drop(subject: Subject, settings: AccuracyPolicy) -> tuple[float, float, str]:
+    """The drop, its upper bound, and what they come from."""
+    dense, pruned = (_hits(subject, model, settings.metric) for model in subject.evaluation.models)
+    result = paired_drop(dense, pruned, settings.confidence)
+    text = (
+        f"{settings.metric} {dense.mean():.4%} to {pruned.mean():.4%} on "
+        f"{counted(result.samples, 'sample')} ({result.lost} lost, {result.gained} gained, "
+        f"p = {result.p_value:.2g})"
+    )
+    return result.drop, result.upper, text
+
+
+def _task_drop(subject: Subject, settings: AccuracyPolicy) -> tuple[float, float, str]:
+    """The same for a metric of another task, by the bootstrap."""
+    ((metric, dense),), ((_, pruned),) = (model.rows for model in subject.evaluation.models)
+    _check_count(len(dense))
+    sign = -1 if settings.metric in LESS_IS_BETTER else 1
+    before, after = (float(metric.value(rows.sum(axis=0))) for rows in (dense, pruned))
+    values = resampled(metric, dense, pruned)
+    upper = float(np.quantile(sign * (values[:, 0] - values[:, 1]), settings.confidence))
+    samples = counted(len(dense), "sample")
+    text = f"{settings.metric} {before:.4%} to {after:.4%} on {samples}"
+    return sign * (before - after), upper, text
+
+
+def _check_count(samples: int) -> None:
+    """Few samples, all of them alike, would look certain to the bootstrap."""
+    if samples < LEAST_SAMPLES:
+        raise DataError(
+            "there are too few samples for a bound by resampling",
+            got=samples,
+            expected=f"at least {LEAST_SAMPLES}",
+        )
 
 
 def _hits(subject: Subject, model: ModelAccuracy, metric: str) -> np.ndarray:
@@ -166,6 +231,7 @@ def _described(specs: Sequence[ValueSpec]) -> str:
 
 MEASURED_CHECKS: dict[str, Any] = {
     "accuracy.min": accuracy_min,
+    "accuracy.max": accuracy_max,
     "accuracy.max_drop": accuracy_max_drop,
     "agreement.min": agreement_min,
     "agreement.min_cosine": agreement_min_cosine,

@@ -1,8 +1,6 @@
 """Checks of a policy that the model loads, runs where it shall, and gives finite outputs."""
 
-import contextlib
 import json
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.errors import DataError, ModelError, UsageError
+from onnxprune.errors import DataError, ModelError, UnsupportedModelError, UsageError
 from onnxprune.model import OnnxModel, ValueSpec
+from onnxprune.validate.bench_sessions import peak_memory
 from onnxprune.validate.inputs import random_inputs
-from onnxprune.validate.session import Session, import_runtime, open_session
+from onnxprune.validate.session import PreparedModel, Session, open_session, session_settings
 from onnxprune.validate.subject import Subject, Verdict, counted, listed, runtime_source
 
 EXTREME = 1e4
@@ -38,7 +37,8 @@ def outputs_providers(subject: Subject, providers: Sequence[str]) -> Verdict:
         except _DOES_NOT_RUN as error:
             problems.append(f"{name}: {' '.join(str(error).split())}")
             continue
-        nodes = nodes_by_provider(subject.model, session.provider, feeds)
+        with prepared(subject.model, name, subject.threads) as model:
+            nodes = nodes_by_provider(model, feeds)
         found[name] = nodes.get(session.provider, 0)
         if not found[name]:
             by = ", ".join(f"{count} on {other}" for other, count in nodes.items())
@@ -49,34 +49,31 @@ def outputs_providers(subject: Subject, providers: Sequence[str]) -> Verdict:
     return Verdict(True, f"it loads and runs on {text}", found)
 
 
-def nodes_by_provider(model: OnnxModel, provider: str, feeds: Feeds) -> dict[str, int]:
+def nodes_by_provider(model: PreparedModel, feeds: Feeds) -> dict[str, int]:
     """Number of nodes that each execution provider runs, from ONNX Runtime's own profile.
 
     A session that names a provider gives nodes to the CPU that the provider does not take, all of
     them if need be, and says nothing.
 
     Args:
-        model: The model.
-        provider: Full name of the provider that is asked for.
+        model: The model with the provider that is asked for.
         feeds: Input name -> array.
     """
-    runtime = import_runtime()
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        options = runtime.SessionOptions()
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        options.log_severity_level = 4
-        source = model.path if model.path is not None else model.proto.SerializeToString()
-        with contextlib.redirect_stdout(sys.stderr):
-            session = runtime.InferenceSession(source, options, providers=[provider])
-        session.run(None, dict(feeds))
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        session = model.open(profile_prefix=str(Path(folder) / "profile"))
+        session.run(feeds)
+        events = json.loads(Path(session.raw.end_profiling()).read_text(encoding="utf-8"))
     ran = {
         (event["name"], event["args"]["provider"])
         for event in events
         if event.get("cat") == "Node" and event.get("args", {}).get("provider")
     }
     return dict(Counter(name for _, name in ran))
+
+
+def prepared(model: OnnxModel, provider: str | None, threads: int | None) -> PreparedModel:
+    """A model that can be opened with these settings."""
+    return PreparedModel(runtime_source(model), session_settings(provider, threads))
 
 
 def outputs_finite(subject: Subject, _: bool) -> Verdict:
@@ -171,7 +168,37 @@ def _extreme(like: np.ndarray, signs: tuple[int, int]) -> np.ndarray:
     return (np.resize(signs, like.shape) * magnitude).astype(like.dtype)
 
 
+def memory_max_bytes(subject: Subject, most: int) -> Verdict:
+    """Memory that the model takes at most to load and to run."""
+    peak = _peak_bytes(subject, subject.model)
+    return Verdict(peak <= most, f"{peak:,} bytes where at most {most:,} are allowed", peak)
+
+
+def memory_max_ratio(subject: Subject, most: float) -> Verdict:
+    """That against what the dense model takes."""
+    dense = _peak_bytes(subject, subject.need_baseline())
+    peak = _peak_bytes(subject, subject.model)
+    ratio = peak / max(dense, 1)
+    text = f"{peak:,} bytes of the baseline's {dense:,}, {ratio:.4f} where {most:g} is allowed"
+    return Verdict(ratio <= most, text, ratio)
+
+
+def _peak_bytes(subject: Subject, model: OnnxModel) -> int:
+    feeds = random_inputs(model.inputs, shapes=subject.input_shapes)
+    with prepared(model, subject.provider, subject.threads) as ready:
+        peak = peak_memory(ready, feeds)
+    if peak is None:
+        raise UnsupportedModelError(
+            "the memory of this model cannot be measured here",
+            where=model.label,
+            expected="Linux, and a model that runs in a process of its own",
+        )
+    return peak
+
+
 OUTPUT_CHECKS: dict[str, Any] = {
     "outputs.providers": outputs_providers,
     "outputs.finite": outputs_finite,
+    "memory.max_bytes": memory_max_bytes,
+    "memory.max_ratio": memory_max_ratio,
 }

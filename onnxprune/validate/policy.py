@@ -11,14 +11,19 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from onnxprune.errors import PolicyError, UsageError
 from onnxprune.pattern_text import block_of, nm_of
 from onnxprune.recipe_tables import Table
+from onnxprune.validate.task_metrics import NAMES
 
+LESS_IS_BETTER = ("cer",)
+"""Metrics whose lower values are better."""
+
+_FUNCTION = re.compile(r"python:[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -47,7 +52,7 @@ class PolicyTable(Table):
 
 
 class InputsPolicy(PolicyTable):
-    """`[inputs]`: inputs that are made up for the model, for `[outputs]` and `[latency]`."""
+    """`[inputs]`: inputs that are made up, for `[outputs]`, `[latency]` and `[memory]`."""
 
     shapes: dict[str, list[int]] = Field(
         {}, description="Input name = whole shape, for axes that the model leaves open."
@@ -175,22 +180,50 @@ class OutputsPolicy(PolicyTable):
 class AccuracyPolicy(PolicyTable):
     """`[accuracy]`: accuracy on labelled data, as far as it is certain."""
 
-    DEMANDS: ClassVar[tuple[str, ...]] = ("min", "max_drop")
+    DEMANDS: ClassVar[tuple[str, ...]] = ("min", "max", "max_drop")
 
-    metric: Literal["top1", "top5"] = Field("top1", description="Which share of samples.")
+    metric: str = Field(
+        "top1",
+        description="top1, top5, cer (character error rate, CTC), miou (mean intersection over "
+        "union), or python:package.module:function, whose mean is better the higher it is.",
+    )
     min: float | None = Field(
         None, ge=0, le=1, description="Accuracy at least: the lower bound has to reach it."
+    )
+    max: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Of cer, which is better the lower it is: the upper bound has to stay within "
+        "it.",
     )
     max_drop: float | None = Field(
         None,
         ge=0,
         le=1,
         description="Accuracy of the dense model minus that of this one, on the same samples, at "
-        "most: the upper bound has to stay within it. 0.01 is one point.",
+        "most: the upper bound has to stay within it. 0.01 is one point. Of cer, what is added.",
     )
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="One-sided confidence of both bounds, in (0.5, 1)."
+        0.95, gt=0.5, lt=1, description="One-sided confidence of these bounds, in (0.5, 1)."
     )
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_exists(cls, value: str) -> str:
+        if value not in ("top1", "top5", *NAMES) and not _FUNCTION.fullmatch(value):
+            raise ValueError(
+                f"needs top1, top5, {', '.join(NAMES)}, or python:package.module:function"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _direction(self) -> Self:
+        wrong = "min" if self.metric in LESS_IS_BETTER else "max"
+        if getattr(self, wrong) is not None:
+            better = "lower" if wrong == "min" else "higher"
+            raise ValueError(f"{self.metric} is better the {better} it is; `{wrong}` has no sense")
+        return self
 
 
 class AgreementPolicy(PolicyTable):
@@ -237,6 +270,20 @@ class SizePolicy(PolicyTable):
     )
 
 
+class MemoryPolicy(PolicyTable):
+    """`[memory]`: memory that the model takes at most to load and to run, batch size 1.
+
+    Measured in a process of its own, beyond what ONNX Runtime takes without a model; on Linux.
+    """
+
+    DEMANDS: ClassVar[tuple[str, ...]] = ("max_bytes", "max_ratio")
+
+    max_bytes: int | None = Field(None, ge=1, description="Bytes at most.")
+    max_ratio: float | None = Field(
+        None, gt=0, description="Memory / that of the dense model, at most."
+    )
+
+
 class Policy(Table):
     """A whole policy. See the attributes' classes for the tables' keys."""
 
@@ -249,6 +296,7 @@ class Policy(Table):
     agreement: AgreementPolicy | None = None
     latency: LatencyPolicy | None = None
     size: SizePolicy | None = None
+    memory: MemoryPolicy | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: object = None) -> Self:

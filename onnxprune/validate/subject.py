@@ -13,6 +13,7 @@ from onnxprune.model import OnnxModel, ValueSpec
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate.accuracy import EvaluationResult, SamplesLike, evaluate
 from onnxprune.validate.policy import Policy
+from onnxprune.validate.task_metrics import TaskMetric
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Subject:
         policy: What it has to keep to.
         baseline: The dense model.
         samples: Data to run both on.
+        metrics: The metric of `[accuracy]`, where that is none of class scores.
         lacking: Why there is no `baseline` or no `data`, where that is so.
         provider: Execution provider where the policy names none; None is the CPU.
         threads: Threads where the policy says nothing; None leaves it to ONNX Runtime.
@@ -54,6 +56,7 @@ class Subject:
     policy: Policy
     baseline: OnnxModel | None = None
     samples: SamplesLike | None = None
+    metrics: Sequence[TaskMetric] = ()
     lacking: Mapping[str, str] = field(default_factory=dict)
     provider: str | None = None
     threads: int | None = None
@@ -107,6 +110,7 @@ class Subject:
             batch_size=self.batch_size,
             provider=self.provider,
             threads=self.threads,
+            metrics=self.metrics,
         )
 
     @cached_property

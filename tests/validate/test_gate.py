@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.checking import check
 from onnxprune.export import KEY, to_sparse
 from onnxprune.model import payload_sha256
-from onnxprune.validate.gate import GateResult
+from onnxprune.validate.gate import CHECKS, GateResult
 from onnxprune.validate.policy import Policy
 
 from .artifacts import (
@@ -204,6 +204,17 @@ def another_activation(proto: onnx.ModelProto) -> None:
     proto.graph.node[1].op_type = "Sigmoid"
 
 
+def zeros_for_nobody(proto: onnx.ModelProto) -> None:
+    """A dense weight again, and in its place zeros that no output depends on."""
+    (entry,) = [item for item in proto.metadata_props if item.key == KEY]
+    source = json.loads(entry.value)["source_sha256"]
+    set_values(proto, "body.weight", lambda a: a.__setitem__(a == 0, 1))
+    zeros = numpy_helper.from_array(np.zeros((8, 800), np.float32), "nobody.weight")
+    proto.graph.initializer.append(zeros)
+    proto.graph.node.append(helper.make_node("MatMul", ["pooled", "nobody.weight"], ["nowhere"]))
+    describe(proto, source, [*PRUNED, "nobody.weight"])
+
+
 def reshape_the_bias(proto: onnx.ModelProto) -> None:
     (entry,) = [item for item in proto.metadata_props if item.key == KEY]
     source = json.loads(entry.value)["source_sha256"]
@@ -303,6 +314,7 @@ TAMPERED: dict[str, tuple[Callable[[onnx.ModelProto], object], set[str]]] = {
         lambda p: setattr(p.graph.node[1], "op_type", "Nonsense"),
         {"outputs.providers", FINITE, "accuracy.min"},
     ),
+    "zeros for nobody": (zeros_for_nobody, {GRAPH, "sparsity.min"}),
     "a node less": (leave_out_relu, {GRAPH}),
     "another activation": (another_activation, {GRAPH}),
     "another attribute": (
@@ -608,11 +620,24 @@ def test_latency(original: Pair) -> None:
     assert 0.05 < result.checks[0].measured < 20
 
 
+def test_a_defect_in_one_check_is_an_error_of_that_check(
+    original: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setitem(CHECKS, "size.max_bytes", broken)
+    policy = Policy.from_dict({"size": {"max_bytes": 1_000_000}, "sparsity": {"min": 0.1}})
+    result = check(original.pruned, policy)
+    assert [c.status for c in result.checks] == ["pass", "error"]
+    assert "internal error: ZeroDivisionError: oops" in result.checks[1].message
+    assert (result.passed, result.exit_code) == (False, 70)
+
+
 def test_an_uncertain_speedup_is_no_pass(original: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    from onnxprune.validate import measured_checks
-    from onnxprune.validate.latency import Speedup
+    from onnxprune.validate import Speedup, measured_checks
 
     models = [None, SimpleNamespace(speedup=Speedup(1.3, 0.9, 1.7))]
     monkeypatch.setattr(measured_checks, "bench", lambda *_, **__: SimpleNamespace(models=models))
@@ -638,6 +663,84 @@ def test_few_samples_do_not_prove_that_nothing_is_lost(original: Pair, tmp_path:
     assert not verdict({"min": 0.95}, tmp_path / "few.npz").passed
     assert verdict({"min": 0.95}, original.data).passed
     assert verdict({"min": 0.85, "confidence": 0.9}, tmp_path / "few.npz").passed
+
+
+def test_memory(tmp_path: Path) -> None:
+    """A tensor of 40 MB more takes at least that much more to load."""
+    pair = make_pair(tmp_path)
+
+    def peak(file: Path, **demands: float) -> tuple[bool, float]:
+        result = check(file, Policy.from_dict({"memory": demands}), baseline=pair.dense)
+        assert result.checks[0].status in ("pass", "fail"), result.checks[0].message
+        return result.passed, result.checks[0].measured
+
+    passed, before = peak(pair.pruned, max_bytes=2**40)
+    assert passed
+    assert not peak(pair.pruned, max_bytes=1)[0]
+    large = np.random.default_rng(0).normal(size=(4, 2_500_000)).astype(np.float32)
+    pair.edit(lambda p: p.graph.initializer.append(numpy_helper.from_array(large, "large")))
+    pair.edit(
+        lambda p: p.graph.node.insert(0, helper.make_node("MatMul", ["shift", "large"], ["m"]))
+    )
+    pair.edit(
+        lambda p: p.graph.output.append(
+            helper.make_tensor_value_info("m", TensorProto.FLOAT, ["N", 2_500_000])
+        )
+    )
+    passed, after = peak(pair.pruned, max_bytes=2**40)
+    assert passed
+    assert after - before >= 40_000_000
+    assert peak(pair.pruned, max_ratio=1.5)[0] is False
+
+
+def test_character_errors_and_metrics_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines of one character: the dense model reads all, the other loses the rarer class."""
+    rng = np.random.default_rng(0)
+    classes = np.where(rng.random(400) < 0.1, 2, 1)
+    onnx_models = {}
+    for name, scale in (("dense", 1.0), ("pruned", 0.0)):
+        factor = numpy_helper.from_array(np.array([0.5, 1, scale], np.float32), "factor")
+        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1, 3])
+        y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 1, 3])
+        node = helper.make_node("Mul", ["x", "factor"], ["y"])
+        graph = helper.make_graph([node], "lines", [x], [y], [factor])
+        opsets = [helper.make_opsetid("", 17)]
+        onnx_models[name] = tmp_path / f"{name}.onnx"
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        onnx.save(model, onnx_models[name])
+    scores = np.eye(3, dtype=np.float32)[classes][:, None]
+    np.savez(tmp_path / "lines.npz", x=scores, label=classes[:, None])
+    (tmp_path / "gate_metric.py").write_text(
+        "def first_score(outputs, targets):\n    return outputs['y'].max(axis=(1, 2))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def verdict(model: str, settings: dict[str, Any], **options: Any) -> GateResult:
+        policy = Policy.from_dict({"accuracy": settings})
+        data = str(tmp_path / "lines.npz")
+        dense = onnx_models["dense"]
+        return check(onnx_models[model], policy, baseline=dense, data=data, **options)
+
+    cer = {"metric": "cer", "max": 0.2, "max_drop": 0.2}
+    assert verdict("dense", cer).passed
+    result = verdict("pruned", cer)
+    share = (classes == 2).mean()
+    assert result.passed
+    for found in result.checks:
+        assert share + 0.01 < found.measured < share + 0.05
+    assert set(not_passed(verdict("pruned", {**cer, "max": share}))) == {"accuracy.max"}
+    assert set(not_passed(verdict("pruned", {**cer, "max_drop": share}))) == {"accuracy.max_drop"}
+    own = {"metric": "python:gate_metric:first_score", "min": 0.5, "max_drop": share}
+    refused = verdict("pruned", own)
+    assert (refused.checks[0].name, refused.exit_code) == ("metric", 2)
+    assert {c.status for c in refused.checks[1:]} == {"skipped"}
+    result = verdict("pruned", own, allow_python=True)
+    assert set(not_passed(result)) == {"accuracy.max_drop"}
+    assert share < result.checks[1].measured < share + 0.05
+    np.savez(tmp_path / "lines.npz", x=scores[:20], label=classes[:20, None])
+    assert "too few samples" in not_passed(verdict("dense", cer))["accuracy.max"]
 
 
 def test_an_unfit_metric_is_an_error(original: Pair) -> None:
