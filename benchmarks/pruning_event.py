@@ -9,7 +9,7 @@ the processor time of a rank says more than the clock; on CUDA each has a GPU, a
 
 Layouts: `sharded`, where a rank holds its rows alone; `shared`, where every rank holds everything,
 ranks its rows, and is told the masks of the rest; `replicated`, where every rank holds and ranks
-everything.
+everything. The latter two are measured for the first number of weights only.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def main() -> None:
     """Measure every case, and extrapolate."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--weights", type=int, nargs="+", default=[10_000_000])
+    parser.add_argument("--weights", type=int, nargs="+", default=[10**7, 10**8])
     parser.add_argument("--ranks", type=int, nargs="+")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--latency-us", type=float, default=20.0)
@@ -87,16 +87,11 @@ def main() -> None:
     on_cpu = arguments.device == "cpu"
     most = 8 if on_cpu else torch.cuda.device_count()
     worlds = arguments.ranks or [world for world in (1, 2, 4, 8) if world <= most]
-    layouts = [("sharded", world) for world in worlds]
-    layouts += [("shared", world) for world in worlds[1:]]
-    layouts += [
-        ("replicated", world) for world in worlds[1:2]
-    ]  # where each rank costs what one does
-    measured = [
-        measure(Case(layout, size, world, arguments.device, arguments.repeats))
-        for size in arguments.weights
-        for layout, world in layouts
-    ]
+    cases = [("sharded", size, world) for size in arguments.weights for world in worlds]
+    cases += [("shared", arguments.weights[0], world) for world in worlds[1:]]
+    # Each rank of a replicated model costs what one does.
+    cases += [("replicated", arguments.weights[0], world) for world in worlds[1:2]]
+    measured = [measure(Case(*case, arguments.device, arguments.repeats)) for case in cases]
     for size in arguments.weights:
         sums = {entry["mask_checksum"] for entry in measured if entry["weights"] == size}
         assert len(sums) == 1, "the masks depend on the layout"
