@@ -11,7 +11,7 @@ turn is a *burst*: one untimed call, since the model before left its own data in
 then timed calls, several if they are short.
 
 Sessions stop spinning when a call returns (see `session.open_session`), or else the idle ones would
-take cores from the one that works; `benchmarks/bench_interleaving.py` compares this with other ways.
+take cores from the one that works; `benchmarks/bench_interleaving.py` compares other ways.
 """
 
 import contextlib
