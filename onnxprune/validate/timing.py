@@ -8,9 +8,10 @@ is made from (see `speedup`).
 Within an opening every *round* runs each model once, in an order drawn anew, so that drift of the
 machine (heat, neighbours, clock) meets all alike and cancels in the ratio of one round. A model's
 turn is a *burst*: one untimed call, since the model before left its own data in the caches, and
-then timed calls, several if they are short. Measured on two idle cores with two threads, for a 4 ms
-model next to a second session: 8.2 ms where idle sessions keep spinning, 3.65 ms as done here with
-sessions that stop (see `session.open_session`), 3.64 ms alone.
+then timed calls, several if they are short.
+
+Sessions stop spinning when a call returns (see `session.open_session`), or else the idle ones would
+take cores from the one that works; `benchmarks/bench_interleaving.py` compares other ways.
 """
 
 import contextlib

@@ -41,7 +41,7 @@ def test_text(command: Command, classifier: Path) -> None:
 
 def test_precision_and_time_end_it(command: Command, classifier: Path) -> None:
     arguments = ("bench", classifier, "--threads", 1, "--json")
-    wide = command(*arguments, "--precision", "90%", "--seconds", 60).expect(0).json
+    wide = command(*arguments, "--precision", "90%", "--seconds", 15).expect(0).json
     assert wide["environment"]["openings"] == 10
     assert wide["environment"]["precision"] == 0.9
     # A precision that no machine reaches: the time ends it

@@ -82,7 +82,9 @@ def test_identical_models_have_no_speedup(network):
 @pytest.mark.parametrize("processes", [False, True])
 def test_a_model_of_a_quarter_of_the_work_is_faster(network, processes):
     models = [("long", network(16)), ("short", network(4))]
-    result = bench(models, batch=16, threads=1, rounds=12, processes=processes, profile=True)
+    result = bench(
+        models, batch=16, threads=1, rounds=6, max_seconds=2, processes=processes, profile=True
+    )
     assert result.models[1].speedup.low > 1.5
     assert result.conclusive
     printed = result.to_json()
@@ -93,11 +95,11 @@ def test_a_model_of_a_quarter_of_the_work_is_faster(network, processes):
     environment = printed["environment"]
     assert environment["inputs"] == {"h0": [16, 256]}
     assert (environment["threads"], environment["processes"]) == (1, processes)
-    assert (environment["rounds"], environment["openings"]) == (12, 10)
+    assert (environment["rounds"], environment["openings"]) == (6, 6)
     assert environment["graph_optimization"] == "all"
     assert "samples" not in printed["models"][0]
     with_samples = result.to_json(with_samples=True)["models"]
-    calls = 12 * environment["calls_a_round"]
+    calls = 6 * environment["calls_a_round"]
     assert [len(model["samples"]) for model in with_samples] == [calls, calls]
     for model, layers in zip(printed["models"], (16, 4), strict=True):
         assert model["load_ms"] > 0
@@ -119,14 +121,19 @@ def test_peak_memory_is_that_of_the_model():
         )
         weight = np.ones((rows, 4096), np.float32)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
-        peaks[rows] = bench([proto], rounds=5, threads=1).models[0].peak_memory_bytes
+        peaks[rows] = bench([proto], rounds=5, threads=1, max_seconds=1).models[0].peak_memory_bytes
     # 64 MiB of weights, once or a few times
     assert 60e6 < peaks[4096] - peaks[1] < 300e6
 
 
 def test_settings_reach_the_measurement(network):
     result = bench(
-        [network(2)], batch=2, rounds=5, optimization="basic", cores=[min(os.sched_getaffinity(0))]
+        [network(2)],
+        batch=2,
+        rounds=5,
+        max_seconds=2,
+        optimization="basic",
+        cores=[min(os.sched_getaffinity(0))],
     )
     assert result.environment["graph_optimization"] == "basic"
     assert result.environment["threads"] == 1
@@ -147,7 +154,7 @@ def test_the_clock_of_the_processor_stands_still_while_a_call_waits():
 
 def test_why_zeros_do_not_help(network):
     models = [("dense", network(4)), ("pruned", network(12))]
-    dense, pruned = bench(models, batch=16, threads=1, rounds=20).models
+    dense, pruned = bench(models, batch=16, threads=1, rounds=10, max_seconds=2).models
     assert dense.reason is None
     assert pruned.speedup.verdict == "slower"
     assert pruned.reason.startswith("99.6% of its prunable weights are zero")
