@@ -8,7 +8,8 @@
 Odd repetitions use the given model, even ones an export of torchvision. `--shared` marks results of
 a machine that other programs used meanwhile.
 
-python benchmarks/bench_trust.py MODEL.onnx
+python benchmarks/bench_trust.py MODEL.onnx --questions same same-loaded slower
+python benchmarks/bench_trust.py MODEL.onnx --questions plain-loop --name bench_trust_loop
 """
 
 import argparse
@@ -28,6 +29,7 @@ from record import write_results
 from onnxprune.validate import BenchResult, bench
 
 SLOWER_BY = 0.05
+LOOPS = 30
 QUESTIONS = ("same", "same-loaded", "slower", "plain-loop")
 
 
@@ -70,13 +72,17 @@ def main() -> None:
 
 
 def _bench(
-    arguments: argparse.Namespace, models: list[tuple[str, bytes]], seed: int
+    arguments: argparse.Namespace,
+    models: list[tuple[str, bytes]],
+    seed: int,
+    rounds: int | None = None,
 ) -> BenchResult:
     return bench(
         models,
         threads=arguments.threads,
         precision=arguments.precision,
         max_seconds=arguments.seconds,
+        rounds=rounds,
         processes=arguments.processes,
         clock=arguments.clock,
         seed=seed,
@@ -137,16 +143,16 @@ def _slower(arguments: argparse.Namespace, models: dict[str, bytes]) -> dict[str
 
 
 def _plain_loop(arguments: argparse.Namespace, models: dict[str, bytes]) -> dict[str, Any]:
-    """Loops before and after each bench, so that drift does not look like a difference."""
+    """Short loops and short benches in turns, since the machine's speed changes within minutes."""
     found: dict[str, Any] = {}
     for name, model in models.items():
         rows = []
-        for seed in range(5):
-            before = plain_loop(model, arguments.threads)
-            alone = _bench(arguments, [(name, model)], seed)
-            between = plain_loop(model, arguments.threads)
-            pair = _bench(arguments, [(name, model), ("again", model)], seed)
-            after = plain_loop(model, arguments.threads)
+        for seed in range(LOOPS):
+            before = plain_loop(model, arguments.threads, sessions=2)
+            alone = _bench(arguments, [(name, model)], seed, rounds=10)
+            between = plain_loop(model, arguments.threads, sessions=2)
+            pair = _bench(arguments, [(name, model), ("again", model)], seed, rounds=10)
+            after = plain_loop(model, arguments.threads, sessions=2)
             rows.append(
                 {
                     "loops_ms": [before, between, after],
@@ -154,11 +160,12 @@ def _plain_loop(arguments: argparse.Namespace, models: dict[str, bytes]) -> dict
                     "interleaved": pair.models[0].latency_ms["median"] * 2 / (between + after) - 1,
                 }
             )
-        found[name] = {
-            "alone": float(np.median([row["alone"] for row in rows])),
-            "interleaved": float(np.median([row["interleaved"] for row in rows])),
-            "repetitions": rows,
-        }
+        found[name] = {"repetitions": rows}
+        for key in ("alone", "interleaved"):
+            values = np.array([row[key] for row in rows])
+            drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
+            interval = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+            found[name] |= {key: float(np.median(values)), f"{key}_95": interval.tolist()}
     return found
 
 

@@ -182,10 +182,14 @@ def trust_table() -> Iterator[str]:
     found = results["slower_by_5_percent"]
     text = f"found slower in {found['found_slower']} of {repeats}"
     rows.append(("a model with 5 % of its time added", text))
-    for model, found in results["plain_loop"].items():
-        text = f"{found['alone']:+.1%} alone, {found['interleaved']:+.1%} beside another session"
-        rows.append((f"median of `{model}` against a plain loop", text))
-    yield from (_measured_on(record), "")
+    loops = _record("bench_trust_loop")
+    for model, found in loops["results"]["plain_loop"].items():
+        texts = [
+            f"{found[key]:+.1%} [{found[f'{key}_95'][0]:+.1%}, {found[f'{key}_95'][1]:+.1%}] {how}"
+            for key, how in (("alone", "alone"), ("interleaved", "beside another session"))
+        ]
+        rows.append((f"median of `{model}` against a plain loop", ", ".join(texts)))
+    yield from (_measured_on(record), _measured_on(loops), "")
     yield from _table(("question", "answer"), rows)
 
 
