@@ -7,7 +7,6 @@ import difflib
 import hashlib
 import json
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +16,7 @@ from pydantic import (
     ValidationError,
 )
 
-from onnxprune.errors import RecipeError, UsageError
+from onnxprune.errors import RecipeError
 from onnxprune.pattern_text import PATTERN_FORMS, PATTERN_TEXT, pattern_sparsity
 from onnxprune.recipe_tables import (
     LOSS_FORMS,
@@ -35,7 +34,7 @@ from onnxprune.recipe_tables import (
     Table,
     ValidateTable,
 )
-from onnxprune.toml import merged, toml_text
+from onnxprune.toml import merged, read_settings, toml_text
 
 __all__ = [
     "AugmentTable",
@@ -96,18 +95,8 @@ class Recipe(Table):
             RecipeError: It is no TOML, or does not validate.
         """
         path = Path(path)
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UsageError(
-                "no such recipe file",
-                where=path,
-                remedy="`onnxprune init MODEL -o recipe.toml` writes one",
-            ) from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise RecipeError("the recipe is not readable TOML", [str(error)], where=path) from None
-        except RecursionError:
-            raise RecipeError("the recipe is nested too deeply", [], where=path) from None
+        remedy = "`onnxprune init MODEL -o recipe.toml` writes one"
+        values = read_settings(path, "recipe", RecipeError, remedy)
         return cls.from_dict(merged(values, overrides or {}), where=path)
 
     def to_dict(self) -> dict[str, Any]:

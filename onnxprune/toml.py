@@ -1,8 +1,37 @@
-"""Values as TOML text, and tables laid over tables."""
+"""TOML in and out, and tables laid over tables."""
 
 import json
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from onnxprune.errors import PolicyError, RecipeError, UsageError
+
+
+def read_settings(
+    path: Path, kind: str, error: type[RecipeError | PolicyError], remedy: str
+) -> dict[str, Any]:
+    """The tables of a file that a user wrote.
+
+    Args:
+        path: The file.
+        kind: What it is called in messages.
+        error: What is raised if it is no TOML.
+        remedy: What to do if it is missing.
+
+    Raises:
+        UsageError: The file is missing.
+        RecipeError: It is no TOML; or PolicyError, as `error` says.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"no such {kind} file", where=path, remedy=remedy) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
+        raise error(f"the {kind} is not readable TOML", [str(problem)], where=path) from None
+    except RecursionError:
+        raise error(f"the {kind} is nested too deeply", [], where=path) from None
 
 
 def merged(values: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

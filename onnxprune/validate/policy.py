@@ -8,16 +8,16 @@ checked. Thresholds are fractions in [0, 1].
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from onnxprune.errors import PolicyError, UsageError
+from onnxprune.errors import PolicyError
 from onnxprune.pattern_text import block_of, nm_of
 from onnxprune.recipe_tables import Table
+from onnxprune.toml import read_settings
 from onnxprune.validate.task_metrics import NAMES
 
 LESS_IS_BETTER = ("cer",)
@@ -327,18 +327,8 @@ class Policy(Table):
             PolicyError: It is no TOML, does not validate, or demands nothing.
         """
         path = Path(path)
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UsageError(
-                "no such policy file",
-                where=path,
-                remedy="write one, such as\n[sparsity]\nmin = 0.8\n[metadata]\ntrue_to_file = true",
-            ) from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise PolicyError("the policy is not readable TOML", [str(error)], where=path) from None
-        except RecursionError:
-            raise PolicyError("the policy is nested too deeply", [], where=path) from None
+        remedy = "write one, such as\n[sparsity]\nmin = 0.8\n[metadata]\ntrue_to_file = true"
+        values = read_settings(path, "policy", PolicyError, remedy)
         return cls.from_dict(values, where=path)
 
     def demands(self) -> Iterator[tuple[str, Any]]:

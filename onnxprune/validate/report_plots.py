@@ -132,6 +132,18 @@ def names_axis(names: Sequence[str]) -> Figure:
     }
 
 
+def dot_layout(names: Sequence[str], axis_title: str) -> Figure:
+    """The layout of a dot plot with a row for each name, and its legend below."""
+    return {
+        "margin": MARGIN | {"t": 12, "b": 92},
+        "showlegend": True,
+        "legend": BELOW | {"orientation": "h", "xref": "container"},
+        "hovermode": "closest",
+        "xaxis": {"title": {"text": axis_title}, "zeroline": False, "fixedrange": True},
+        "yaxis": names_axis(names),
+    }
+
+
 def tick_names(names: Sequence[str], length: int) -> list[str]:
     """Names at an axis, at most `length` characters long, told apart by what they do not share."""
     return [plain_text(name, length) for name in fmt.distinct(names, length)]

@@ -4,16 +4,13 @@ from collections.abc import Sequence
 
 from onnxprune.validate import report_format as fmt
 from onnxprune.validate.report_plots import (
-    BELOW,
     DENSE,
-    MARGIN,
     MUTED,
     PRUNED,
     SPARSITY,
-    Figure,
     Plot,
     Table,
-    names_axis,
+    dot_layout,
     rounded,
     upright_line,
 )
@@ -55,7 +52,7 @@ def speedup_plot(names: Sequence[str], models: Sequence[BenchedModel]) -> Plot |
         },
         "hovertemplate": "%{x:.3f}<extra></extra>",
     }
-    layout = _layout([name for name, _ in rows], "times as fast as the first model")
+    layout = dot_layout([name for name, _ in rows], "times as fast as the first model")
     layout["shapes"] = [upright_line(1, MUTED)]
     return Plot(
         key="speedup",
@@ -86,7 +83,7 @@ def quantile_plot(names: Sequence[str], models: Sequence[BenchedModel]) -> Plot:
         f"{fmt.shorten(name, 60)} {fmt.milliseconds(model.latency_ms.get('median'))}"
         for name, model in zip(names[:20], models, strict=False)
     )
-    layout = _layout(names, "milliseconds per call")
+    layout = dot_layout(names, "milliseconds per call")
     layout["xaxis"]["rangemode"] = "tozero"
     return Plot(
         key="quantiles",
@@ -143,14 +140,3 @@ def operator_tables(
             headers = ["Operator", "Nodes", "In a call", "Share"]
             tables.append((f"Operators of {fmt.shorten(name, 80)}", Table(headers, rows)))
     return tables
-
-
-def _layout(names: Sequence[str], axis_title: str) -> Figure:
-    return {
-        "margin": MARGIN | {"t": 12, "b": 92},
-        "showlegend": True,
-        "legend": BELOW | {"orientation": "h", "xref": "container"},
-        "hovermode": "closest",
-        "xaxis": {"title": {"text": axis_title}, "zeroline": False, "fixedrange": True},
-        "yaxis": names_axis(names),
-    }

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from onnxprune.validate import report_format as fmt
 from onnxprune.validate.probe_record import ArmResult, GainResult, ProbeRecord, chosen
 from onnxprune.validate.report_plots import (
-    BELOW,
     DENSE,
-    MARGIN,
     MUTED,
     PRUNED,
     Figure,
     Plot,
     Table,
-    names_axis,
+    dot_layout,
     rounded,
     upright_line,
 )
@@ -37,7 +35,7 @@ def gain_plot(probe: ProbeRecord) -> Plot:
     dots = [(name, gain.values) for name, gain in rows]
     low, high = _gain_range([gain for _, gain in rows])
     margin = 0.06 * (high - low)
-    layout = _dot_layout([name for name, _ in rows], "net shed weights for each weight pruned")
+    layout = dot_layout([name for name, _ in rows], "net shed weights for each weight pruned")
     layout["xaxis"]["range"] = [low - margin, high + margin]
     layout["shapes"] = [
         upright_line(mark, MUTED) for mark in (0.0, _ABSENT_BELOW, _PRESENT_ABOVE) if mark <= high
@@ -104,7 +102,7 @@ def overlap_plot(probe: ProbeRecord) -> Plot:
         "marker": {"color": MUTED, "symbol": "x-thin-open", "size": 10, "line": {"width": 2}},
         "hovertemplate": "by chance %{x:.2%}<extra></extra>",
     }
-    layout = _dot_layout(names, "kept by both, of those kept by either")
+    layout = dot_layout(names, "kept by both, of those kept by either")
     layout["xaxis"] |= {"range": [-0.02, 1.02], "tickformat": ".0%", "dtick": 0.25}
     target = "" if probe.target_sparsity is None else f" at {fmt.share(probe.target_sparsity)}"
     words = (
@@ -200,17 +198,6 @@ def _seed_dots(
         "customdata": [seed for _ in rows for seed in seeds],
         "marker": {"color": DENSE, "size": 7},
         "hovertemplate": f"seed %{{customdata}}: %{{x:{shown}}}<extra></extra>",
-    }
-
-
-def _dot_layout(names: Sequence[str], axis_title: str) -> Figure:
-    return {
-        "margin": MARGIN | {"t": 12, "b": 92},
-        "showlegend": True,
-        "legend": BELOW | {"orientation": "h", "xref": "container"},
-        "hovermode": "closest",
-        "xaxis": {"title": {"text": axis_title}, "zeroline": False, "fixedrange": True},
-        "yaxis": names_axis(names),
     }
 
 
