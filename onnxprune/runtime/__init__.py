@@ -1,0 +1,1 @@
+"""Sparse CPU kernels for ONNX Runtime."""

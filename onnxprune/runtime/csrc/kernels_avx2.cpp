@@ -1,0 +1,93 @@
+#include "kernels.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#elif defined(__GNUC__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#include <immintrin.h>
+
+namespace onnxprune {
+namespace {
+
+#include "transpose_avx.h"
+
+struct V {
+  using Vec = __m256;
+  static constexpr const char* kName = "avx2";
+  static constexpr int kWidth = 8;
+  static constexpr int kPair = 1;
+  static constexpr int kBlockVectors = 2;
+  static constexpr int kSquare = 8;
+
+  static Vec load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+  static __m256i lanes(uint64_t bits) {
+    const __m256i powers = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_set1_epi32(static_cast<int>(bits & 255));
+    return _mm256_cmpeq_epi32(_mm256_and_si256(set, powers), powers);
+  }
+  static Vec load_bits(const float* p, uint64_t bits) {
+    return _mm256_maskload_ps(p, lanes(bits));
+  }
+  static void store_head(float* p, Vec v, int count) {
+    _mm256_maskstore_ps(p, lanes((1u << count) - 1), v);
+  }
+  static Vec gather(const float* p, const int32_t* base, const int32_t* stride, int32_t times) {
+    const __m256i b = _mm256_load_si256(reinterpret_cast<const __m256i*>(base));
+    const __m256i s = _mm256_load_si256(reinterpret_cast<const __m256i*>(stride));
+    const __m256i inside = _mm256_cmpgt_epi32(b, _mm256_set1_epi32(-1));
+    const __m256i index = _mm256_add_epi32(b, _mm256_mullo_epi32(s, _mm256_set1_epi32(times)));
+    return _mm256_mask_i32gather_ps(_mm256_setzero_ps(), p, index, _mm256_castsi256_ps(inside), 4);
+  }
+  static void transpose(const float* from, ptrdiff_t pitch, float* to, ptrdiff_t to_pitch) {
+    transpose_8x8(from, pitch, to, to_pitch);
+  }
+  static Vec zero() { return _mm256_setzero_ps(); }
+  static Vec broadcast(float x) { return _mm256_set1_ps(x); }
+  static Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+  static Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+  static Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+  static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static Vec min(Vec bound, Vec x) { return _mm256_min_ps(bound, x); }
+  static Vec max(Vec bound, Vec x) { return _mm256_max_ps(bound, x); }
+  static Vec abs(Vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+  static Vec copy_sign(Vec size, Vec sign) {
+    return _mm256_or_ps(size, _mm256_and_ps(sign, _mm256_set1_ps(-0.0f)));
+  }
+  static Vec select_less(Vec a, Vec b, Vec then, Vec otherwise) {
+    return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+  }
+  static Vec round(Vec x) {
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static Vec scale_by_power_of_two(Vec x, Vec n) {
+    const __m256i power = _mm256_slli_epi32(
+        _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(x, _mm256_castsi256_ps(power));
+  }
+};
+
+#include "kernels_body.h"
+
+}  // namespace
+
+const KernelSet* avx2_kernels() { return &kSet; }
+
+}  // namespace onnxprune
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#endif
+
+#else
+
+namespace onnxprune {
+const KernelSet* avx2_kernels() { return nullptr; }
+}  // namespace onnxprune
+
+#endif

@@ -1,0 +1,89 @@
+#include "kernels.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"))), \
+                             apply_to = function)
+#elif defined(__GNUC__)
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+#endif
+#include <immintrin.h>
+
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 takes its own _mm512_undefined_ps for a mistake.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
+namespace onnxprune {
+namespace {
+
+#include "transpose_avx.h"
+
+struct V {
+  using Vec = __m512;
+  static constexpr const char* kName = "avx512";
+  static constexpr int kWidth = 16;
+  static constexpr int kPair = 2;
+  static constexpr int kBlockVectors = 4;
+  static constexpr int kSquare = 8;
+
+  static Vec load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+  static Vec load_bits(const float* p, uint64_t bits) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>(bits), p);
+  }
+  static void store_head(float* p, Vec v, int count) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), v);
+  }
+  static Vec gather(const float* p, const int32_t* base, const int32_t* stride, int32_t times) {
+    const __m512i b = _mm512_load_si512(base);
+    const __mmask16 inside = _mm512_cmpge_epi32_mask(b, _mm512_setzero_si512());
+    const __m512i index = _mm512_add_epi32(
+        b, _mm512_mullo_epi32(_mm512_load_si512(stride), _mm512_set1_epi32(times)));
+    return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside, index, p, 4);
+  }
+  static void transpose(const float* from, ptrdiff_t pitch, float* to, ptrdiff_t to_pitch) {
+    transpose_8x8(from, pitch, to, to_pitch);
+  }
+  static Vec zero() { return _mm512_setzero_ps(); }
+  static Vec broadcast(float x) { return _mm512_set1_ps(x); }
+  static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+  static Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+  static Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+  static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static Vec min(Vec bound, Vec x) { return _mm512_min_ps(bound, x); }
+  static Vec max(Vec bound, Vec x) { return _mm512_max_ps(bound, x); }
+  static Vec abs(Vec x) { return _mm512_abs_ps(x); }
+  static Vec copy_sign(Vec size, Vec sign) {
+    return _mm512_or_ps(size, _mm512_and_ps(sign, _mm512_set1_ps(-0.0f)));
+  }
+  static Vec select_less(Vec a, Vec b, Vec then, Vec otherwise) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), otherwise, then);
+  }
+  static Vec round(Vec x) { return _mm512_roundscale_ps(x, 0); }
+  static Vec scale_by_power_of_two(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }
+};
+
+#include "kernels_body.h"
+
+}  // namespace
+
+const KernelSet* avx512_kernels() { return &kSet; }
+
+}  // namespace onnxprune
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#endif
+
+#else
+
+namespace onnxprune {
+const KernelSet* avx512_kernels() { return nullptr; }
+}  // namespace onnxprune
+
+#endif

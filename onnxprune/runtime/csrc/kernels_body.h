@@ -1,0 +1,427 @@
+// The kernels, written once over a vector type. Included by one file for each instruction set,
+// inside a namespace of its own, after a struct V of the instructions. V::min and V::max return
+// their second argument where that is NaN, so that bounds come first and NaN passes through.
+// No inline function of the standard library may be used here: the linker could keep this file's
+// copy of it for processors that lack the instructions.
+
+using Vec = V::Vec;
+constexpr int kWidth = V::kWidth;
+constexpr int kVectors = kTile / kWidth;
+
+inline int vectors_of(int count) { return (count + kWidth - 1) / kWidth; }
+
+inline Vec exp_of(Vec x) {
+  // Cephes' expf: range reduction by ln 2 in two parts, then a polynomial of degree 5.
+  x = V::min(V::broadcast(88.0f), x);
+  x = V::max(V::broadcast(-87.0f), x);
+  const Vec n = V::round(V::mul(x, V::broadcast(1.44269504088896341f)));
+  x = V::fma(n, V::broadcast(-0.693359375f), x);
+  x = V::fma(n, V::broadcast(2.12194440e-4f), x);
+  Vec p = V::broadcast(1.9875691500e-4f);
+  p = V::fma(p, x, V::broadcast(1.3981999507e-3f));
+  p = V::fma(p, x, V::broadcast(8.3334519073e-3f));
+  p = V::fma(p, x, V::broadcast(4.1665795894e-2f));
+  p = V::fma(p, x, V::broadcast(1.6666665459e-1f));
+  p = V::fma(p, x, V::broadcast(5.0000001201e-1f));
+  p = V::fma(p, V::mul(x, x), V::add(x, V::broadcast(1.0f)));
+  return V::scale_by_power_of_two(p, n);
+}
+
+inline Vec sigmoid(Vec x) {
+  const Vec one = V::broadcast(1.0f);
+  return V::div(one, V::add(one, exp_of(V::mul(x, V::broadcast(-1.0f)))));
+}
+
+inline Vec erf_of(Vec x) {
+  // Abramowitz and Stegun 7.1.26 has an absolute error of 1.5e-7; near zero, where that would be
+  // a large share of x, the Maclaurin series.
+  const Vec one = V::broadcast(1.0f);
+  const Vec size = V::abs(x);
+  const Vec t = V::div(one, V::fma(size, V::broadcast(0.3275911f), one));
+  Vec p = V::broadcast(1.061405429f);
+  p = V::fma(p, t, V::broadcast(-1.453152027f));
+  p = V::fma(p, t, V::broadcast(1.421413741f));
+  p = V::fma(p, t, V::broadcast(-0.284496736f));
+  p = V::fma(p, t, V::broadcast(0.254829592f));
+  const Vec square = V::mul(x, x);
+  const Vec tail = V::mul(V::mul(p, t), exp_of(V::mul(square, V::broadcast(-1.0f))));
+  const Vec far = V::copy_sign(V::add(one, V::mul(tail, V::broadcast(-1.0f))), x);
+  Vec q = V::broadcast(-1.0f / 1320.0f);
+  q = V::fma(q, square, V::broadcast(1.0f / 216.0f));
+  q = V::fma(q, square, V::broadcast(-1.0f / 42.0f));
+  q = V::fma(q, square, V::broadcast(0.1f));
+  q = V::fma(q, square, V::broadcast(-1.0f / 3.0f));
+  q = V::fma(q, square, one);
+  const Vec near = V::mul(V::mul(q, x), V::broadcast(1.1283791670955126f));
+  return V::select_less(size, V::broadcast(0.5f), near, far);
+}
+
+inline Vec activated(Activation kind, Vec x, Vec alpha, Vec beta) {
+  const Vec zero = V::zero();
+  const Vec one = V::broadcast(1.0f);
+  switch (kind) {
+    case Activation::kNone:
+      return x;
+    case Activation::kRelu:
+      return V::max(zero, x);
+    case Activation::kClip:
+      return V::min(beta, V::max(alpha, x));
+    case Activation::kHardSwish: {
+      const Vec gate = V::fma(x, V::broadcast(1.0f / 6.0f), V::broadcast(0.5f));
+      return V::mul(x, V::min(one, V::max(zero, gate)));
+    }
+    case Activation::kSilu:
+      return V::mul(x, sigmoid(x));
+    case Activation::kGelu: {
+      const Vec e = erf_of(V::mul(x, V::broadcast(0.70710678118654752f)));
+      return V::mul(V::mul(x, V::broadcast(0.5f)), V::add(one, e));
+    }
+    case Activation::kGeluTanh: {
+      // x (1 + tanh u) / 2 = x sigmoid(2u)
+      const Vec cube = V::fma(V::mul(V::mul(x, x), x), V::broadcast(0.044715f), x);
+      return V::mul(x, sigmoid(V::mul(cube, V::broadcast(1.5957691216057308f))));
+    }
+    case Activation::kLeakyRelu:
+      return V::select_less(x, zero, V::mul(x, alpha), x);
+    case Activation::kHardSigmoid:
+      return V::min(one, V::max(zero, V::fma(x, alpha, beta)));
+    case Activation::kSigmoid:
+      return sigmoid(x);
+  }
+  return x;
+}
+
+void activate(Activation kind, float alpha, float beta, float* data, size_t size) {
+  const Vec a = V::broadcast(alpha), b = V::broadcast(beta);
+  size_t i = 0;
+  for (; i + kWidth <= size; i += kWidth) {
+    V::store(data + i, activated(kind, V::load(data + i), a, b));
+  }
+  if (i < size) {
+    const int rest = static_cast<int>(size - i);
+    const Vec x = V::load_bits(data + i, (uint64_t{1} << rest) - 1);
+    V::store_head(data + i, activated(kind, x, a, b), rest);
+  }
+}
+
+// Vectors of one output row. Named members, since GCC keeps an array of vectors in memory.
+template <int N>
+struct Row {
+  Vec a0, a1, a2, a3, a4, a5, a6, a7;
+  Vec a8, a9, a10, a11, a12, a13, a14, a15;
+
+  template <int I>
+  inline Vec& get() {
+    if constexpr (I == 0) return a0;
+    if constexpr (I == 1) return a1;
+    if constexpr (I == 2) return a2;
+    if constexpr (I == 3) return a3;
+    if constexpr (I == 4) return a4;
+    if constexpr (I == 5) return a5;
+    if constexpr (I == 6) return a6;
+    if constexpr (I == 7) return a7;
+  }
+
+  template <class F>
+  inline void each(F f) {
+    if constexpr (N > 0) f(a0, 0);
+    if constexpr (N > 1) f(a1, 1);
+    if constexpr (N > 2) f(a2, 2);
+    if constexpr (N > 3) f(a3, 3);
+    if constexpr (N > 4) f(a4, 4);
+    if constexpr (N > 5) f(a5, 5);
+    if constexpr (N > 6) f(a6, 6);
+    if constexpr (N > 7) f(a7, 7);
+    if constexpr (N > 8) f(a8, 8);
+    if constexpr (N > 9) f(a9, 9);
+    if constexpr (N > 10) f(a10, 10);
+    if constexpr (N > 11) f(a11, 11);
+    if constexpr (N > 12) f(a12, 12);
+    if constexpr (N > 13) f(a13, 13);
+    if constexpr (N > 14) f(a14, 14);
+    if constexpr (N > 15) f(a15, 15);
+  }
+
+  inline void multiply_add(const float* slab, Vec weight) {
+    each([&](Vec& a, int i) { a = V::fma(V::load(slab + i * kWidth), weight, a); });
+  }
+};
+
+template <int N>
+inline void begin(Row<N>& row, const BlockWork& work, uint32_t index, int from) {
+  if (work.first) {
+    const Vec start = work.bias ? V::broadcast(work.bias[index]) : V::zero();
+    row.each([&](Vec& a, int) { a = start; });
+  } else {
+    const float* sums = work.sums + ptrdiff_t(index - work.first_row) * kTile + from * kWidth;
+    row.each([&](Vec& a, int i) { a = V::load(sums + i * kWidth); });
+  }
+}
+
+template <int N>
+inline void finish(Row<N>& row, const BlockWork& work, const Target& target, uint32_t index,
+                   int from) {
+  if (!work.last) {
+    float* sums = work.sums + ptrdiff_t(index - work.first_row) * kTile + from * kWidth;
+    row.each([&](Vec& a, int i) { V::store(sums + i * kWidth, a); });
+    return;
+  }
+  float* y = target.y + ptrdiff_t(index) * target.y_pitch + from * kWidth;
+  const float* residual = target.residual
+      ? target.residual + ptrdiff_t(index) * target.residual_pitch + from * kWidth
+      : nullptr;
+  const int count = target.count - from * kWidth;
+  const int tail = count < N * kWidth ? count - (N - 1) * kWidth : kWidth;
+  if (residual) {
+    row.each([&](Vec& a, int i) {
+      if (i < N - 1 || tail == kWidth) {
+        a = V::add(a, V::load(residual + i * kWidth));
+      } else {
+        a = V::add(a, V::load_bits(residual + i * kWidth, (uint64_t{1} << tail) - 1));
+      }
+    });
+  }
+  switch (target.activation) {
+    case Activation::kRelu:
+      row.each([&](Vec& a, int) { a = V::max(V::zero(), a); });
+      break;
+    case Activation::kClip: {
+      const Vec low = V::broadcast(target.alpha), high = V::broadcast(target.beta);
+      row.each([&](Vec& a, int) { a = V::min(high, V::max(low, a)); });
+      break;
+    }
+    default:
+      break;
+  }
+  row.each([&](Vec& a, int i) {
+    if (i < N - 1 || tail == kWidth) {
+      V::store(y + i * kWidth, a);
+    } else {
+      V::store_head(y + i * kWidth, a, tail);
+    }
+  });
+  if (target.activation > Activation::kClip) {
+    // The longer ones once, out of line, on what still lies in the cache.
+    activate(target.activation, target.alpha, target.beta, y, size_t((N - 1) * kWidth + tail));
+  }
+}
+
+inline const float* at(const float* slab, uint32_t offset) {
+  return reinterpret_cast<const float*>(reinterpret_cast<const char*>(slab) + offset);
+}
+
+template <int N>
+inline const char* one_row(const Group& group, const BlockWork& work, const Target& target,
+                           const char* entries) {
+  Row<N> row;
+  begin(row, work, group.row[0], 0);
+  for (uint32_t i = 0; i < group.length; ++i, entries += 8) {
+    const uint32_t offset = *reinterpret_cast<const uint32_t*>(entries);
+    row.multiply_add(at(work.slab, offset),
+                     V::broadcast(*reinterpret_cast<const float*>(entries + 4)));
+  }
+  finish(row, work, target, group.row[0], 0);
+  return entries;
+}
+
+template <int N>
+inline const char* two_rows(const Group& group, const BlockWork& work, const Target& target,
+                            const char* entries) {
+  Row<N> even, odd;
+  begin(even, work, group.row[0], 0);
+  begin(odd, work, group.row[1], 0);
+  for (uint32_t i = 0; i < group.length; ++i, entries += 16) {
+    // Both offsets in one load: loads are what these loops are bound by.
+    const uint64_t offsets = *reinterpret_cast<const uint64_t*>(entries);
+    const float* values = reinterpret_cast<const float*>(entries + 8);
+    even.multiply_add(at(work.slab, static_cast<uint32_t>(offsets)), V::broadcast(values[0]));
+    odd.multiply_add(at(work.slab, static_cast<uint32_t>(offsets >> 32)), V::broadcast(values[1]));
+  }
+  finish(even, work, target, group.row[0], 0);
+  finish(odd, work, target, group.row[1], 0);
+  return entries;
+}
+
+template <int N>
+void unstructured_rows(const BlockWork& work, const Target& target) {
+  const char* entries = static_cast<const char*>(work.entries);
+  for (size_t g = 0; g < work.group_count; ++g) {
+    const Group& group = work.groups[g];
+    entries = group.rows == 2 ? two_rows<N>(group, work, target, entries)
+                              : one_row<N>(group, work, target, entries);
+  }
+}
+
+template <int N>
+struct Rows {
+  Row<N> a, b, c, d;
+};
+
+template <int I, int N>
+inline void block_step(Rows<N>& rows, const float* pixels, Vec wa, Vec wb, Vec wc, Vec wd) {
+  if constexpr (I < N) {
+    const Vec x = V::load(pixels + I * kWidth);
+    rows.a.template get<I>() = V::fma(x, wa, rows.a.template get<I>());
+    rows.b.template get<I>() = V::fma(x, wb, rows.b.template get<I>());
+    rows.c.template get<I>() = V::fma(x, wc, rows.c.template get<I>());
+    rows.d.template get<I>() = V::fma(x, wd, rows.d.template get<I>());
+    block_step<I + 1, N>(rows, pixels, wa, wb, wc, wd);
+  }
+}
+
+template <int N>
+inline void four_rows(const Group& group, const BlockWork& work, const Target& target,
+                      const char* entries, int from) {
+  Rows<N> rows;
+  begin(rows.a, work, group.row[0], from);
+  begin(rows.b, work, group.row[1], from);
+  begin(rows.c, work, group.row[2], from);
+  begin(rows.d, work, group.row[3], from);
+  const float* slab = work.slab + from * kWidth;
+  for (uint32_t i = 0; i < group.length; ++i, entries += 20) {
+    const float* values = reinterpret_cast<const float*>(entries + 4);
+    block_step<0, N>(rows, at(slab, *reinterpret_cast<const uint32_t*>(entries)),
+                     V::broadcast(values[0]), V::broadcast(values[1]), V::broadcast(values[2]),
+                     V::broadcast(values[3]));
+  }
+  finish(rows.a, work, target, group.row[0], from);
+  finish(rows.b, work, target, group.row[1], from);
+  finish(rows.c, work, target, group.row[2], from);
+  finish(rows.d, work, target, group.row[3], from);
+}
+
+template <int N>
+void call_unstructured(int vectors, const BlockWork& work, const Target& target) {
+  if (vectors == N) {
+    unstructured_rows<N>(work, target);
+  } else if constexpr (N > 1) {
+    call_unstructured<N - 1>(vectors, work, target);
+  }
+}
+
+void unstructured(const BlockWork& work, const Target& target) {
+  call_unstructured<kVectors>(vectors_of(target.count), work, target);
+}
+
+template <int N>
+void call_four_rows(int vectors, const Group& group, const BlockWork& work, const Target& target,
+                    const char* entries, int from) {
+  if (vectors == N) {
+    four_rows<N>(group, work, target, entries, from);
+  } else if constexpr (N > 1) {
+    call_four_rows<N - 1>(vectors, group, work, target, entries, from);
+  }
+}
+
+void blocked(const BlockWork& work, const Target& target) {
+  const char* entries = static_cast<const char*>(work.entries);
+  const int vectors = vectors_of(target.count);
+  for (size_t g = 0; g < work.group_count; ++g) {
+    const Group& group = work.groups[g];
+    for (int from = 0; from < vectors; from += V::kBlockVectors) {
+      const int some = vectors - from < V::kBlockVectors ? vectors - from : V::kBlockVectors;
+      call_four_rows<V::kBlockVectors>(some, group, work, target, entries, from);
+    }
+    entries += size_t{20} * group.length;
+  }
+}
+
+inline uint64_t first_bits(int count) {
+  return count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
+}
+
+void pack_shifted(float* slab, const SlabRow* rows, size_t row_count, const float* source,
+                  ptrdiff_t channel_stride, const Shift* taps, int count) {
+  const int vectors = vectors_of(count);
+  for (size_t k = 0; k < row_count; ++k, slab += kTile) {
+    const Shift& tap = taps[rows[k].tap];
+    const float* from = source + ptrdiff_t(rows[k].channel) * channel_stride + tap.shift;
+    uint64_t bits = tap.inside;
+    if (bits == ~uint64_t{0}) {
+      for (int i = 0; i < kVectors; ++i) {
+        V::store(slab + i * kWidth, V::load(from + i * kWidth));
+      }
+      continue;
+    }
+    for (int i = 0; i < vectors; ++i, bits >>= kWidth % 64) {
+      V::store(slab + i * kWidth, V::load_bits(from + i * kWidth, bits));
+    }
+  }
+}
+
+void pack_gathered(float* slab, const SlabRow* rows, size_t row_count, const float* source,
+                   const Gather* taps, int count) {
+  const int vectors = vectors_of(count);
+  for (size_t k = 0; k < row_count; ++k, slab += kTile) {
+    const Gather& tap = taps[rows[k].tap];
+    for (int i = 0; i < vectors; ++i) {
+      V::store(slab + i * kWidth, V::gather(source, tap.base + i * kWidth,
+                                            tap.stride + i * kWidth, int32_t(rows[k].channel)));
+    }
+  }
+}
+
+void pack_transposed(float* slab, const float* source, ptrdiff_t pitch, size_t columns, int count) {
+  const int padded = vectors_of(count) * kWidth;
+  int token = 0;
+  for (; token + V::kSquare <= count; token += V::kSquare) {
+    size_t column = 0;
+    for (; column + V::kSquare <= columns; column += V::kSquare) {
+      V::transpose(source + token * pitch + ptrdiff_t(column), pitch,
+                   slab + ptrdiff_t(column) * kTile + token, kTile);
+    }
+    for (; column < columns; ++column) {
+      for (int i = token; i < token + V::kSquare; ++i) {
+        slab[ptrdiff_t(column) * kTile + i] = source[i * pitch + ptrdiff_t(column)];
+      }
+    }
+  }
+  for (; token < padded; ++token) {
+    for (size_t column = 0; column < columns; ++column) {
+      slab[ptrdiff_t(column) * kTile + token] =
+          token < count ? source[token * pitch + ptrdiff_t(column)] : 0.0f;
+    }
+  }
+}
+
+void store_transposed(const float* sums, size_t rows, const Target& target) {
+  int token = 0;
+  for (; token + V::kSquare <= target.count; token += V::kSquare) {
+    size_t row = 0;
+    for (; row + V::kSquare <= rows; row += V::kSquare) {
+      V::transpose(sums + ptrdiff_t(row) * kTile + token, kTile,
+                   target.y + token * target.y_pitch + ptrdiff_t(row), target.y_pitch);
+    }
+    for (; row < rows; ++row) {
+      for (int i = token; i < token + V::kSquare; ++i) {
+        target.y[i * target.y_pitch + ptrdiff_t(row)] = sums[ptrdiff_t(row) * kTile + i];
+      }
+    }
+  }
+  for (; token < target.count; ++token) {
+    for (size_t row = 0; row < rows; ++row) {
+      target.y[token * target.y_pitch + ptrdiff_t(row)] = sums[ptrdiff_t(row) * kTile + token];
+    }
+  }
+  for (token = 0; token < target.count; ++token) {
+    float* y = target.y + token * target.y_pitch;
+    if (target.residual) {
+      const float* residual = target.residual + token * target.residual_pitch;
+      size_t i = 0;
+      for (; i + kWidth <= rows; i += kWidth) {
+        V::store(y + i, V::add(V::load(y + i), V::load(residual + i)));
+      }
+      for (; i < rows; ++i) y[i] += residual[i];
+    }
+    if (target.activation != Activation::kNone) {
+      activate(target.activation, target.alpha, target.beta, y, rows);
+    }
+  }
+}
+
+constexpr KernelSet kSet = {
+    V::kName,        V::kPair,      4,
+    unstructured,    blocked,       pack_shifted,
+    pack_gathered,   pack_transposed, store_transposed,
+    activate,
+};

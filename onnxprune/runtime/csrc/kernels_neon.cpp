@@ -1,0 +1,82 @@
+#include "kernels.h"
+
+#if defined(__aarch64__) || defined(_M_ARM64)
+#include <arm_neon.h>
+
+namespace onnxprune {
+namespace {
+
+struct V {
+  using Vec = float32x4_t;
+  static constexpr const char* kName = "neon";
+  static constexpr int kWidth = 4;
+  static constexpr int kPair = 1;
+  static constexpr int kBlockVectors = 4;
+  static constexpr int kSquare = 4;
+
+  static Vec load(const float* p) { return vld1q_f32(p); }
+  static void store(float* p, Vec v) { vst1q_f32(p, v); }
+  static Vec load_bits(const float* p, uint64_t bits) {
+    float lanes[4] = {0, 0, 0, 0};
+    for (int i = 0; i < 4; ++i) {
+      if (bits >> i & 1) lanes[i] = p[i];
+    }
+    return vld1q_f32(lanes);
+  }
+  static void store_head(float* p, Vec v, int count) {
+    float lanes[4];
+    vst1q_f32(lanes, v);
+    for (int i = 0; i < count; ++i) p[i] = lanes[i];
+  }
+  static Vec gather(const float* p, const int32_t* base, const int32_t* stride, int32_t times) {
+    float lanes[4];
+    for (int i = 0; i < 4; ++i) {
+      lanes[i] = base[i] < 0 ? 0.0f : p[base[i] + stride[i] * times];
+    }
+    return vld1q_f32(lanes);
+  }
+  static void transpose(const float* from, ptrdiff_t pitch, float* to, ptrdiff_t to_pitch) {
+    const float32x4x2_t a = vtrnq_f32(vld1q_f32(from), vld1q_f32(from + pitch));
+    const float32x4x2_t b = vtrnq_f32(vld1q_f32(from + 2 * pitch), vld1q_f32(from + 3 * pitch));
+    vst1q_f32(to, vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0])));
+    vst1q_f32(to + to_pitch, vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1])));
+    vst1q_f32(to + 2 * to_pitch, vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0])));
+    vst1q_f32(to + 3 * to_pitch, vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1])));
+  }
+  static Vec zero() { return vdupq_n_f32(0.0f); }
+  static Vec broadcast(float x) { return vdupq_n_f32(x); }
+  static Vec add(Vec a, Vec b) { return vaddq_f32(a, b); }
+  static Vec mul(Vec a, Vec b) { return vmulq_f32(a, b); }
+  static Vec div(Vec a, Vec b) { return vdivq_f32(a, b); }
+  static Vec fma(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
+  static Vec min(Vec bound, Vec x) { return vminq_f32(bound, x); }
+  static Vec max(Vec bound, Vec x) { return vmaxq_f32(bound, x); }
+  static Vec abs(Vec x) { return vabsq_f32(x); }
+  static Vec copy_sign(Vec size, Vec sign) {
+    return vbslq_f32(vdupq_n_u32(0x80000000u), sign, size);
+  }
+  static Vec select_less(Vec a, Vec b, Vec then, Vec otherwise) {
+    return vbslq_f32(vcltq_f32(a, b), then, otherwise);
+  }
+  static Vec round(Vec x) { return vrndnq_f32(x); }
+  static Vec scale_by_power_of_two(Vec x, Vec n) {
+    const int32x4_t power = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23);
+    return vmulq_f32(x, vreinterpretq_f32_s32(power));
+  }
+};
+
+#include "kernels_body.h"
+
+}  // namespace
+
+const KernelSet* neon_kernels() { return &kSet; }
+
+}  // namespace onnxprune
+
+#else
+
+namespace onnxprune {
+const KernelSet* neon_kernels() { return nullptr; }
+}  // namespace onnxprune
+
+#endif

@@ -1,0 +1,175 @@
+#include "packed.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+namespace onnxprune {
+namespace {
+
+constexpr size_t kChunkRows = 128;
+// 24 KiB of slab, which leaves a quarter of the usual first-level cache to weights and sums.
+constexpr size_t kBlockColumns = 96;
+
+size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+void PackedWeights::put(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  words_.push_back(bits);
+}
+
+PackedWeights::PackedWeights(const SparseMatrix& matrix, size_t taps, bool contiguous, int block,
+                             const KernelSet& kernels)
+    : kernels_(kernels),
+      rows_(matrix.rows),
+      nonzeros_(size_t(matrix.row_starts[matrix.rows])),
+      blocked_(block == 4) {
+  std::vector<char> used(matrix.columns, contiguous);
+  for (size_t i = 0; i < nonzeros_; ++i) used[matrix.column_of[i]] = 1;
+  std::vector<int32_t> slab_row_of(matrix.columns, -1);
+  for (size_t column = 0; column < matrix.columns; ++column) {
+    if (!used[column]) continue;
+    slab_row_of[column] = int32_t(slab_.size());
+    slab_.push_back({uint32_t(column / taps), uint32_t(column % taps)});
+  }
+  size_t limit = kBlockColumns;
+  if (const char* text = std::getenv("ONNXPRUNE_BLOCK")) limit = size_t(std::atoi(text));
+  const size_t blocks = std::max<size_t>(1, ceil_div(slab_.size(), limit));
+  const size_t chunks = std::max<size_t>(1, ceil_div(rows_, kChunkRows));
+  for (size_t b = 0; b <= blocks; ++b) block_starts_.push_back(slab_.size() * b / blocks);
+  for (size_t b = 0; b < blocks; ++b) {
+    largest_block_ = std::max(largest_block_, block_starts_[b + 1] - block_starts_[b]);
+  }
+  for (size_t c = 0; c <= chunks; ++c) {
+    const size_t start = c == chunks ? rows_ : rows_ * c / chunks / 4 * 4;
+    chunk_starts_.push_back(uint32_t(start));
+  }
+  words_.reserve(nonzeros_ * 2 + nonzeros_ / 8);
+  for (size_t c = 0; c < chunks; ++c) {
+    for (size_t b = 0; b < blocks; ++b) {
+      const size_t group = groups_.size(), entry = words_.size();
+      const bool all_rows = b == 0 || b + 1 == blocks;
+      if (blocked_) {
+        add_blocked_groups(matrix, slab_row_of, c, b, all_rows);
+      } else {
+        add_groups(matrix, slab_row_of, c, b, all_rows);
+      }
+      parts_.push_back({group, groups_.size() - group, entry});
+    }
+  }
+  words_.shrink_to_fit();
+  groups_.shrink_to_fit();
+}
+
+const SlabRow* PackedWeights::block(size_t index, size_t* size) const {
+  *size = block_starts_[index + 1] - block_starts_[index];
+  return slab_.data() + block_starts_[index];
+}
+
+void PackedWeights::multiply(size_t block, size_t from, size_t to, BlockWork work,
+                             const Target& target) const {
+  work.first_row = chunk_starts_[from];
+  work.first = block == 0;
+  work.last = work.last && block + 1 == block_count();
+  for (size_t chunk = from; chunk < to; ++chunk) {
+    const Part& part = parts_[chunk * block_count() + block];
+    work.groups = groups_.data() + part.group;
+    work.group_count = part.group_count;
+    work.entries = words_.data() + part.entry;
+    (blocked_ ? kernels_.blocked : kernels_.unstructured)(work, target);
+  }
+}
+
+void PackedWeights::add_groups(const SparseMatrix& matrix, const std::vector<int32_t>& slab_row_of,
+                               size_t chunk, size_t block, bool all_rows) {
+  struct Run {
+    uint32_t row;
+    std::vector<std::pair<uint32_t, float>> entries;
+  };
+  const auto low = int32_t(block_starts_[block]), high = int32_t(block_starts_[block + 1]);
+  std::vector<Run> runs;
+  for (uint32_t row = chunk_starts_[chunk]; row < chunk_starts_[chunk + 1]; ++row) {
+    Run run{row, {}};
+    for (int32_t i = matrix.row_starts[row]; i < matrix.row_starts[row + 1]; ++i) {
+      const int32_t k = slab_row_of[matrix.column_of[i]];
+      if (k < low || k >= high) continue;
+      run.entries.push_back({uint32_t(k - low) * kTile * 4, matrix.values[i]});
+    }
+    if (all_rows || !run.entries.empty()) runs.push_back(std::move(run));
+  }
+  std::stable_sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) {
+    return a.entries.size() > b.entries.size();
+  });
+  const size_t step = size_t(kernels_.pair);
+  for (size_t at = 0; at < runs.size(); at += step) {
+    const size_t rows = std::min(step, runs.size() - at);
+    const size_t length = runs[at].entries.size();
+    Group group{{0, 0, 0, 0}, uint32_t(rows), uint32_t(length)};
+    for (size_t r = 0; r < rows; ++r) {
+      group.row[r] = runs[at + r].row;
+      // A weight of zero on a pixel that the row reads anyway changes nothing.
+      auto& entries = runs[at + r].entries;
+      const uint32_t filler = entries.empty() ? 0 : entries.back().first;
+      entries.resize(length, {filler, 0.0f});
+    }
+    groups_.push_back(group);
+    for (size_t i = 0; i < length; ++i) {
+      for (size_t r = 0; r < rows; ++r) put(runs[at + r].entries[i].first);
+      for (size_t r = 0; r < rows; ++r) put(runs[at + r].entries[i].second);
+    }
+  }
+}
+
+void PackedWeights::add_blocked_groups(const SparseMatrix& matrix,
+                                       const std::vector<int32_t>& slab_row_of, size_t chunk,
+                                       size_t block, bool all_rows) {
+  struct Column {
+    uint32_t offset;
+    float values[4];
+  };
+  struct Run {
+    uint32_t row;
+    std::vector<Column> columns;
+  };
+  const auto low = int32_t(block_starts_[block]), high = int32_t(block_starts_[block + 1]);
+  std::vector<Run> runs;
+  for (uint32_t row = chunk_starts_[chunk]; row < chunk_starts_[chunk + 1]; row += 4) {
+    std::vector<std::pair<int32_t, Column>> found;
+    for (uint32_t r = 0; r < 4; ++r) {
+      for (int32_t i = matrix.row_starts[row + r]; i < matrix.row_starts[row + r + 1]; ++i) {
+        const int32_t k = slab_row_of[matrix.column_of[i]];
+        if (k < low || k >= high) continue;
+        Column column{uint32_t(k - low) * kTile * 4, {0, 0, 0, 0}};
+        column.values[r] = matrix.values[i];
+        found.push_back({k, column});
+      }
+    }
+    std::stable_sort(found.begin(), found.end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
+    Run run{row, {}};
+    for (size_t i = 0; i < found.size(); ++i) {
+      if (i == 0 || found[i].first != found[i - 1].first) run.columns.push_back(found[i].second);
+      for (int r = 0; r < 4; ++r) {
+        if (found[i].second.values[r] != 0) run.columns.back().values[r] = found[i].second.values[r];
+      }
+    }
+    if (all_rows || !run.columns.empty()) runs.push_back(std::move(run));
+  }
+  std::stable_sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) {
+    return a.columns.size() > b.columns.size();
+  });
+  for (const Run& run : runs) {
+    groups_.push_back({{run.row, run.row + 1, run.row + 2, run.row + 3},
+                       4,
+                       uint32_t(run.columns.size())});
+    for (const Column& column : run.columns) {
+      put(column.offset);
+      for (float value : column.values) put(value);
+    }
+  }
+}
+
+}  // namespace onnxprune

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+
+#include "packed.h"
+
+namespace onnxprune {
+
+// What a SparseMatMul node says, and one call of it: y (tokens, rows) of x (tokens, features).
+struct ProductSpec {
+  int64_t features = 0;
+  Activation activation = Activation::kNone;
+  float alpha = 0, beta = 0;
+};
+
+struct ProductCall {
+  const float* x;
+  const float* bias;      // or null
+  const float* residual;  // or null
+  float* y;
+  int64_t tokens;
+};
+
+class ProductTasks {
+ public:
+  ProductTasks(const ProductSpec&, const PackedWeights&, const KernelSet&, const ProductCall&);
+
+  size_t count() const { return tiles_ * splits_; }
+  void run(size_t task) const;
+
+ private:
+  const ProductSpec& spec_;
+  const PackedWeights& weights_;
+  const KernelSet& kernels_;
+  ProductCall call_;
+  size_t tiles_, splits_;
+};
+
+}  // namespace onnxprune

@@ -1,0 +1,44 @@
+"""Builds the sparse CPU kernels; everything else about the package is in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path("onnxprune", "runtime", "csrc")
+FLAGS = {
+    "msvc": ["/std:c++17", "/O2", "/EHsc"],
+    "unix": ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-pthread"],
+}
+
+
+class BuildKernels(build_ext):
+    """Compiles a library for ONNX Runtime, which has no Python module in it."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Adds the flags of the compiler that was found."""
+        kind = "msvc" if self.compiler.compiler_type == "msvc" else "unix"
+        ext.extra_compile_args = FLAGS[kind]
+        ext.extra_link_args = [] if kind == "msvc" else ["-pthread"]
+        super().build_extension(ext)
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        """The function that ONNX Runtime looks for, instead of a module's."""
+        return ["RegisterCustomOps"]
+
+
+setup(
+    ext_modules=[
+        # Optional: without a compiler the package works, and `onnxprune doctor` says what is missing.
+        Extension(
+            "onnxprune.runtime._kernels",
+            sources=sorted(path.as_posix() for path in SOURCES.glob("*.cpp")),
+            depends=sorted(path.as_posix() for path in SOURCES.glob("*.h")),
+            language="c++",
+            optional=True,
+            py_limited_api=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
