@@ -1,1 +1,33 @@
-"""Sparse CPU kernels for ONNX Runtime."""
+"""Sparse CPU kernels for ONNX Runtime.
+
+One line makes a pruned model faster::
+
+    session = onnxprune.runtime.session("pruned.onnx")
+
+`compile_model` puts the sparse operators into a model ahead of time, `register` makes them known to
+options that a caller builds. None of this needs PyTorch.
+"""
+
+from onnxprune.runtime.compiler import CompiledModel, compile_model
+from onnxprune.runtime.cost import Thresholds
+from onnxprune.runtime.library import available, is_compiled, missing_reason, register
+from onnxprune.runtime.plan import CompileOptions
+from onnxprune.runtime.proof import prove
+from onnxprune.runtime.record import CompiledRecord, LayerRecord, read_record
+from onnxprune.runtime.sessions import session
+
+__all__ = [
+    "CompileOptions",
+    "CompiledModel",
+    "CompiledRecord",
+    "LayerRecord",
+    "Thresholds",
+    "available",
+    "compile_model",
+    "is_compiled",
+    "missing_reason",
+    "prove",
+    "read_record",
+    "register",
+    "session",
+]

@@ -26,7 +26,7 @@ from onnxprune.validate.device_calls import (
     open_stopwatch,
 )
 from onnxprune.validate.environment import Neighbours, describe_gpus, describe_machine
-from onnxprune.validate.inputs import random_inputs
+from onnxprune.random_inputs import random_inputs
 from onnxprune.validate.latency_result import BenchResult, completed, summarise
 from onnxprune.validate.operator_times import operator_times
 from onnxprune.validate.runtime_process import CLOCKS, CPU, SessionSettings

@@ -1,0 +1,80 @@
+"""Put sparse operators in the place of layers whose weights are mostly zero."""
+
+import os
+from dataclasses import dataclass, replace
+
+from onnx import ModelProto
+
+from onnxprune import model as model_files
+from onnxprune.errors import UnsupportedModelError
+from onnxprune.model import OnnxModel
+from onnxprune.runtime.front import optimized
+from onnxprune.runtime.library import is_compiled
+from onnxprune.runtime.plan import CompileOptions, Plan, Timer
+from onnxprune.runtime.record import CompiledRecord, sparsity_statement, write_record
+from onnxprune.runtime.rewriting import rewrite
+from onnxprune.version import __version__
+
+Source = str | os.PathLike[str] | bytes | ModelProto | OnnxModel
+
+
+@dataclass(frozen=True)
+class CompiledModel:
+    """A model with sparse operators.
+
+    Attributes:
+        proto: The model; a copy of the source where no layer was replaced.
+        record: What became of each layer.
+    """
+
+    proto: ModelProto
+    record: CompiledRecord
+
+    def with_difference(self, largest: float) -> "CompiledModel":
+        """The same with the measured difference to its source in its metadata; changes `proto`."""
+        record = self.record.model_copy(update={"largest_difference": largest})
+        if record.replaced:
+            write_record(self.proto, record)
+        return replace(self, record=record)
+
+
+def compile_model(
+    source: Source, options: CompileOptions | None = None, timer: Timer | None = None
+) -> CompiledModel:
+    """Replace layers by sparse operators where that pays, in a copy of the model.
+
+    The library of kernels is not needed for it. `prove` compares the result with its source.
+
+    Args:
+        source: The model, usually a pruned one.
+        options: What is replaced, and how.
+        timer: Decides by measuring; `options` decide where it does not answer.
+
+    Raises:
+        ModelFileError: The file is missing, damaged or not ONNX.
+        UnsupportedModelError: It is compiled already, or ONNX Runtime cannot load it.
+    """
+    loaded = model_files.read(source)
+    if is_compiled(loaded.proto):
+        raise UnsupportedModelError(
+            "the model is compiled already",
+            where=loaded.label,
+            remedy="compile the pruned model that it was made from",
+        )
+    front = optimized(loaded)
+    plan = Plan(front, options or CompileOptions(), timer)
+    record = CompiledRecord(
+        schema_version=1,
+        tool_version=__version__,
+        source_sha256=loaded.sha256,
+        replaced=len(plan.chosen),
+        layers=plan.records(),
+        sparsity=sparsity_statement(loaded.proto),
+    )
+    if not plan.chosen:
+        untouched = ModelProto()
+        untouched.CopyFrom(loaded.proto)
+        return CompiledModel(untouched, record)
+    rewrite(plan)
+    write_record(front, record)
+    return CompiledModel(front, record)
