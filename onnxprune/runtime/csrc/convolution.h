@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "packed.h"
+#include "scratch.h"
 
 namespace onnxprune {
 
@@ -50,9 +51,9 @@ class ConvolutionTasks {
 
  private:
   void make_shifts(Shift* taps, int64_t first_pixel, int count) const;
-  void make_gathers(Gather* taps, int64_t first_pixel, int count) const;
+  WindowList* make_windows(Scratch& own, int64_t first_pixel, int count) const;
 
-  enum class Source { kInPlace, kShifted, kGathered };
+  enum class Source { kInPlace, kShifted, kWindows };
 
   const ConvolutionSpec& spec_;
   const PackedWeights& weights_;

@@ -1,8 +1,8 @@
-// What an instruction set provides. All of it works on tiles of kTile output pixels (or tokens).
+// What an instruction set provides. All of it works on tiles of output pixels (or tokens).
 //
-// A tile of the input lies in a slab: row k holds what weight column k meets, kTile floats for
-// kTile pixels. A weight then is one broadcast and kTile / width multiply-adds on contiguous
-// floats, whatever kernel, stride or dilation the convolution has.
+// A tile of the input lies in a slab: row k holds what weight column k meets, one float for each
+// pixel of the tile. A weight then is one broadcast and a few multiply-adds on contiguous floats,
+// whatever kernel, stride or dilation the convolution has.
 #pragma once
 
 #include <stddef.h>
@@ -10,7 +10,10 @@
 
 namespace onnxprune {
 
+// Pixels of a tile. A rest of up to kMaxTile - kTile belongs to the tile before it, since a tile of
+// few pixels costs nearly as much as a whole one.
 constexpr int kTile = 64;
+constexpr int kMaxTile = 80;
 
 enum class Activation : int {
   kNone,
@@ -39,7 +42,7 @@ struct Target {
   const float* residual;   // likewise, or null
   ptrdiff_t y_pitch;       // floats from one output row to the next
   ptrdiff_t residual_pitch;
-  int count;               // pixels of the tile, 1 to kTile
+  int count;               // pixels of the tile, 1 to kMaxTile
   Activation activation;
   float alpha, beta;
 };
@@ -50,24 +53,39 @@ struct BlockWork {
   size_t group_count;
   const void* entries;     // of the first group
   const float* slab;
-  float* sums;             // (rows, kTile) partial sums, row `row - first_row`
+  uint32_t slab_pitch;     // bytes from one row of the slab to the next
+  float* sums;             // (rows, kMaxTile) partial sums, row `row - first_row`
   uint32_t first_row;
   const float* bias;       // per output row, or null
   bool first, last;        // whether this is the first and the last block of columns
 };
 
-// Pixels of a tile as one tap of the kernel sees them: `shift` floats from the tile's first pixel,
-// and a bit for each pixel that lies inside the image.
-struct Shift {
-  ptrdiff_t shift;
-  uint64_t inside;
+// A bit for each pixel of a tile.
+struct PixelBits {
+  uint64_t low, high;
 };
 
-// The same where pixels are not neighbours: pixel i of channel c lies at
-// `base[i] + c * stride[i]`; outside the image base is -1.
-struct Gather {
-  alignas(64) int32_t base[kTile];
-  alignas(64) int32_t stride[kTile];
+// Pixels of a tile as one tap of the kernel sees them: `shift` floats from the tile's first pixel,
+// and whether they lie inside the image.
+struct Shift {
+  ptrdiff_t shift;
+  PixelBits inside;
+};
+
+// The same where pixels are not neighbours. Lane i of one vector of a slab row is float
+// `index[i]` of the 2 × width floats that begin at `base + channel * stride`, for lanes in
+// `lanes`; `needed` are the floats that may be read. Several windows make up a vector.
+struct Window {
+  alignas(64) int32_t index[16];
+  int32_t base, stride;
+  uint32_t needed;
+  uint16_t lanes;
+  uint16_t vector;
+};
+
+struct WindowList {
+  const Window* first;
+  size_t size;
 };
 
 // What a row of the slab holds.
@@ -78,23 +96,24 @@ struct SlabRow {
 
 struct KernelSet {
   const char* name;
-  int pair;        // rows of a group in unstructured weights, 1 or 2
+  int width;       // floats of a vector
+  int pair;        // most rows of a group in unstructured weights, 1 or 4
   int block_rows;  // rows of a group in blocked weights
 
-  // Entries of a group of `pair` rows: uint32 offsets[pair], float values[pair]; offsets are in
-  // bytes from the slab. Of a group of one row: uint32 offset, float value. Of blocked weights:
-  // uint32 offset, float values[4].
+  // An entry of a group of four rows: uint16 slab_rows[4], float values[4]; of one row: uint32
+  // slab_row, float value; of blocked weights: uint32 slab_row, float values[4].
   void (*unstructured)(const BlockWork&, const Target&);
   void (*blocked)(const BlockWork&, const Target&);
 
-  void (*pack_shifted)(float* slab, const SlabRow* rows, size_t row_count, const float* source,
-                       ptrdiff_t channel_stride, const Shift* taps, int count);
-  void (*pack_gathered)(float* slab, const SlabRow* rows, size_t row_count, const float* source,
-                        const Gather* taps, int count);
-  // slab row j = column `first + j` of a (tokens, features) matrix; and the way back, in which
-  // the residual is added and the activation applied.
-  void (*pack_transposed)(float* slab, const float* source, ptrdiff_t pitch, size_t columns,
-                          int count);
+  // Fill a slab with `slab_pitch` floats a row; pixels beyond `count` of the last vector are zero.
+  void (*pack_shifted)(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
+                       const float* source, ptrdiff_t channel_stride, const Shift* taps, int count);
+  void (*pack_windows)(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
+                       const float* source, const WindowList* taps, int count);
+  // Row j of the slab is column j of a (tokens, features) matrix; and the way back, in which the
+  // residual is added and the activation applied.
+  void (*pack_transposed)(float* slab, ptrdiff_t slab_pitch, const float* source, ptrdiff_t pitch,
+                          size_t columns, int count);
   void (*store_transposed)(const float* sums, size_t rows, const Target&);
   void (*activate)(Activation, float alpha, float beta, float* data, size_t size);
 };

@@ -35,12 +35,15 @@ struct V {
   static void store_head(float* p, Vec v, int count) {
     _mm256_maskstore_ps(p, lanes((1u << count) - 1), v);
   }
-  static Vec gather(const float* p, const int32_t* base, const int32_t* stride, int32_t times) {
-    const __m256i b = _mm256_load_si256(reinterpret_cast<const __m256i*>(base));
-    const __m256i s = _mm256_load_si256(reinterpret_cast<const __m256i*>(stride));
-    const __m256i inside = _mm256_cmpgt_epi32(b, _mm256_set1_epi32(-1));
-    const __m256i index = _mm256_add_epi32(b, _mm256_mullo_epi32(s, _mm256_set1_epi32(times)));
-    return _mm256_mask_i32gather_ps(_mm256_setzero_ps(), p, index, _mm256_castsi256_ps(inside), 4);
+  static Vec take(Vec x, const float* p, const Window& w) {
+    const __m256i index = _mm256_load_si256(reinterpret_cast<const __m256i*>(w.index));
+    const __m256 low = _mm256_maskload_ps(p, lanes(w.needed));
+    const __m256 high = _mm256_maskload_ps(p + 8, lanes(w.needed >> 8));
+    const __m256i beyond = _mm256_cmpgt_epi32(index, _mm256_set1_epi32(7));
+    const __m256 taken = _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index),
+                                          _mm256_permutevar8x32_ps(high, index),
+                                          _mm256_castsi256_ps(beyond));
+    return _mm256_blendv_ps(x, taken, _mm256_castsi256_ps(lanes(w.lanes)));
   }
   static void transpose(const float* from, ptrdiff_t pitch, float* to, ptrdiff_t to_pitch) {
     transpose_8x8(from, pitch, to, to_pitch);

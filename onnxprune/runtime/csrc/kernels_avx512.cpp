@@ -25,7 +25,7 @@ struct V {
   using Vec = __m512;
   static constexpr const char* kName = "avx512";
   static constexpr int kWidth = 16;
-  static constexpr int kPair = 2;
+  static constexpr int kPair = 4;
   static constexpr int kBlockVectors = 4;
   static constexpr int kSquare = 8;
 
@@ -37,12 +37,11 @@ struct V {
   static void store_head(float* p, Vec v, int count) {
     _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), v);
   }
-  static Vec gather(const float* p, const int32_t* base, const int32_t* stride, int32_t times) {
-    const __m512i b = _mm512_load_si512(base);
-    const __mmask16 inside = _mm512_cmpge_epi32_mask(b, _mm512_setzero_si512());
-    const __m512i index = _mm512_add_epi32(
-        b, _mm512_mullo_epi32(_mm512_load_si512(stride), _mm512_set1_epi32(times)));
-    return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), inside, index, p, 4);
+  static Vec take(Vec x, const float* p, const Window& w) {
+    const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(w.needed), p);
+    const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(w.needed >> 16), p + 16);
+    const __m512 taken = _mm512_permutex2var_ps(low, _mm512_load_si512(w.index), high);
+    return _mm512_mask_blend_ps(static_cast<__mmask16>(w.lanes), x, taken);
   }
   static void transpose(const float* from, ptrdiff_t pitch, float* to, ptrdiff_t to_pitch) {
     transpose_8x8(from, pitch, to, to_pitch);

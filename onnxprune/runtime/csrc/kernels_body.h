@@ -6,7 +6,7 @@
 
 using Vec = V::Vec;
 constexpr int kWidth = V::kWidth;
-constexpr int kVectors = kTile / kWidth;
+constexpr int kVectors = kMaxTile / kWidth;
 
 inline int vectors_of(int count) { return (count + kWidth - 1) / kWidth; }
 
@@ -108,7 +108,7 @@ void activate(Activation kind, float alpha, float beta, float* data, size_t size
 template <int N>
 struct Row {
   Vec a0, a1, a2, a3, a4, a5, a6, a7;
-  Vec a8, a9, a10, a11, a12, a13, a14, a15;
+  Vec a8, a9, a10, a11, a12, a13, a14, a15, a16, a17, a18, a19;
 
   template <int I>
   inline Vec& get() {
@@ -140,6 +140,10 @@ struct Row {
     if constexpr (N > 13) f(a13, 13);
     if constexpr (N > 14) f(a14, 14);
     if constexpr (N > 15) f(a15, 15);
+    if constexpr (N > 16) f(a16, 16);
+    if constexpr (N > 17) f(a17, 17);
+    if constexpr (N > 18) f(a18, 18);
+    if constexpr (N > 19) f(a19, 19);
   }
 
   inline void multiply_add(const float* slab, Vec weight) {
@@ -153,7 +157,7 @@ inline void begin(Row<N>& row, const BlockWork& work, uint32_t index, int from) 
     const Vec start = work.bias ? V::broadcast(work.bias[index]) : V::zero();
     row.each([&](Vec& a, int) { a = start; });
   } else {
-    const float* sums = work.sums + ptrdiff_t(index - work.first_row) * kTile + from * kWidth;
+    const float* sums = work.sums + ptrdiff_t(index - work.first_row) * kMaxTile + from * kWidth;
     row.each([&](Vec& a, int i) { a = V::load(sums + i * kWidth); });
   }
 }
@@ -162,7 +166,7 @@ template <int N>
 inline void finish(Row<N>& row, const BlockWork& work, const Target& target, uint32_t index,
                    int from) {
   if (!work.last) {
-    float* sums = work.sums + ptrdiff_t(index - work.first_row) * kTile + from * kWidth;
+    float* sums = work.sums + ptrdiff_t(index - work.first_row) * kMaxTile + from * kWidth;
     row.each([&](Vec& a, int i) { V::store(sums + i * kWidth, a); });
     return;
   }
@@ -206,8 +210,9 @@ inline void finish(Row<N>& row, const BlockWork& work, const Target& target, uin
   }
 }
 
-inline const float* at(const float* slab, uint32_t offset) {
-  return reinterpret_cast<const float*>(reinterpret_cast<const char*>(slab) + offset);
+inline const float* slab_row(const BlockWork& work, uint32_t row) {
+  return reinterpret_cast<const float*>(reinterpret_cast<const char*>(work.slab) +
+                                        size_t{row} * work.slab_pitch);
 }
 
 template <int N>
@@ -216,29 +221,35 @@ inline const char* one_row(const Group& group, const BlockWork& work, const Targ
   Row<N> row;
   begin(row, work, group.row[0], 0);
   for (uint32_t i = 0; i < group.length; ++i, entries += 8) {
-    const uint32_t offset = *reinterpret_cast<const uint32_t*>(entries);
-    row.multiply_add(at(work.slab, offset),
+    row.multiply_add(slab_row(work, *reinterpret_cast<const uint32_t*>(entries)),
                      V::broadcast(*reinterpret_cast<const float*>(entries + 4)));
   }
   finish(row, work, target, group.row[0], 0);
   return entries;
 }
 
+// Four rows in one loop: its end, which processors often mispredict, then costs each row less, and
+// so does reading which rows of the slab are meant.
 template <int N>
-inline const char* two_rows(const Group& group, const BlockWork& work, const Target& target,
-                            const char* entries) {
-  Row<N> even, odd;
-  begin(even, work, group.row[0], 0);
-  begin(odd, work, group.row[1], 0);
-  for (uint32_t i = 0; i < group.length; ++i, entries += 16) {
-    // Both offsets in one load: loads are what these loops are bound by.
-    const uint64_t offsets = *reinterpret_cast<const uint64_t*>(entries);
+inline const char* four_rows(const Group& group, const BlockWork& work, const Target& target,
+                             const char* entries) {
+  Row<N> a, b, c, d;
+  begin(a, work, group.row[0], 0);
+  begin(b, work, group.row[1], 0);
+  begin(c, work, group.row[2], 0);
+  begin(d, work, group.row[3], 0);
+  for (uint32_t i = 0; i < group.length; ++i, entries += 24) {
+    const uint64_t rows = *reinterpret_cast<const uint64_t*>(entries);
     const float* values = reinterpret_cast<const float*>(entries + 8);
-    even.multiply_add(at(work.slab, static_cast<uint32_t>(offsets)), V::broadcast(values[0]));
-    odd.multiply_add(at(work.slab, static_cast<uint32_t>(offsets >> 32)), V::broadcast(values[1]));
+    a.multiply_add(slab_row(work, rows & 0xFFFF), V::broadcast(values[0]));
+    b.multiply_add(slab_row(work, rows >> 16 & 0xFFFF), V::broadcast(values[1]));
+    c.multiply_add(slab_row(work, rows >> 32 & 0xFFFF), V::broadcast(values[2]));
+    d.multiply_add(slab_row(work, uint32_t(rows >> 48)), V::broadcast(values[3]));
   }
-  finish(even, work, target, group.row[0], 0);
-  finish(odd, work, target, group.row[1], 0);
+  finish(a, work, target, group.row[0], 0);
+  finish(b, work, target, group.row[1], 0);
+  finish(c, work, target, group.row[2], 0);
+  finish(d, work, target, group.row[3], 0);
   return entries;
 }
 
@@ -247,8 +258,13 @@ void unstructured_rows(const BlockWork& work, const Target& target) {
   const char* entries = static_cast<const char*>(work.entries);
   for (size_t g = 0; g < work.group_count; ++g) {
     const Group& group = work.groups[g];
-    entries = group.rows == 2 ? two_rows<N>(group, work, target, entries)
-                              : one_row<N>(group, work, target, entries);
+    if constexpr (V::kPair == 4) {
+      if (group.rows == 4) {
+        entries = four_rows<N>(group, work, target, entries);
+        continue;
+      }
+    }
+    entries = one_row<N>(group, work, target, entries);
   }
 }
 
@@ -270,18 +286,17 @@ inline void block_step(Rows<N>& rows, const float* pixels, Vec wa, Vec wb, Vec w
 }
 
 template <int N>
-inline void four_rows(const Group& group, const BlockWork& work, const Target& target,
+inline void block_rows(const Group& group, const BlockWork& work, const Target& target,
                       const char* entries, int from) {
   Rows<N> rows;
   begin(rows.a, work, group.row[0], from);
   begin(rows.b, work, group.row[1], from);
   begin(rows.c, work, group.row[2], from);
   begin(rows.d, work, group.row[3], from);
-  const float* slab = work.slab + from * kWidth;
   for (uint32_t i = 0; i < group.length; ++i, entries += 20) {
     const float* values = reinterpret_cast<const float*>(entries + 4);
-    block_step<0, N>(rows, at(slab, *reinterpret_cast<const uint32_t*>(entries)),
-                     V::broadcast(values[0]), V::broadcast(values[1]), V::broadcast(values[2]),
+    const float* pixels = slab_row(work, *reinterpret_cast<const uint32_t*>(entries));
+    block_step<0, N>(rows, pixels + from * kWidth, V::broadcast(values[0]), V::broadcast(values[1]), V::broadcast(values[2]),
                      V::broadcast(values[3]));
   }
   finish(rows.a, work, target, group.row[0], from);
@@ -304,12 +319,12 @@ void unstructured(const BlockWork& work, const Target& target) {
 }
 
 template <int N>
-void call_four_rows(int vectors, const Group& group, const BlockWork& work, const Target& target,
+void call_block_rows(int vectors, const Group& group, const BlockWork& work, const Target& target,
                     const char* entries, int from) {
   if (vectors == N) {
-    four_rows<N>(group, work, target, entries, from);
+    block_rows<N>(group, work, target, entries, from);
   } else if constexpr (N > 1) {
-    call_four_rows<N - 1>(vectors, group, work, target, entries, from);
+    call_block_rows<N - 1>(vectors, group, work, target, entries, from);
   }
 }
 
@@ -320,65 +335,67 @@ void blocked(const BlockWork& work, const Target& target) {
     const Group& group = work.groups[g];
     for (int from = 0; from < vectors; from += V::kBlockVectors) {
       const int some = vectors - from < V::kBlockVectors ? vectors - from : V::kBlockVectors;
-      call_four_rows<V::kBlockVectors>(some, group, work, target, entries, from);
+      call_block_rows<V::kBlockVectors>(some, group, work, target, entries, from);
     }
     entries += size_t{20} * group.length;
   }
 }
 
-inline uint64_t first_bits(int count) {
-  return count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
+// The bits of `pixels` from pixel `from` on, at least kWidth of them.
+inline uint64_t bits_from(const PixelBits& pixels, int from) {
+  return from < 64 ? pixels.low >> from : pixels.high >> (from - 64);
 }
 
-void pack_shifted(float* slab, const SlabRow* rows, size_t row_count, const float* source,
-                  ptrdiff_t channel_stride, const Shift* taps, int count) {
+void pack_shifted(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
+                  const float* source, ptrdiff_t channel_stride, const Shift* taps, int count) {
   const int vectors = vectors_of(count);
-  for (size_t k = 0; k < row_count; ++k, slab += kTile) {
+  constexpr uint64_t kFull = (uint64_t{1} << kWidth) - 1;
+  for (size_t k = 0; k < row_count; ++k, slab += slab_pitch) {
     const Shift& tap = taps[rows[k].tap];
     const float* from = source + ptrdiff_t(rows[k].channel) * channel_stride + tap.shift;
-    uint64_t bits = tap.inside;
-    if (bits == ~uint64_t{0}) {
-      for (int i = 0; i < kVectors; ++i) {
-        V::store(slab + i * kWidth, V::load(from + i * kWidth));
-      }
-      continue;
-    }
-    for (int i = 0; i < vectors; ++i, bits >>= kWidth % 64) {
-      V::store(slab + i * kWidth, V::load_bits(from + i * kWidth, bits));
-    }
-  }
-}
-
-void pack_gathered(float* slab, const SlabRow* rows, size_t row_count, const float* source,
-                   const Gather* taps, int count) {
-  const int vectors = vectors_of(count);
-  for (size_t k = 0; k < row_count; ++k, slab += kTile) {
-    const Gather& tap = taps[rows[k].tap];
     for (int i = 0; i < vectors; ++i) {
-      V::store(slab + i * kWidth, V::gather(source, tap.base + i * kWidth,
-                                            tap.stride + i * kWidth, int32_t(rows[k].channel)));
+      const uint64_t bits = bits_from(tap.inside, i * kWidth) & kFull;
+      const Vec x = bits == kFull ? V::load(from + i * kWidth) : V::load_bits(from + i * kWidth, bits);
+      V::store(slab + i * kWidth, x);
     }
   }
 }
 
-void pack_transposed(float* slab, const float* source, ptrdiff_t pitch, size_t columns, int count) {
+void pack_windows(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
+                  const float* source, const WindowList* taps, int count) {
+  const int vectors = vectors_of(count);
+  for (size_t k = 0; k < row_count; ++k, slab += slab_pitch) {
+    const Window* window = taps[rows[k].tap].first;
+    const Window* const end = window + taps[rows[k].tap].size;
+    for (int i = 0; i < vectors; ++i) {
+      Vec x = V::zero();
+      for (; window != end && window->vector == i; ++window) {
+        x = V::take(x, source + window->base + ptrdiff_t(rows[k].channel) * window->stride, *window);
+      }
+      V::store(slab + i * kWidth, x);
+    }
+  }
+}
+
+void pack_transposed(float* slab, ptrdiff_t slab_pitch, const float* source, ptrdiff_t pitch,
+                     size_t columns, int count) {
   const int padded = vectors_of(count) * kWidth;
   int token = 0;
   for (; token + V::kSquare <= count; token += V::kSquare) {
     size_t column = 0;
     for (; column + V::kSquare <= columns; column += V::kSquare) {
       V::transpose(source + token * pitch + ptrdiff_t(column), pitch,
-                   slab + ptrdiff_t(column) * kTile + token, kTile);
+                   slab + ptrdiff_t(column) * slab_pitch + token, slab_pitch);
     }
     for (; column < columns; ++column) {
       for (int i = token; i < token + V::kSquare; ++i) {
-        slab[ptrdiff_t(column) * kTile + i] = source[i * pitch + ptrdiff_t(column)];
+        slab[ptrdiff_t(column) * slab_pitch + i] = source[i * pitch + ptrdiff_t(column)];
       }
     }
   }
   for (; token < padded; ++token) {
     for (size_t column = 0; column < columns; ++column) {
-      slab[ptrdiff_t(column) * kTile + token] =
+      slab[ptrdiff_t(column) * slab_pitch + token] =
           token < count ? source[token * pitch + ptrdiff_t(column)] : 0.0f;
     }
   }
@@ -389,18 +406,18 @@ void store_transposed(const float* sums, size_t rows, const Target& target) {
   for (; token + V::kSquare <= target.count; token += V::kSquare) {
     size_t row = 0;
     for (; row + V::kSquare <= rows; row += V::kSquare) {
-      V::transpose(sums + ptrdiff_t(row) * kTile + token, kTile,
+      V::transpose(sums + ptrdiff_t(row) * kMaxTile + token, kMaxTile,
                    target.y + token * target.y_pitch + ptrdiff_t(row), target.y_pitch);
     }
     for (; row < rows; ++row) {
       for (int i = token; i < token + V::kSquare; ++i) {
-        target.y[i * target.y_pitch + ptrdiff_t(row)] = sums[ptrdiff_t(row) * kTile + i];
+        target.y[i * target.y_pitch + ptrdiff_t(row)] = sums[ptrdiff_t(row) * kMaxTile + i];
       }
     }
   }
   for (; token < target.count; ++token) {
     for (size_t row = 0; row < rows; ++row) {
-      target.y[token * target.y_pitch + ptrdiff_t(row)] = sums[ptrdiff_t(row) * kTile + token];
+      target.y[token * target.y_pitch + ptrdiff_t(row)] = sums[ptrdiff_t(row) * kMaxTile + token];
     }
   }
   for (token = 0; token < target.count; ++token) {
@@ -420,8 +437,7 @@ void store_transposed(const float* sums, size_t rows, const Target& target) {
 }
 
 constexpr KernelSet kSet = {
-    V::kName,        V::kPair,      4,
-    unstructured,    blocked,       pack_shifted,
-    pack_gathered,   pack_transposed, store_transposed,
-    activate,
+    V::kName,     V::kWidth,    V::kPair,     4,
+    unstructured, blocked,      pack_shifted, pack_windows,
+    pack_transposed, store_transposed, activate,
 };

@@ -28,10 +28,11 @@ struct V {
     vst1q_f32(lanes, v);
     for (int i = 0; i < count; ++i) p[i] = lanes[i];
   }
-  static Vec gather(const float* p, const int32_t* base, const int32_t* stride, int32_t times) {
+  static Vec take(Vec x, const float* p, const Window& w) {
     float lanes[4];
+    vst1q_f32(lanes, x);
     for (int i = 0; i < 4; ++i) {
-      lanes[i] = base[i] < 0 ? 0.0f : p[base[i] + stride[i] * times];
+      if (w.lanes >> i & 1) lanes[i] = p[w.index[i]];
     }
     return vld1q_f32(lanes);
   }

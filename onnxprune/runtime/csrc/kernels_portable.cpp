@@ -33,8 +33,8 @@ struct V {
   static void store_head(float* p, Vec v, int count) {
     for (int i = 0; i < count; ++i) p[i] = v.lane[i];
   }
-  static Vec gather(const float* p, const int32_t* base, const int32_t* stride, int32_t times) {
-    return map([&](int i) { return base[i] < 0 ? 0.0f : p[base[i] + stride[i] * times]; });
+  static Vec take(Vec x, const float* p, const Window& w) {
+    return map([&](int i) { return w.lanes >> i & 1 ? p[w.index[i]] : x.lane[i]; });
   }
   static void transpose(const float* from, ptrdiff_t pitch, float* to, ptrdiff_t to_pitch) {
     for (int i = 0; i < 4; ++i) {

@@ -96,16 +96,16 @@ void PackedWeights::add_groups(const SparseMatrix& matrix, const std::vector<int
     for (int32_t i = matrix.row_starts[row]; i < matrix.row_starts[row + 1]; ++i) {
       const int32_t k = slab_row_of[matrix.column_of[i]];
       if (k < low || k >= high) continue;
-      run.entries.push_back({uint32_t(k - low) * kTile * 4, matrix.values[i]});
+      run.entries.push_back({uint32_t(k - low), matrix.values[i]});
     }
     if (all_rows || !run.entries.empty()) runs.push_back(std::move(run));
   }
   std::stable_sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) {
     return a.entries.size() > b.entries.size();
   });
-  const size_t step = size_t(kernels_.pair);
-  for (size_t at = 0; at < runs.size(); at += step) {
-    const size_t rows = std::min(step, runs.size() - at);
+  size_t rows;
+  for (size_t at = 0; at < runs.size(); at += rows) {
+    rows = kernels_.pair == 4 && runs.size() - at >= 4 ? 4 : 1;
     const size_t length = runs[at].entries.size();
     Group group{{0, 0, 0, 0}, uint32_t(rows), uint32_t(length)};
     for (size_t r = 0; r < rows; ++r) {
@@ -117,7 +117,12 @@ void PackedWeights::add_groups(const SparseMatrix& matrix, const std::vector<int
     }
     groups_.push_back(group);
     for (size_t i = 0; i < length; ++i) {
-      for (size_t r = 0; r < rows; ++r) put(runs[at + r].entries[i].first);
+      if (rows == 4) {
+        put(runs[at].entries[i].first | runs[at + 1].entries[i].first << 16);
+        put(runs[at + 2].entries[i].first | runs[at + 3].entries[i].first << 16);
+      } else {
+        put(runs[at].entries[i].first);
+      }
       for (size_t r = 0; r < rows; ++r) put(runs[at + r].entries[i].second);
     }
   }
@@ -127,7 +132,7 @@ void PackedWeights::add_blocked_groups(const SparseMatrix& matrix,
                                        const std::vector<int32_t>& slab_row_of, size_t chunk,
                                        size_t block, bool all_rows) {
   struct Column {
-    uint32_t offset;
+    uint32_t slab_row;
     float values[4];
   };
   struct Run {
@@ -142,7 +147,7 @@ void PackedWeights::add_blocked_groups(const SparseMatrix& matrix,
       for (int32_t i = matrix.row_starts[row + r]; i < matrix.row_starts[row + r + 1]; ++i) {
         const int32_t k = slab_row_of[matrix.column_of[i]];
         if (k < low || k >= high) continue;
-        Column column{uint32_t(k - low) * kTile * 4, {0, 0, 0, 0}};
+        Column column{uint32_t(k - low), {0, 0, 0, 0}};
         column.values[r] = matrix.values[i];
         found.push_back({k, column});
       }
@@ -166,7 +171,7 @@ void PackedWeights::add_blocked_groups(const SparseMatrix& matrix,
                        4,
                        uint32_t(run.columns.size())});
     for (const Column& column : run.columns) {
-      put(column.offset);
+      put(column.slab_row);
       for (float value : column.values) put(value);
     }
   }

@@ -55,7 +55,7 @@ class PackedWeights {
                   size_t block, bool all_rows);
   void add_blocked_groups(const SparseMatrix& matrix, const std::vector<int32_t>& slab_row_of,
                           size_t chunk, size_t block, bool all_rows);
-  void put(uint32_t offset) { words_.push_back(offset); }
+  void put(uint32_t word) { words_.push_back(word); }
   void put(float value);
 
   const KernelSet& kernels_;
@@ -67,7 +67,7 @@ class PackedWeights {
   std::vector<uint32_t> chunk_starts_;
   std::vector<Part> parts_;
   std::vector<Group> groups_;
-  std::vector<uint32_t> words_;  // entries: offsets and the bits of values
+  std::vector<uint32_t> words_;  // entries: rows of the slab and the bits of values
 };
 
 }  // namespace onnxprune

@@ -4,25 +4,26 @@
 
 #include "scratch.h"
 #include "splits.h"
+#include "tiles.h"
 
 namespace onnxprune {
 
 ProductTasks::ProductTasks(const ProductSpec& spec, const PackedWeights& weights,
                            const KernelSet& kernels, const ProductCall& call)
     : spec_(spec), weights_(weights), kernels_(kernels), call_(call) {
-  tiles_ = size_t((call.tokens + kTile - 1) / kTile);
-  splits_ = row_splits(weights, tiles_, int(std::min<int64_t>(call.tokens, kTile)), 5.0);
+  tiles_ = size_t(tile_count(call.tokens));
+  splits_ = row_splits(weights, tiles_, tile_size(call.tokens, 0), 5.0);
 }
 
 void ProductTasks::run(size_t task) const {
   const size_t split = task % splits_;
   const int64_t first_token = int64_t(task / splits_) * kTile;
-  const int count = int(std::min<int64_t>(kTile, call_.tokens - first_token));
+  const int count = tile_size(call_.tokens, int64_t(task / splits_));
   const size_t from = weights_.chunk_count() * split / splits_;
   const size_t to = weights_.chunk_count() * (split + 1) / splits_;
   const size_t first_row = weights_.chunk_start(from);
   const size_t rows = weights_.chunk_start(to) - first_row;
-  const auto pitch = ptrdiff_t(weights_.rows());
+  const auto outputs = ptrdiff_t(weights_.rows());
 
   Scratch& own = scratch();
   Target target{};
@@ -30,22 +31,24 @@ void ProductTasks::run(size_t task) const {
   BlockWork work{};
   work.bias = call_.bias;
   work.last = false;  // sums of whole rows are turned round below
-  work.sums = own.sums.array<float>(rows * size_t(kTile));
-  float* slab = own.slab.array<float>(weights_.largest_block() * size_t(kTile));
+  work.sums = own.sums.array<float>(rows * size_t(kMaxTile));
+  float* slab = own.slab.array<float>(weights_.largest_block() * size_t(kMaxTile));
   work.slab = slab;
+  const int pitch = slab_pitch(count);
+  work.slab_pitch = uint32_t(pitch) * sizeof(float);
   const float* source = call_.x + first_token * spec_.features;
   for (size_t block = 0; block < weights_.block_count(); ++block) {
     size_t size;
     weights_.block(block, &size);
-    kernels_.pack_transposed(slab, source + ptrdiff_t(weights_.block_start(block)),
+    kernels_.pack_transposed(slab, pitch, source + ptrdiff_t(weights_.block_start(block)),
                              ptrdiff_t(spec_.features), size, count);
     weights_.multiply(block, from, to, work, target);
   }
-  const ptrdiff_t offset = ptrdiff_t(first_token) * pitch + ptrdiff_t(first_row);
+  const ptrdiff_t offset = ptrdiff_t(first_token) * outputs + ptrdiff_t(first_row);
   target.y = call_.y + offset;
-  target.y_pitch = pitch;
+  target.y_pitch = outputs;
   target.residual = call_.residual ? call_.residual + offset : nullptr;
-  target.residual_pitch = pitch;
+  target.residual_pitch = outputs;
   target.activation = spec_.activation;
   target.alpha = spec_.alpha;
   target.beta = spec_.beta;

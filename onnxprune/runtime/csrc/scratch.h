@@ -40,7 +40,7 @@ class Buffer {
 };
 
 struct Scratch {
-  Buffer slab, sums, taps;
+  Buffer slab, sums, taps, windows;
 };
 
 inline Scratch& scratch() {

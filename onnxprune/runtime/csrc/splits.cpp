@@ -25,7 +25,7 @@ size_t row_splits(const PackedWeights& weights, size_t tiles, int pixels, double
   static const size_t available = processors();
   if (available == 1 || tiles == 0) return 1;
   // Measured on one core: about 0.75 cycles for a non-zero and vector of 16 pixels.
-  const double vectors = double(std::min(pixels, kTile) + 15) / 16;
+  const double vectors = double(pixels + 15) / 16;
   const double compute = double(weights.nonzeros()) * vectors * 0.75;
   const double pack = double(weights.slab_rows()) * vectors * pack_cycles;
   const size_t wanted = (2 * available + tiles - 1) / tiles;
