@@ -10,7 +10,14 @@ options that a caller builds. None of this needs PyTorch.
 
 from onnxprune.runtime.compiler import CompiledModel, compile_model
 from onnxprune.runtime.cost import Thresholds
-from onnxprune.runtime.library import available, is_compiled, missing_reason, register
+from onnxprune.runtime.library import (
+    available,
+    instruction_set,
+    is_compiled,
+    library_path,
+    missing_reason,
+    register,
+)
 from onnxprune.runtime.plan import CompileOptions
 from onnxprune.runtime.proof import prove
 from onnxprune.runtime.record import CompiledRecord, LayerRecord, read_record
@@ -24,7 +31,9 @@ __all__ = [
     "Thresholds",
     "available",
     "compile_model",
+    "instruction_set",
     "is_compiled",
+    "library_path",
     "missing_reason",
     "prove",
     "read_record",

@@ -99,7 +99,7 @@ def register(
         ) from error
 
 
-def kernel_name() -> str:
+def instruction_set() -> str:
     """The instruction set that the kernels of this machine use, such as `avx2`.
 
     Raises:
