@@ -8,6 +8,7 @@ One line makes a pruned model faster::
 options that a caller builds. None of this needs PyTorch.
 """
 
+from onnxprune.runtime.artifact import compile_file
 from onnxprune.runtime.compiler import CompiledModel, compile_model
 from onnxprune.runtime.cost import Thresholds
 from onnxprune.runtime.library import (
@@ -22,6 +23,7 @@ from onnxprune.runtime.plan import CompileOptions
 from onnxprune.runtime.proof import prove
 from onnxprune.runtime.record import CompiledRecord, LayerRecord, read_record
 from onnxprune.runtime.sessions import session
+from onnxprune.runtime.tuning import tune
 
 __all__ = [
     "CompileOptions",
@@ -30,6 +32,7 @@ __all__ = [
     "LayerRecord",
     "Thresholds",
     "available",
+    "compile_file",
     "compile_model",
     "instruction_set",
     "is_compiled",
@@ -39,4 +42,5 @@ __all__ = [
     "read_record",
     "register",
     "session",
+    "tune",
 ]

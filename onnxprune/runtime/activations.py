@@ -134,7 +134,12 @@ def _evaluated(
         value = computed.get(name)
         if name and value is None:
             value = index.array(name)
-            if value is None or value.size != 1 or value.ndim > rank or value.dtype.kind not in "fi":
+            if (
+                value is None
+                or value.size != 1
+                or value.ndim > rank
+                or value.dtype.kind not in "fi"
+            ):
                 return None
         inputs.append(value)
     with np.errstate(all="ignore"):

@@ -10,7 +10,7 @@ from onnxprune.errors import UnsupportedModelError
 from onnxprune.model import OnnxModel
 from onnxprune.runtime.front import optimized
 from onnxprune.runtime.library import is_compiled
-from onnxprune.runtime.plan import CompileOptions, Plan, Timer
+from onnxprune.runtime.plan import CompileOptions, Plan
 from onnxprune.runtime.record import CompiledRecord, sparsity_statement, write_record
 from onnxprune.runtime.rewriting import rewrite
 from onnxprune.version import __version__
@@ -38,9 +38,7 @@ class CompiledModel:
         return replace(self, record=record)
 
 
-def compile_model(
-    source: Source, options: CompileOptions | None = None, timer: Timer | None = None
-) -> CompiledModel:
+def compile_model(source: Source, options: CompileOptions | None = None) -> CompiledModel:
     """Replace layers by sparse operators where that pays, in a copy of the model.
 
     The library of kernels is not needed for it. `prove` compares the result with its source.
@@ -48,11 +46,21 @@ def compile_model(
     Args:
         source: The model, usually a pruned one.
         options: What is replaced, and how.
-        timer: Decides by measuring; `options` decide where it does not answer.
 
     Raises:
         ModelFileError: The file is missing, damaged or not ONNX.
         UnsupportedModelError: It is compiled already, or ONNX Runtime cannot load it.
+    """
+    loaded = read_plain(source)
+    return replaced(loaded, Plan(optimized(loaded), options or CompileOptions()))
+
+
+def read_plain(source: Source) -> OnnxModel:
+    """Read a model that is not compiled.
+
+    Raises:
+        ModelFileError: The file is missing, damaged or not ONNX.
+        UnsupportedModelError: It is compiled already.
     """
     loaded = model_files.read(source)
     if is_compiled(loaded.proto):
@@ -61,20 +69,23 @@ def compile_model(
             where=loaded.label,
             remedy="compile the pruned model that it was made from",
         )
-    front = optimized(loaded)
-    plan = Plan(front, options or CompileOptions(), timer)
+    return loaded
+
+
+def replaced(source: OnnxModel, plan: Plan) -> CompiledModel:
+    """Carry out a plan, whose model becomes the compiled one."""
     record = CompiledRecord(
         schema_version=1,
         tool_version=__version__,
-        source_sha256=loaded.sha256,
+        source_sha256=source.sha256,
         replaced=len(plan.chosen),
         layers=plan.records(),
-        sparsity=sparsity_statement(loaded.proto),
+        sparsity=sparsity_statement(source.proto),
     )
     if not plan.chosen:
         untouched = ModelProto()
-        untouched.CopyFrom(loaded.proto)
+        untouched.CopyFrom(source.proto)
         return CompiledModel(untouched, record)
     rewrite(plan)
-    write_record(front, record)
-    return CompiledModel(front, record)
+    write_record(plan.proto, record)
+    return CompiledModel(plan.proto, record)

@@ -20,6 +20,8 @@ class Thresholds:
         vector: Where a weight meets one or two positions only, as in a classifier.
         least_outputs: Layers with fewer outputs stay dense.
         least_products: So do layers with fewer multiplications a sample.
+        least_channels: So do convolutions of several taps with fewer input channels, as first
+            layers are: for each channel that is read, all of its windows have to be laid out.
     """
 
     unstructured: float = 0.70
@@ -27,6 +29,7 @@ class Thresholds:
     vector: float = 0.80
     least_outputs: int = 16
     least_products: int = 50_000
+    least_channels: int = 8
 
     def refusal(self, layer: Layer, sparsity: float, block: int, positions: int | None) -> str:
         """Why a layer stays dense; empty if it does not.
@@ -39,6 +42,10 @@ class Thresholds:
         """
         if layer.rows < self.least_outputs:
             return f"{layer.rows} outputs, fewer than {self.least_outputs}"
+        taps = math.prod(layer.attributes.get("kernel_shape", [1]))
+        channels = layer.attributes.get("in_channels", self.least_channels)
+        if taps > 1 and channels < self.least_channels:
+            return f"{channels} input channels, fewer than {self.least_channels}"
         products = None if positions is None else positions * math.prod(layer.weight_shape)
         if products is not None and products < self.least_products:
             return f"{products:,} multiplications, fewer than {self.least_products:,}"

@@ -20,7 +20,7 @@ _KEPT_SEPARATE = ["MatMulAddFusion"]
 """It wraps products of more than two axes into reshapes."""
 
 _OVERRIDABLE_SINCE = 4
-"""First IR version in which initializers need not be inputs, and can be overridden where they are."""
+"""First IR version in which an initializer need not be an input; one that is can be overridden."""
 
 
 def optimized(source: OnnxModel) -> ModelProto:

@@ -14,7 +14,7 @@ from onnxprune.runtime.layers import Layer
 from onnxprune.runtime.sizes import Sizes
 
 LayoutRule = Literal["plain", "pointwise", "strided", "all"]
-"""Which convolutions read tiled values: none, those of one pixel and stride 1, of any stride, all."""
+"""Which convolutions read tiled values: none, 1×1 of stride 1, 1×1 of any stride, all."""
 
 _READS_TILED: dict[LayoutRule, Callable[[Layer], bool]] = {
     "plain": lambda layer: False,

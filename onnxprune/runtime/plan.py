@@ -1,8 +1,8 @@
 """Which layers of a model become sparse operators."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto
@@ -58,22 +58,15 @@ class Weight:
         return cls(SparseRows.of(matrix), block_rows(matrix), zeros / matrix.size)
 
 
-class Timer(Protocol):
-    """Measures a layer dense and sparse."""
-
-    def times_ms(
-        self, plan: "Plan", layer: Layer, weight: Weight, positions: int | None
-    ) -> tuple[float, float] | None:
-        """Median times in milliseconds; None where they are not measured."""
-
-
 class Plan:
     """What becomes of each layer of a model.
 
     Args:
         proto: The model, optimised; it is not changed.
         options: What is replaced.
-        timer: Decides by measuring; `options` decide where it does not answer, or is None.
+        times_ms: Measured times of layers, dense and sparse, by node; they decide where there are
+            any, else `options` do.
+        least_speedup: Measured dense time over sparse time from which a layer is replaced.
 
     Attributes:
         proto: The model.
@@ -84,14 +77,19 @@ class Plan:
     """
 
     def __init__(
-        self, proto: ModelProto, options: CompileOptions, timer: Timer | None = None
+        self,
+        proto: ModelProto,
+        options: CompileOptions,
+        times_ms: Mapping[int, tuple[float, float]] | None = None,
+        least_speedup: float = 1.0,
     ) -> None:
         self.proto = proto
         self.index = GraphIndex(proto.graph)
         self.sizes = Sizes.of(proto)
         self.chosen: dict[int, Layer] = {}
         self._options = options
-        self._timer = timer
+        self._times_ms = times_ms or {}
+        self._least_speedup = least_speedup
         self._weights: dict[WeightKey, Weight] = {}
         self._taken: set[int] = set()
         self._records: dict[int, LayerRecord] = {}
@@ -138,14 +136,13 @@ class Plan:
         count = positions(layer, self.sizes, layer.output)
         facts |= {"sparsity": weight.sparsity, "block": weight.block}
         full = absorb(self.index, self.sizes, layer, self._taken)
-        times = None
-        if self._timer is not None and weight.sparsity > 0:
-            times = self._timer.times_ms(self, full, weight, count)
+        times = self._times_ms.get(number)
         if times is None:
             refusal = self._options.thresholds.refusal(layer, weight.sparsity, weight.block, count)
         else:
             facts |= {"dense_ms": times[0], "sparse_ms": times[1]}
-            refusal = "" if times[1] < times[0] else "measured to be slower"
+            slow = times[0] < times[1] * self._least_speedup
+            refusal = f"measured to be less than {self._least_speedup:g}× faster" if slow else ""
         if refusal:
             self._records[number] = LayerRecord(**facts, reason=refusal)
             return

@@ -77,7 +77,9 @@ def layer_models(
     return (
         helper.make_model(dense, opset_imports=opsets, ir_version=version),
         helper.make_model(
-            sparse, opset_imports=[*opsets, helper.make_opsetid(DOMAIN, VERSION)], ir_version=version
+            sparse,
+            opset_imports=[*opsets, helper.make_opsetid(DOMAIN, VERSION)],
+            ir_version=version,
         ),
     )
 

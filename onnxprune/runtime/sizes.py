@@ -1,6 +1,7 @@
 """Shapes of a graph's values: certain sizes, and whether two values always have the same ones."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx import ModelProto, TypeProto
@@ -20,7 +21,7 @@ class Sizes:
     @classmethod
     def of(cls, proto: ModelProto) -> "Sizes":
         """Infer the shapes; `proto` is as before when this returns."""
-        first, second = (_inferred(proto, *trial) for trial in _TRIALS)
+        first, second = (_inferred(proto, t[0], _trial_size(*t)) for t in _TRIALS)
         return cls((first, second))
 
     def certain(self, value: str) -> PartialShape | None:
@@ -58,7 +59,16 @@ class Sizes:
         return one // first if one * second == other * first else None
 
 
-def _inferred(proto: ModelProto, batch: int, other: int) -> dict[str, PartialShape]:
+def shapes_at(proto: ModelProto, inputs: Mapping[str, Sequence[int]]) -> dict[str, PartialShape]:
+    """Shapes of a graph's values for inputs of given shapes; `proto` is as before at the end."""
+    batch = next((shape[0] for shape in inputs.values() if shape), 1)
+    return _inferred(proto, batch, lambda name, axis: inputs[name][axis])
+
+
+def _inferred(
+    proto: ModelProto, batch: int, size: Callable[[str, int], int]
+) -> dict[str, PartialShape]:
+    """Shapes of all values, with a size for every axis that an input leaves open."""
     before = []
     for value in proto.graph.input:
         kept = TypeProto()
@@ -66,9 +76,13 @@ def _inferred(proto: ModelProto, batch: int, other: int) -> dict[str, PartialSha
         before.append(kept)
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if not dim.HasField("dim_value") or dim.dim_value <= 0:
-                dim.dim_value = batch if axis == 0 else other
+                dim.dim_value = size(value.name, axis)
     try:
         return dict(infer_facts(proto, batch).shapes)
     finally:
         for value, kept in zip(proto.graph.input, before, strict=True):
             value.type.CopyFrom(kept)
+
+
+def _trial_size(batch: int, other: int) -> Callable[[str, int], int]:
+    return lambda name, axis: batch if axis == 0 else other
