@@ -112,7 +112,7 @@ def _print(record: "CompiledRecord", output: str) -> None:
             layer.op_type,
             "×".join(map(str, layer.shape)) or "–",
             common.percent(layer.sparsity, 1),
-            str(layer.block) if layer.sparsity is not None else "–",
+            str(layer.block) if layer.sparse else "",
             layouts,
             *(_time(value) for value in (layer.dense_ms, layer.sparse_ms) if measured),
             " + ".join(["yes", *layer.fused]) if layer.sparse else f"no: {layer.reason}",

@@ -64,9 +64,9 @@ class Plan:
     Args:
         proto: The model, optimised; it is not changed.
         options: What is replaced.
-        times_ms: Measured times of layers, dense and sparse, by node; they decide where there are
-            any, else `options` do.
-        least_speedup: Measured dense time over sparse time from which a layer is replaced.
+        times_ms: Measured times of layers, dense and sparse, by node.
+        least_speedup: Dense time over sparse time from which a layer is replaced that was measured;
+            None lets `options` decide on all.
 
     Attributes:
         proto: The model.
@@ -81,7 +81,7 @@ class Plan:
         proto: ModelProto,
         options: CompileOptions,
         times_ms: Mapping[int, tuple[float, float]] | None = None,
-        least_speedup: float = 1.0,
+        least_speedup: float | None = None,
     ) -> None:
         self.proto = proto
         self.index = GraphIndex(proto.graph)
@@ -108,6 +108,14 @@ class Plan:
                 record = record.model_copy(update=layouts)
             found.append(record)
         return found
+
+    def leave_dense(self, reason: str) -> None:
+        """Give up every layer, for a reason that the records then state."""
+        for number in self.chosen:
+            update = {"sparse": False, "reason": reason, "fused": []}
+            self._records[number] = self._records[number].model_copy(update=update)
+        self.chosen.clear()
+        self.tiled.clear()
 
     def layout(self, value: str) -> str:
         """Layout of a value."""
@@ -137,10 +145,11 @@ class Plan:
         facts |= {"sparsity": weight.sparsity, "block": weight.block}
         full = absorb(self.index, self.sizes, layer, self._taken)
         times = self._times_ms.get(number)
-        if times is None:
+        if times is not None:
+            facts |= {"dense_ms": times[0], "sparse_ms": times[1]}
+        if times is None or self._least_speedup is None:
             refusal = self._options.thresholds.refusal(layer, weight.sparsity, weight.block, count)
         else:
-            facts |= {"dense_ms": times[0], "sparse_ms": times[1]}
             slow = times[0] < times[1] * self._least_speedup
             refusal = f"measured to be less than {self._least_speedup:g}× faster" if slow else ""
         if refusal:

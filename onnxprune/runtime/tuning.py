@@ -82,15 +82,15 @@ def tune(
     deadline = _Deadline(seconds, clock, on_progress)
     timer = _LayerTimer(threads or 0, deadline)
     times = timer.measure(front, options, {name: array.shape for name, array in feeds.items()})
-    plans = [Plan(_copy(front), options)]
+    plans = [Plan(_copy(front), options, times)]
     plans += [Plan(_copy(front), options, times, least) for least in _CANDIDATES]
     distinct = {frozenset(plan.chosen): plan for plan in reversed(plans) if plan.chosen}
     candidates = [replaced(loaded, plan) for plan in distinct.values()]
     best = _fastest([loaded.proto, *(c.proto for c in candidates)], feeds, threads or 0, deadline)
     if best == 0:
-        none = CompileOptions(options.thresholds, options.layouts, include=())
-        plain = replaced(loaded, Plan(front, none))
-        return plain
+        plan = Plan(front, options, times)
+        plan.leave_dense("the whole model is not faster with sparse kernels")
+        return replaced(loaded, plan)
     return candidates[best - 1]
 
 
