@@ -130,17 +130,23 @@ def absorb(index: GraphIndex, sizes: Sizes, layer: Layer, taken: set[int]) -> La
     )
 
 
-def _weight(index: GraphIndex, name: str, node: NodeProto) -> TensorProto:
+def _weight(index: GraphIndex, name: str) -> TensorProto:
     tensor = index.stored.get(name)
     if tensor is None:
         if name in index.overridable:
             raise StaysDense("its weight is an input that a caller can override")
         maker = index.makers.get(name)
-        by = "" if maker is None else f" by {index.graph.node[maker].op_type}"
-        raise StaysDense(f"its weight is computed{by}")
+        if maker is None:
+            raise StaysDense("its weight is an input")
+        made = index.graph.node[maker]
+        tensor = index.stored.get(made.input[0]) if made.op_type == "Cast" else None
+        if tensor is None:  # ONNX Runtime casts weights of other types for the CPU
+            raise StaysDense(f"its weight is computed by {made.op_type}")
     if tensor.data_type != TensorProto.FLOAT:
         kind = TensorProto.DataType.Name(tensor.data_type).lower()
         raise StaysDense(f"its weight is {kind}; sparse operators compute in float32")
+    if name not in index.stored:
+        raise StaysDense("its weight is computed by Cast")
     if not math.prod(stored_shape(tensor)):
         raise StaysDense("its weight is empty")
     return tensor
@@ -152,7 +158,7 @@ def _check_columns(columns: int) -> None:
 
 
 def _conv(index: GraphIndex, sizes: Sizes, number: int, node: NodeProto) -> Layer:
-    shape = stored_shape(_weight(index, node.input[1], node))
+    shape = stored_shape(_weight(index, node.input[1]))
     if attribute_of(node, "group", 1) != 1:
         raise StaysDense("it has groups")
     if len(shape) not in (3, 4):
@@ -212,7 +218,7 @@ def _matmul(index: GraphIndex, number: int, node: NodeProto) -> Layer:
     x, weight = node.input
     if weight not in index.stored and x in index.stored:
         raise StaysDense("its weight is the first operand")
-    shape = stored_shape(_weight(index, weight, node))
+    shape = stored_shape(_weight(index, weight))
     if len(shape) != 2:
         raise StaysDense(f"its weight has {len(shape)} axes")
     _check_columns(shape[0])
@@ -224,7 +230,7 @@ def _gemm(index: GraphIndex, sizes: Sizes, number: int, node: NodeProto) -> Laye
     x, weight, *rest = node.input
     if weight not in index.stored and x in index.stored:
         raise StaysDense("its weight is the first operand")
-    shape = stored_shape(_weight(index, weight, node))
+    shape = stored_shape(_weight(index, weight))
     if attribute_of(node, "transA", 0):
         raise StaysDense("its input is transposed")
     transposed = not attribute_of(node, "transB", 0)

@@ -162,7 +162,8 @@ class Plan:
     def _multiplies_activations(self, node: NodeProto) -> bool:
         """Whether nothing stored goes into a product, so that it is no layer."""
         return node.op_type in ("MatMul", "FusedMatMul") and not any(
-            name in self.index.stored or self._unpacked(name) for name in node.input[:2]
+            name in self.index.stored or name in self.index.overridable or self._unpacked(name)
+            for name in node.input[:2]
         )
 
     def _unpacked(self, value: str) -> bool:
