@@ -1,5 +1,6 @@
 """The sparse operators in NumPy, after their description and not after the C++."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -65,7 +66,7 @@ def weight(values: np.ndarray, columns: np.ndarray, starts: np.ndarray, width: i
     assert starts[0] == 0
     assert starts[-1] == len(values) == len(columns)
     matrix = np.zeros((len(starts) - 1, width))
-    for row, (start, end) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for row, (start, end) in enumerate(itertools.pairwise(starts)):
         assert (np.diff(columns[start:end].astype(int)) > 0).all()
         matrix[row, columns[start:end]] = values[start:end]
     return matrix

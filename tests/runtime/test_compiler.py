@@ -341,7 +341,8 @@ def test_sub_graphs_stay_dense_and_see_the_values_they_need(kernels: bool):
         [helper.make_tensor_value_info("p", onnx.TensorProto.FLOAT, None)],
     )
     proto = net(
-        "g (float[N, 12] x, bool q) => (float[N, 20] y) { c = MatMul(x, w) r = Relu(c) y = Neg(r) }",
+        "g (float[N, 12] x, bool q) => (float[N, 20] y)"
+        " { c = MatMul(x, w) r = Relu(c) y = Neg(r) }",
         w=sparse(20, 12).T,
     )
     choice = helper.make_node("If", ["q"], ["i"], then_branch=branch, else_branch=other)
