@@ -44,11 +44,11 @@ def pruned(proto: ModelProto, sparsity: float = 0.9) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(proto)
     for tensor in find_tensors(copy).values():
-        if tensor.prunable and tensor.kind == "initializer":
+        if tensor.prunable and isinstance(tensor.proto, onnx.TensorProto):
             values = tensor.array().copy()
             order = np.argsort(np.abs(values), axis=None, kind="stable")
             values.ravel()[order[: int(sparsity * values.size)]] = 0
-            tensor.proto.CopyFrom(numpy_helper.from_array(values, tensor.name))
+            tensor.proto.CopyFrom(numpy_helper.from_array(values, tensor.proto.name))
     return copy
 
 
