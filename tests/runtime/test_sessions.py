@@ -21,7 +21,9 @@ from onnxprune.errors import (
 )
 from onnxprune.runtime import library
 from onnxprune.runtime.proof import LARGEST_DIFFERENCE, difference, prove
-from onnxprune.validate import bench, open_session
+from onnxprune.validate import open_session
+from onnxprune.validate.bench_sessions import peak_memory
+from onnxprune.validate.session import PreparedModel, session_settings
 
 from .helpers import compiled, net, normal, sparse
 
@@ -161,9 +163,8 @@ def test_the_kernels_are_those_of_this_machine():
 def test_compiled_models_are_opened_wherever_models_are(ready: Path, plain: Path):
     found = open_session(ready, threads=1).run(FEEDS)["y"]
     np.testing.assert_allclose(found, open_session(plain).run(FEEDS)["y"], atol=1e-5)
-    result = bench([plain, ready], batch=2, threads=1, rounds=5, processes=True).to_json()
-    assert [model["path"] for model in result["models"]] == [str(plain), str(ready)]
-    assert result["models"][1]["latency_ms"]["median"] > 0
+    with PreparedModel(ready, session_settings(threads=1)) as prepared:
+        assert peak_memory(prepared, FEEDS), "it was loaded and run in a process of its own"
 
 
 def test_the_difference_of_outputs():
