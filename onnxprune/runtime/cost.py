@@ -12,6 +12,9 @@ RATE = {1: 0.38, 4: 0.75}
 COPY = {"in_place": 0.0, "shifted": 3.0, "strided": 9.0, "turned": 9.0}
 """What it costs to lay out one input value, in dense multiply-adds with it."""
 
+PLANNING = 200.0
+"""What it costs to plan one tap of a strided convolution, shared by all channels."""
+
 MATRIX_VECTOR_SPARSITY = 0.8
 """From which sparsity a product with few rows of input gains: it reads less memory."""
 
@@ -69,7 +72,10 @@ def expected_speedup(layer: Layer, graph: GraphIndex) -> float:
     the same whatever the weight: `1 / (density / RATE + COPY / rows)`.
     """
     density = 1 - layer.sparsity
-    copy = COPY[_copying(layer)] / max(1, layer.outputs)
+    kind = _copying(layer)
+    copy = COPY[kind] / max(1, layer.outputs)
+    if kind == "strided":
+        copy += PLANNING / (layer.outputs * layer.weight.shape[1] / layer.taps)
     return 1 / max(density / RATE[block_rows(layer.weight)] + copy, 1e-3)
 
 

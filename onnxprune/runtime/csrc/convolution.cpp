@@ -42,9 +42,7 @@ void ConvolutionTasks::run(size_t task) const {
 
   Target target{};
   target.count = count;
-  target.activation = spec_.activation;
-  target.alpha = spec_.alpha;
-  target.beta = spec_.beta;
+  set_activation(target, spec_.activation, spec_.alpha, spec_.beta);
   target.y_pitch = y_tiled_ ? count : out_pixels_;
   target.residual_pitch = target.y_pitch;
   const int64_t y_offset = image * rows * out_pixels_ + (y_tiled_ ? first_pixel * rows : first_pixel);
@@ -85,6 +83,7 @@ void ConvolutionTasks::run(size_t task) const {
   for (size_t block = 0; block < weights_.block_count(); ++block) {
     if (in_place) {
       work.slab = source + ptrdiff_t(weights_.block_start(block)) * count;
+      fetch_ahead(work, source, block, tile);
     } else {
       float* slab = own.slab.array<float>(weights_.largest_block() * size_t(kMaxTile));
       size_t size;
@@ -97,6 +96,20 @@ void ConvolutionTasks::run(size_t task) const {
       work.slab = slab;
     }
     weights_.multiply(block, from, to, work, target);
+  }
+}
+
+void ConvolutionTasks::fetch_ahead(BlockWork& work, const float* tile_start, size_t block,
+                                   size_t tile) const {
+  const size_t next = block + 1;
+  if (next < weights_.block_count()) {
+    work.ahead = tile_start + ptrdiff_t(weights_.block_start(next)) * kTile;
+    work.ahead_floats = (weights_.block_start(next + 1) - weights_.block_start(next)) * kTile;
+  } else if (tile + 1 < tiles_) {
+    work.ahead = tile_start + ptrdiff_t(spec_.channels) * kTile;
+    work.ahead_floats = weights_.block_start(1) * kTile;
+  } else {
+    work.ahead_floats = 0;
   }
 }
 

@@ -50,6 +50,8 @@ class ConvolutionTasks {
   void run(size_t task) const;
 
  private:
+  // Names what the weights read after this block of an input in place.
+  void fetch_ahead(BlockWork& work, const float* tile_start, size_t block, size_t tile) const;
   void make_shifts(Shift* taps, int64_t first_pixel, int count) const;
   WindowList* make_windows(Scratch& own, int64_t first_pixel, int count) const;
 

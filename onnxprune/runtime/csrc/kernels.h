@@ -5,8 +5,13 @@
 // whatever kernel, stride or dilation the convolution has.
 #pragma once
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#if defined(_M_X64)
+#include <xmmintrin.h>
+#endif
 
 namespace onnxprune {
 
@@ -45,6 +50,7 @@ struct Target {
   int count;               // pixels of the tile, 1 to kMaxTile
   Activation activation;
   float alpha, beta;
+  float low, high;         // what results are cut to: bounds of Relu and Clip, else infinite
 };
 
 // One block of weight columns for some groups of rows.
@@ -58,6 +64,8 @@ struct BlockWork {
   uint32_t first_row;
   const float* bias;       // per output row, or null
   bool first, last;        // whether this is the first and the last block of columns
+  const float* ahead;      // what the next block reads, to be brought into the cache meanwhile
+  size_t ahead_floats;
 };
 
 // A bit for each pixel of a tile.
@@ -93,6 +101,26 @@ struct SlabRow {
   uint32_t channel;
   uint32_t tap;
 };
+
+inline void set_activation(Target& target, Activation activation, float alpha, float beta) {
+  target.activation = activation;
+  target.alpha = alpha;
+  target.beta = beta;
+  target.low = activation == Activation::kRelu ? 0.0f
+               : activation == Activation::kClip ? alpha
+                                                 : -INFINITY;
+  target.high = activation == Activation::kClip ? beta : INFINITY;
+}
+
+inline void prefetch(const float* address) {
+#if defined(__GNUC__)
+  __builtin_prefetch(address);
+#elif defined(_M_X64)
+  _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
+#else
+  (void)address;
+#endif
+}
 
 struct KernelSet {
   const char* name;
