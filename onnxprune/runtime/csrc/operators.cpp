@@ -1,7 +1,7 @@
 // The operators SparseConv and SparseMatMul for ONNX Runtime; docs/reference/sparse-operators.md
 // says what they compute.
 #include <array>
-#include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -503,9 +503,24 @@ CustomOp operator_of(const char* (*name)(const CustomOp*)) {
   return op;
 }
 
-const CustomOp& convolution_operator() {
-  static const CustomOp op =
+// Of the versions of ONNX Runtime that are loaded, sessions of older ones read fewer slots.
+CustomOp convolution_operator(uint32_t version) {
+  CustomOp op =
       operator_of<ConvolutionKernel>([](const CustomOp*) -> const char* { return "SparseConv"; });
+  op.version = version;
+  // Each task reads its part of the residual before it writes the same part of the output, so both
+  // can be one, which saves fetching the output's old content into the cache.
+  op.get_may_inplace = [](int** inputs, int** outputs) -> size_t {
+    *inputs = new int[1]{int(kResidual)};
+    *outputs = new int[1]{0};
+    return 1;
+  };
+  op.release_may_inplace = [](int* inputs, int* outputs) {
+    delete[] inputs;
+    delete[] outputs;
+  };
+  op.get_alias_map = [](int**, int**) -> size_t { return 0; };
+  op.release_alias_map = [](int*, int*) {};
   return op;
 }
 
@@ -513,6 +528,16 @@ const CustomOp& product_operator() {
   static const CustomOp op =
       operator_of<ProductKernel>([](const CustomOp*) -> const char* { return "SparseMatMul"; });
   return op;
+}
+
+// Whether ONNX Runtime is at least of a minor version. Asking it for a table that it does not have
+// would make it print an error.
+bool runs(const ApiBase& base, uint32_t minor) {
+  const char* version = base.get_version();
+  const char* dot = version ? std::strchr(version, '.') : nullptr;
+  if (!dot) return false;
+  return std::strtol(version, nullptr, 10) > 1 ||
+         std::strtol(dot + 1, nullptr, 10) >= long(minor);
 }
 
 }  // namespace
@@ -530,16 +555,19 @@ ONNXPRUNE_EXPORT onnxprune::ort::Status* RegisterCustomOps(
     onnxprune::ort::SessionOptions* options, const onnxprune::ort::ApiBase* base) {
   using namespace onnxprune;
   const ort::Api* api = base->get_api(ort::kApiVersion);
-  if (!api) return nullptr;  // ONNX Runtime has printed that it is older than 1.17
+  if (!api) return nullptr;  // older than 1.17, which ONNX Runtime has said
   return guarded(api, "registration", [&] {
     // A domain holds no more than two pointers, and sessions may use it until the process ends.
     static std::mutex mutex;
     static ort::OpDomain* domain = nullptr;
+    static ort::CustomOp convolution;
     const std::lock_guard<std::mutex> lock(mutex);
     if (!domain) {
       ort::OpDomain* made = nullptr;
+      convolution = convolution_operator(
+          runs(*base, ort::kInplaceVersion) ? ort::kInplaceVersion : ort::kApiVersion);
       check(api, ort::CreateDomain::of(api)(kDomain, &made));
-      check(api, ort::AddToDomain::of(api)(made, &convolution_operator()));
+      check(api, ort::AddToDomain::of(api)(made, &convolution));
       check(api, ort::AddToDomain::of(api)(made, &product_operator()));
       domain = made;
     }
