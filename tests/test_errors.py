@@ -41,6 +41,7 @@ def test_the_docstring_draws_the_tree_as_it_is() -> None:
         ("OutputError", 2),
         ("CheckpointError", 2),
         ("MissingDependencyError", 2),
+        ("MissingKernelsError", 2),
         ("TrainingError", 2),
         ("ModelError", 3),
         ("ModelFileError", 3),
