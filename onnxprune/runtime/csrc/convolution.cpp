@@ -21,6 +21,16 @@ ConvolutionTasks::ConvolutionTasks(const ConvolutionSpec& spec, const PackedWeig
   const double pack_cycles[] = {0, 2, 6};
   splits_ = row_splits(weights, size_t(call.batch) * tiles_, tile_size(geometry_.out_pixels(), 0),
                        pack_cycles[int(source_)]);
+  if (geometry_.phased()) {
+    phase_stride_ = ptrdiff_t(geometry_.phase_count()) * geometry_.phase_size();
+    phases_ = scratch().phases.array<float>(size_t(call.batch * spec.channels) *
+                                            size_t(phase_stride_));
+  }
+}
+
+void ConvolutionTasks::prepare(size_t task) const {
+  geometry_.split(kernels_, call_.x + ptrdiff_t(task) * geometry_.in_pixels(),
+                  phases_ + ptrdiff_t(task) * phase_stride_);
 }
 
 void ConvolutionTasks::run(size_t task) const {
@@ -64,6 +74,10 @@ void ConvolutionTasks::run(size_t task) const {
     windows = geometry_.windows(own, int64_t(tile), kernels_.width);
   } else if (source_ == Source::kShifted) {
     shifts = geometry_.shifts(own, int64_t(tile));
+    if (geometry_.phased()) {
+      source = phases_ + image * spec_.channels * phase_stride_;
+      channel_stride = phase_stride_;
+    }
   } else {
     source += first_pixel * spec_.channels;
     channel_stride = count;

@@ -33,6 +33,10 @@ class ConvolutionTasks {
   ConvolutionTasks(const ConvolutionSpec&, const PackedWeights&, const KernelSet&,
                    const ConvolutionCall&);
 
+  // Tasks that have to be done before `run`, likewise in any order.
+  size_t preparations() const { return geometry_.phased() ? size_t(call_.batch * spec_.channels) : 0; }
+  void prepare(size_t task) const;
+
   size_t count() const { return size_t(call_.batch) * tiles_ * splits_; }
   void run(size_t task) const;
 
@@ -50,6 +54,8 @@ class ConvolutionTasks {
   bool y_tiled_;
   Source source_;
   size_t tiles_, splits_;
+  ptrdiff_t phase_stride_ = 0;  // floats from the phases of a channel to those of the next one
+  float* phases_ = nullptr;     // of all images, in the scratch memory of the calling thread
 };
 
 }  // namespace onnxprune

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "geometry.h"
 
@@ -28,15 +29,22 @@ class DepthwiseTasks {
  public:
   DepthwiseTasks(const DepthwiseSpec&, const KernelSet&, const DepthwiseCall&);
 
-  size_t count() const { return size_t(call_.batch) * tiles_ * parts_; }
+  size_t preparations() const { return 0; }
+  void prepare(size_t) const {}
+
+  size_t count() const { return size_t(call_.batch) * (geometry_.phased() ? 1 : tiles_) * parts_; }
   void run(size_t task) const;
 
  private:
+  void run_tile(DepthwiseWork work, int64_t image, int64_t tile, const Shift* shifts) const;
+  void run_phased(int64_t image, uint32_t from, uint32_t to) const;
+
   const DepthwiseSpec& spec_;
   const KernelSet& kernels_;
   DepthwiseCall call_;
   Geometry geometry_;
   size_t tiles_, parts_;
+  std::vector<Shift> shifts_;  // of all tiles, where the input is split into phases
 };
 
 }  // namespace onnxprune

@@ -27,6 +27,8 @@ std::pair<int64_t, int64_t> positions_inside(int64_t size, int64_t stride, int64
   return {std::min(first, end), end};
 }
 
+int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
+
 }  // namespace
 
 Geometry::Geometry(const WindowSpec& spec, int64_t channels, int64_t height, int64_t width,
@@ -39,29 +41,66 @@ Geometry::Geometry(const WindowSpec& spec, int64_t channels, int64_t height, int
       out_width_(spec.output_size(1, width)),
       // An image of one tile is the same in both layouts.
       tiled_(tiled && tile_count(height * width) > 1),
-      shifts_suffice_(!tiled_ && spec.strides[0] == 1 && spec.strides[1] == 1 &&
-                      width == out_width_) {
+      // Rows of a phase must be as long as those of the output, and hold all of its columns.
+      phased_(!tiled_ && spec.strides[0] * spec.strides[1] > 1 &&
+              (width + spec.strides[1] - 1) / spec.strides[1] <= out_width_),
+      shifts_suffice_(phased_ || (!tiled_ && spec.strides[0] == 1 && spec.strides[1] == 1 &&
+                                  width == out_width_)),
+      phase_rows_((height + spec.strides[0] - 1) / spec.strides[0]) {
   if (shifts_suffice_ && !spec.pointwise() && out_pixels() > 0) mark_borders();
+}
+
+size_t Geometry::phase_of(int64_t row, int64_t column) {
+  for (size_t i = 0; i < phases_.size(); ++i) {
+    if (phases_[i].row == row && phases_[i].column == column) return i;
+  }
+  phases_.push_back({row, column});
+  return phases_.size() - 1;
 }
 
 void Geometry::mark_borders() {
   // One word more than needed: the last tile may end in the middle of it.
   const auto words = size_t(out_pixels() / 64 + 2);
+  const int64_t down_stride = spec_.strides[0], right_stride = spec_.strides[1];
   for (int64_t k = 0; k < spec_.kernel[0]; ++k) {
     Bits bits(words, 0);
-    const auto [from, to] = positions_inside(
-        out_height_, 1, k * spec_.dilations[0] - spec_.pads[0], height_);
+    const auto [from, to] = positions_inside(out_height_, down_stride,
+                                             k * spec_.dilations[0] - spec_.pads[0], height_);
     set_bits(bits, from * out_width_, to * out_width_);
     rows_inside_.push_back(std::move(bits));
   }
   for (int64_t k = 0; k < spec_.kernel[1]; ++k) {
     Bits bits(words, 0);
-    const auto [from, to] =
-        positions_inside(out_width_, 1, k * spec_.dilations[1] - spec_.pads[1], width_);
+    const auto [from, to] = positions_inside(out_width_, right_stride,
+                                             k * spec_.dilations[1] - spec_.pads[1], width_);
     for (int64_t y = 0; y < out_height_; ++y) {
       set_bits(bits, y * out_width_ + from, y * out_width_ + to);
     }
     columns_inside_.push_back(std::move(bits));
+  }
+  for (int64_t ky = 0; ky < spec_.kernel[0]; ++ky) {
+    for (int64_t kx = 0; kx < spec_.kernel[1]; ++kx) {
+      const int64_t down = ky * spec_.dilations[0] - spec_.pads[0];
+      const int64_t right = kx * spec_.dilations[1] - spec_.pads[1];
+      const int64_t row = floor_div(down, down_stride), column = floor_div(right, right_stride);
+      ptrdiff_t shift = row * out_width_ + column;
+      if (phased_) {
+        const size_t phase = phase_of(down - row * down_stride, right - column * right_stride);
+        shift += ptrdiff_t(phase) * phase_size();
+      }
+      tap_shifts_.push_back(shift);
+    }
+  }
+}
+
+void Geometry::split(const KernelSet& kernels, const float* channel, float* phases) const {
+  const int64_t step = spec_.strides[1];
+  for (const Phase& phase : phases_) {
+    for (int64_t y = phase.row, to = 0; y < height_; y += spec_.strides[0], ++to) {
+      kernels.every(channel + y * width_ + phase.column, size_t(width_ - phase.column), size_t(step),
+                    phases + to * out_width_);
+    }
+    phases += phase_size();
   }
 }
 
@@ -76,12 +115,10 @@ const Shift* Geometry::shifts(Scratch& scratch, int64_t tile) const {
   const auto word = size_t(tile);
   for (size_t ky = 0; ky < rows_inside_.size(); ++ky) {
     for (size_t kx = 0; kx < columns_inside_.size(); ++kx) {
-      const int64_t down = int64_t(ky) * spec_.dilations[0] - spec_.pads[0];
-      const int64_t right = int64_t(kx) * spec_.dilations[1] - spec_.pads[1];
       const Bits& row = rows_inside_[ky];
       const Bits& column = columns_inside_[kx];
       taps[ky * columns_inside_.size() + kx] = {
-          ptrdiff_t(first_pixel + down * width_ + right),
+          ptrdiff_t(first_pixel) + tap_shifts_[ky * columns_inside_.size() + kx],
           {row[word] & column[word] & all.low, row[word + 1] & column[word + 1] & all.high}};
     }
   }

@@ -38,8 +38,16 @@ class Geometry {
   int64_t out_pixels() const { return out_height_ * out_width_; }
   bool x_tiled() const { return tiled_; }
 
-  // Whether neighbouring output pixels meet neighbouring input pixels at each tap.
+  // Whether neighbouring output pixels meet neighbouring input pixels at each tap: of the input
+  // itself, or, where the convolution has strides, of its phases. A phase holds every second (third,
+  // …) row and column; the phases of a channel lie one after another, `phase_size` floats each.
   bool shifts_suffice() const { return shifts_suffice_; }
+  bool phased() const { return phased_; }
+  size_t phase_count() const { return phases_.size(); }
+  ptrdiff_t phase_size() const { return ptrdiff_t(phase_rows_ * out_width_); }
+
+  // Writes the phases of one channel.
+  void split(const KernelSet& kernels, const float* channel, float* phases) const;
 
   // What the taps of a tile meet; in the scratch memory, until the next call.
   const Shift* shifts(Scratch& scratch, int64_t tile) const;
@@ -48,11 +56,19 @@ class Geometry {
  private:
   using Bits = std::vector<uint64_t>;
 
+  struct Phase {
+    int64_t row, column;
+  };
+
   void mark_borders();
+  size_t phase_of(int64_t row, int64_t column);
 
   WindowSpec spec_;
   int64_t channels_, height_, width_, out_height_, out_width_;
-  bool tiled_, shifts_suffice_;
+  bool tiled_, phased_, shifts_suffice_;
+  int64_t phase_rows_;
+  std::vector<Phase> phases_;
+  std::vector<ptrdiff_t> tap_shifts_;  // from the output pixel's place
   // For each row (column) of the kernel, the output pixels for which it lies inside the image.
   std::vector<Bits> rows_inside_, columns_inside_;
 };

@@ -149,6 +149,8 @@ struct KernelSet {
                        const float* source, ptrdiff_t channel_stride, const Shift* taps, int count);
   void (*pack_windows)(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
                        const float* source, const WindowList* taps, int count);
+  // Copies the first of each `step` floats.
+  void (*every)(const float* from, size_t size, size_t step, float* to);
   void (*depthwise_shifted)(const DepthwiseWork&, const Shift* taps, const Target&);
   void (*depthwise_windows)(const DepthwiseWork&, const WindowList* taps, const Target&);
   // Row j of the slab is column j of a (tokens, features) matrix; and the way back, in which the

@@ -428,6 +428,14 @@ void pack_shifted(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t
       ShiftedPacking{slab, slab_pitch, rows, row_count, source, channel_stride, taps});
 }
 
+void every(const float* from, size_t size, size_t step, float* to) {
+  size_t at = 0;
+  if (step == 2) {
+    for (; at + 2 * kWidth <= size; at += 2 * kWidth, to += kWidth) V::store(to, V::even(from + at));
+  }
+  for (; at < size; at += step) *to++ = from[at];
+}
+
 struct ShiftedDepthwise {
   const DepthwiseWork& work;
   const Shift* taps;
@@ -566,5 +574,5 @@ void store_transposed(const float* sums, size_t rows, const Target& target) {
 constexpr KernelSet kSet = {
     V::kName,     V::kWidth,    V::kPair,     4,
     unstructured, blocked,      pack_shifted, pack_windows,
-    depthwise_shifted, depthwise_windows, pack_transposed, store_transposed, activate,
+    every, depthwise_shifted, depthwise_windows, pack_transposed, store_transposed, activate,
 };

@@ -314,28 +314,34 @@ class Kernel {
     return static_cast<float*>(data);
   }
 
-  // Runs tasks on the session's threads. What a task throws is thrown here.
+  // Runs tasks on the session's threads, their preparations first.
   template <class Tasks>
   void spread(const KernelContext* context, const Tasks& tasks) const {
+    parallel(context, tasks.preparations(), [&](size_t task) { tasks.prepare(task); });
+    parallel(context, tasks.count(), [&](size_t task) { tasks.run(task); });
+  }
+
+  // Calls `body` for each number below `count`. What it throws is thrown here.
+  template <class Body>
+  void parallel(const KernelContext* context, size_t count, const Body& body) const {
     struct Shared {
-      const Tasks* tasks;
+      const Body& body;
       std::mutex mutex;
       std::exception_ptr error;
-    } shared{&tasks, {}, nullptr};
-    const auto body = [](void* data, size_t task) {
+    } shared{body, {}, nullptr};
+    const auto one = [](void* data, size_t task) {
       auto* own = static_cast<Shared*>(data);
       try {
-        own->tasks->run(task);
+        own->body(task);
       } catch (...) {
         const std::lock_guard<std::mutex> lock(own->mutex);
         own->error = std::current_exception();
       }
     };
-    const size_t count = tasks.count();
     if (count == 1) {
-      body(&shared, 0);
+      one(&shared, 0);
     } else if (count > 1) {
-      check(api_, ParallelFor::of(api_)(context, body, count, 0, &shared));
+      check(api_, ParallelFor::of(api_)(context, one, count, 0, &shared));
     }
     if (shared.error) std::rethrow_exception(shared.error);
   }
