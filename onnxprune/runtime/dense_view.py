@@ -39,10 +39,12 @@ def dense_view(proto: ModelProto) -> ModelProto:
         if node.domain != DOMAIN:
             nodes.append(node)
             continue
-        name = node.input[1].removesuffix(f".{PARTS[0]}")
+        depthwise = node.op_type == "DepthwiseConv"
+        name = node.input[1].removesuffix(".taps" if depthwise else f".{PARTS[0]}")
         if name not in weights:
-            weights[name] = numpy_helper.from_array(_weight(node, stored), name)
-        nodes += _standard(node, name)
+            array = _depthwise_weight(node, stored) if depthwise else _weight(node, stored)
+            weights[name] = numpy_helper.from_array(array, name)
+        nodes += _standard(node, name, int(weights[name].dims[0]))
     kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del view.graph.node[:]
     view.graph.node.extend(kept)
@@ -50,7 +52,8 @@ def dense_view(proto: ModelProto) -> ModelProto:
     read = {name for node in kept for name in node.input}
     for place in reversed(range(len(view.graph.initializer))):
         name = view.graph.initializer[place].name
-        if name.endswith(tuple(f".{part}" for part in PARTS)) and name not in read:
+        parts = (*PARTS, "taps")
+        if name.endswith(tuple(f".{part}" for part in parts)) and name not in read:
             del view.graph.initializer[place]
     for place in reversed(range(len(view.opset_import))):
         if view.opset_import[place].domain == DOMAIN:
@@ -58,15 +61,18 @@ def dense_view(proto: ModelProto) -> ModelProto:
     return view
 
 
-def _standard(node: NodeProto, weight: str) -> list[NodeProto]:
+def _standard(node: NodeProto, weight: str, channels: int) -> list[NodeProto]:
     """The layer that an operator stands for, and the sum with its residual."""
     x, *_ = node.input
-    bias, residual = (*node.input[4:], "", "")[:2]
+    depthwise = node.op_type == "DepthwiseConv"
+    bias, residual = (*node.input[2 if depthwise else 4 :], "", "")[:2]
     output = node.output[0]
     made = f"{output}.without_residual" if residual else output
-    if node.op_type == "SparseConv":
+    if depthwise or node.op_type == "SparseConv":
         shared = ("kernel_shape", "strides", "pads", "dilations")
         attributes = {name: attribute_of(node, name) for name in shared}
+        if depthwise:
+            attributes["group"] = channels
         inputs = [x, weight, *([bias] if bias else [])]
         layers = [helper.make_node("Conv", inputs, [made], node.name, **attributes)]
     else:
@@ -102,13 +108,28 @@ def _weight(node: NodeProto, stored: dict[str, TensorProto]) -> np.ndarray:
             return matrix.reshape(rows, *inner) if convolution else matrix.T
     except (KeyError, IndexError, TypeError, ValueError):
         pass
-    raise ModelFileError(
-        "the compressed weight of a sparse operator makes no sense",
+    raise _senseless(node, stored)
+
+
+def _depthwise_weight(node: NodeProto, stored: dict[str, TensorProto]) -> np.ndarray:
+    """The weight of a depthwise operator as Conv stores it."""
+    try:
+        values = stored_array(stored[node.input[1]])
+        kernel = [int(size) for size in attribute_of(node, "kernel_shape")]
+        return values.reshape(len(values), 1, *kernel)
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise _senseless(node, stored) from None
+
+
+def _senseless(node: NodeProto, stored: dict[str, TensorProto]) -> ModelFileError:
+    return ModelFileError(
+        "the weight of an operator of the library makes no sense",
         where=f"node {label(node)!r}",
         got=", ".join(
             f"{name} {list(stored_shape(stored[name]))}" if name in stored else f"no {name!r}"
             for name in node.input[1:4]
         ),
-        expected="values and columns of one length, and row starts that rise from 0 to it",
+        expected="values and columns of one length, and row starts that rise from 0 to it; or one "
+        "row of taps for each channel",
         remedy="compile the model again",
     )

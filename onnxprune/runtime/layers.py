@@ -32,7 +32,7 @@ class Layer:
 
     Attributes:
         node: Index of the node.
-        kind: `conv` or `product`.
+        kind: `conv`, `product` or `depthwise`.
         x: The value that it reads.
         weight: Name of the stored weight.
         weight_shape: Its stored shape.
@@ -105,6 +105,22 @@ def read_layer(index: GraphIndex, sizes: Sizes, number: int) -> Layer:
     raise StaysDense(f"there is no sparse operator for {node.op_type}")
 
 
+def read_depthwise(index: GraphIndex, sizes: Sizes, number: int) -> Layer | None:
+    """A convolution of each channel by a kernel of its own; None for any other node."""
+    node = index.graph.node[number]
+    if node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
+        return None
+    try:
+        shape = stored_shape(_weight(index, node.input[1]))
+        group = attribute_of(node, "group", 1)
+        if len(shape) not in (3, 4) or shape[1] != 1 or group != shape[0] or group == 1:
+            return None
+        attributes, bias = _window(index, sizes, node, shape)
+    except StaysDense:
+        return None
+    return _layer(index, number, "depthwise", node.input[0], node.input[1], attributes, bias)
+
+
 def absorb(index: GraphIndex, sizes: Sizes, layer: Layer, taken: set[int]) -> Layer:
     """The layer with the bias, the residual and the activation that follow it.
 
@@ -164,6 +180,15 @@ def _conv(index: GraphIndex, sizes: Sizes, number: int, node: NodeProto) -> Laye
     if len(shape) not in (3, 4):
         raise StaysDense(f"it has {len(shape) - 2} spatial axes")
     _check_columns(math.prod(shape[1:]))
+    window, bias = _window(index, sizes, node, shape)
+    attributes = {"in_channels": shape[1], **window}
+    return _layer(index, number, "conv", node.input[0], node.input[1], attributes, bias)
+
+
+def _window(
+    index: GraphIndex, sizes: Sizes, node: NodeProto, shape: Sequence[int]
+) -> tuple[dict[str, list[int]], np.ndarray | None]:
+    """Attributes of a convolution's window, and its bias."""
     axes = len(shape) - 2
     strides = list(attribute_of(node, "strides", [1] * axes))
     dilations = list(attribute_of(node, "dilations", [1] * axes))
@@ -172,14 +197,13 @@ def _conv(index: GraphIndex, sizes: Sizes, number: int, node: NodeProto) -> Laye
         bias = index.array(node.input[2])
         if bias is None or bias.shape != (shape[0],):
             raise StaysDense("its bias is computed")
-    attributes = {
-        "in_channels": shape[1],
+    window = {
         "kernel_shape": list(shape[2:]),
         "strides": strides,
         "pads": _pads(node, sizes, shape[2:], strides, dilations),
         "dilations": dilations,
     }
-    return _layer(index, number, "conv", node.input[0], node.input[1], attributes, bias)
+    return window, bias
 
 
 def _pads(
@@ -330,7 +354,7 @@ def _with_bias(index: GraphIndex, sizes: Sizes, layer: Layer, taken: set[int]) -
     constant = index.array(found[1])
     if constant is None:
         return layer
-    if layer.kind == "conv":
+    if layer.kind != "product":
         axes = len(layer.attributes["kernel_shape"])
         bias = _row_constant(constant, layer.rows, -axes - 1, axes + 2)
     else:

@@ -10,7 +10,14 @@ from onnx import ModelProto, NodeProto
 from onnxprune.globs import matches
 from onnxprune.runtime.cost import Thresholds, positions
 from onnxprune.runtime.graph import GraphIndex, label
-from onnxprune.runtime.layers import LINEAR, Layer, StaysDense, absorb, read_layer
+from onnxprune.runtime.layers import (
+    LINEAR,
+    Layer,
+    StaysDense,
+    absorb,
+    read_depthwise,
+    read_layer,
+)
 from onnxprune.runtime.layouts import LayoutRule, tiled_values
 from onnxprune.runtime.record import LayerRecord
 from onnxprune.runtime.rows import SparseRows, block_rows
@@ -73,6 +80,7 @@ class Plan:
         index: Its graph.
         sizes: Its shapes.
         chosen: The layers that become sparse operators, by node.
+        companions: Depthwise convolutions between them, by node; see `_find_companions`.
         tiled: Values that are tiled.
     """
 
@@ -87,6 +95,7 @@ class Plan:
         self.index = GraphIndex(proto.graph)
         self.sizes = Sizes.of(proto)
         self.chosen: dict[int, Layer] = {}
+        self.companions: dict[int, Layer] = {}
         self._options = options
         self._times_ms = times_ms or {}
         self._least_speedup = least_speedup
@@ -96,7 +105,13 @@ class Plan:
         for number, node in enumerate(proto.graph.node):
             if node.op_type in LINEAR:
                 self._look_at(number, node)
+        self._find_companions()
         self.tiled = tiled_values(self.index, self.sizes, self.chosen, options.layouts)
+
+    @property
+    def replaced(self) -> list[Layer]:
+        """All layers that operators of the library take the place of."""
+        return [*self.chosen.values(), *self.companions.values()]
 
     def records(self) -> list[LayerRecord]:
         """What becomes of each layer, in graph order."""
@@ -115,6 +130,7 @@ class Plan:
             update = {"sparse": False, "reason": reason, "fused": []}
             self._records[number] = self._records[number].model_copy(update=update)
         self.chosen.clear()
+        self.companions.clear()
         self.tiled.clear()
 
     def layout(self, value: str) -> str:
@@ -158,6 +174,24 @@ class Plan:
         self._taken.update(full.absorbed)
         self.chosen[number] = full
         self._records[number] = LayerRecord(**facts | {"sparse": True, "fused": list(full.fused)})
+
+    def _find_companions(self) -> None:
+        """Depthwise convolutions that read what a sparse one makes.
+
+        ONNX Runtime computes them in a layout of its own, and would convert what lies between them
+        and the sparse convolutions, in both directions.
+        """
+        made = {layer.output for layer in self.chosen.values() if layer.kind == "conv"}
+        for number in range(len(self.proto.graph.node)):
+            layer = read_depthwise(self.index, self.sizes, number)
+            if layer is None or layer.x not in made or number in self._taken:
+                continue
+            full = absorb(self.index, self.sizes, layer, self._taken)
+            self._taken.update(full.absorbed)
+            self.companions[number] = full
+            update = {"reason": "dense, but in the layout of the sparse layer before it"}
+            record = self._records[number]
+            self._records[number] = record.model_copy(update={**update, "fused": list(full.fused)})
 
     def _multiplies_activations(self, node: NodeProto) -> bool:
         """Whether nothing stored goes into a product, so that it is no layer."""

@@ -1,6 +1,7 @@
 """Writing sparse operators into a graph."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -21,8 +22,8 @@ def rewrite(plan: Plan) -> None:
     where the last of the nodes stood that it absorbs, so all that it reads is computed before.
     """
     graph = plan.proto.graph
-    last = {max(layer.absorbed): layer for layer in plan.chosen.values()}
-    taken = {number for layer in plan.chosen.values() for number in layer.absorbed}
+    last = {max(layer.absorbed): layer for layer in plan.replaced}
+    taken = {number for layer in plan.replaced for number in layer.absorbed}
     writer = _Writer({*plan.index.stored, *plan.index.makers, *(v.name for v in graph.input)})
     nodes = []
     for number, node in enumerate(graph.node):
@@ -30,11 +31,14 @@ def rewrite(plan: Plan) -> None:
             layer = last[number]
             layouts = {value: plan.layout(value) for value in (layer.x, layer.output)}
             name = label(graph.node[layer.node])
-            nodes.append(writer.operator(layer, plan.weight(layer), name, layouts))
+            if layer.kind == "depthwise":
+                nodes.append(writer.depthwise(layer, layer.matrix(plan.index), name))
+            else:
+                nodes.append(writer.operator(layer, plan.weight(layer), name, layouts))
         elif number not in taken:
             nodes.append(node)
     known = {value.name for value in graph.value_info} | plan.index.outputs
-    for layer in plan.chosen.values():
+    for layer in plan.replaced:
         shape = plan.sizes.certain(layer.output)
         if layer.output not in known and shape is not None:
             kind = TensorProto.FLOAT
@@ -108,10 +112,32 @@ class _Writer:
             self._stored[key] = [
                 self._store(f"{layer.weight}.{part}", getattr(weight.rows, part)) for part in PARTS
             ]
+        attributes = self._attributes(layer)
+        if weight.block > 1:
+            attributes["block"] = weight.block
+        if layer.kind == "conv":
+            attributes |= {"x_layout": layouts[layer.x], "y_layout": layouts[layer.output]}
+        kind = "SparseConv" if layer.kind == "conv" else "SparseMatMul"
+        inputs = self._inputs(layer, self._stored[key], name)
+        return helper.make_node(kind, inputs, [layer.output], name, domain=DOMAIN, **attributes)
+
+    def depthwise(self, layer: Layer, weight: np.ndarray, name: str) -> NodeProto:
+        """The operator of a depthwise convolution, whose weight is `(channels, taps)`."""
+        inputs = self._inputs(layer, [self._store(f"{layer.weight}.taps", weight)], name)
+        attributes = self._attributes(layer)
+        return helper.make_node(
+            "DepthwiseConv", inputs, [layer.output], name, domain=DOMAIN, **attributes
+        )
+
+    def _inputs(self, layer: Layer, weight: Sequence[str], name: str) -> list[str]:
         bias = "" if layer.bias is None else self._store(f"{name}.bias", layer.bias)
-        inputs = [layer.x, *self._stored[key], bias, layer.residual or ""]
+        inputs = [layer.x, *weight, bias, layer.residual or ""]
         while not inputs[-1]:
             inputs.pop()
+        return inputs
+
+    @staticmethod
+    def _attributes(layer: Layer) -> dict[str, Any]:
         attributes = dict(layer.attributes)
         if layer.activation.name:
             attributes |= {
@@ -119,12 +145,7 @@ class _Writer:
                 "alpha": layer.activation.alpha,
                 "beta": layer.activation.beta,
             }
-        if weight.block > 1:
-            attributes["block"] = weight.block
-        if layer.kind == "conv":
-            attributes |= {"x_layout": layouts[layer.x], "y_layout": layouts[layer.output]}
-        kind = "SparseConv" if layer.kind == "conv" else "SparseMatMul"
-        return helper.make_node(kind, inputs, [layer.output], name, domain=DOMAIN, **attributes)
+        return attributes
 
     def _store(self, name: str, array: np.ndarray) -> str:
         count, fresh = 0, name

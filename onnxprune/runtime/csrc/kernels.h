@@ -5,8 +5,13 @@
 // whatever kernel, stride or dilation the convolution has.
 #pragma once
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#if defined(_M_X64)
+#include <xmmintrin.h>
+#endif
 
 namespace onnxprune {
 
@@ -42,9 +47,11 @@ struct Target {
   const float* residual;   // likewise, or null
   ptrdiff_t y_pitch;       // floats from one output row to the next
   ptrdiff_t residual_pitch;
+  ptrdiff_t next_tile;     // floats from a row of this tile to that of the next one; 0 in the last
   int count;               // pixels of the tile, 1 to kMaxTile
   Activation activation;
   float alpha, beta;
+  float low, high;         // what results are cut to: bounds of Relu and Clip, else infinite
 };
 
 // One block of weight columns for some groups of rows.
@@ -58,6 +65,8 @@ struct BlockWork {
   uint32_t first_row;
   const float* bias;       // per output row, or null
   bool first, last;        // whether this is the first and the last block of columns
+  const float* ahead;      // what the next block reads, to be brought into the cache meanwhile
+  size_t ahead_floats;
 };
 
 // A bit for each pixel of a tile.
@@ -94,6 +103,36 @@ struct SlabRow {
   uint32_t tap;
 };
 
+inline void set_activation(Target& target, Activation activation, float alpha, float beta) {
+  target.activation = activation;
+  target.alpha = alpha;
+  target.beta = beta;
+  target.low = activation == Activation::kRelu ? 0.0f
+               : activation == Activation::kClip ? alpha
+                                                 : -INFINITY;
+  target.high = activation == Activation::kClip ? beta : INFINITY;
+}
+
+inline void prefetch(const float* address) {
+#if defined(__GNUC__)
+  __builtin_prefetch(address);
+#elif defined(_M_X64)
+  _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
+#else
+  (void)address;
+#endif
+}
+
+// A depthwise convolution of some channels of one tile.
+struct DepthwiseWork {
+  const float* x;            // first pixel of channel 0
+  ptrdiff_t channel_stride;
+  const float* weights;      // (channels, taps)
+  const float* bias;         // per channel, or null
+  size_t taps;
+  uint32_t from, to;         // channels
+};
+
 struct KernelSet {
   const char* name;
   int width;       // floats of a vector
@@ -110,6 +149,10 @@ struct KernelSet {
                        const float* source, ptrdiff_t channel_stride, const Shift* taps, int count);
   void (*pack_windows)(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
                        const float* source, const WindowList* taps, int count);
+  // Copies the first of each `step` floats.
+  void (*every)(const float* from, size_t size, size_t step, float* to);
+  void (*depthwise_shifted)(const DepthwiseWork&, const Shift* taps, const Target&);
+  void (*depthwise_windows)(const DepthwiseWork&, const WindowList* taps, const Target&);
   // Row j of the slab is column j of a (tokens, features) matrix; and the way back, in which the
   // residual is added and the activation applied.
   void (*pack_transposed)(float* slab, ptrdiff_t slab_pitch, const float* source, ptrdiff_t pitch,

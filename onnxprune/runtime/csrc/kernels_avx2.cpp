@@ -45,6 +45,10 @@ struct V {
                                           _mm256_castsi256_ps(beyond));
     return _mm256_blendv_ps(x, taken, _mm256_castsi256_ps(lanes(w.lanes)));
   }
+  static Vec even(const float* p) {
+    const __m256 mixed = _mm256_shuffle_ps(load(p), load(p + 8), 0x88);
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xD8));
+  }
   static void transpose(const float* from, ptrdiff_t pitch, float* to, ptrdiff_t to_pitch) {
     transpose_8x8(from, pitch, to, to_pitch);
   }

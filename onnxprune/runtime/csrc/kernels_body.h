@@ -162,43 +162,29 @@ inline void begin(Row<N>& row, const BlockWork& work, uint32_t index, int from) 
   }
 }
 
+// Adds the residual, applies the activation and stores a row whose sums are complete. `tail` are
+// the pixels of its last vector.
 template <int N>
-inline void finish(Row<N>& row, const BlockWork& work, const Target& target, uint32_t index,
-                   int from) {
-  if (!work.last) {
-    float* sums = work.sums + ptrdiff_t(index - work.first_row) * kMaxTile + from * kWidth;
-    row.each([&](Vec& a, int i) { V::store(sums + i * kWidth, a); });
-    return;
-  }
+inline void complete(Row<N>& row, const Target& target, uint32_t index, int from, int tail) {
   float* y = target.y + ptrdiff_t(index) * target.y_pitch + from * kWidth;
-  const float* residual = target.residual
-      ? target.residual + ptrdiff_t(index) * target.residual_pitch + from * kWidth
-      : nullptr;
-  const int count = target.count - from * kWidth;
-  const int tail = count < N * kWidth ? count - (N - 1) * kWidth : kWidth;
-  if (residual) {
+  const bool whole = tail == kWidth;
+  if (target.next_tile) {
+    // One line of many planes each: more streams than processors follow.
+    row.each([&](Vec&, int i) { prefetch(y + target.next_tile + i * kWidth); });
+  }
+  if (target.residual) {
+    const float* residual =
+        target.residual + ptrdiff_t(index) * target.residual_pitch + from * kWidth;
     row.each([&](Vec& a, int i) {
-      if (i < N - 1 || tail == kWidth) {
-        a = V::add(a, V::load(residual + i * kWidth));
-      } else {
-        a = V::add(a, V::load_bits(residual + i * kWidth, (uint64_t{1} << tail) - 1));
-      }
+      a = V::add(a, i < N - 1 || whole
+                        ? V::load(residual + i * kWidth)
+                        : V::load_bits(residual + i * kWidth, (uint64_t{1} << tail) - 1));
     });
   }
-  switch (target.activation) {
-    case Activation::kRelu:
-      row.each([&](Vec& a, int) { a = V::max(V::zero(), a); });
-      break;
-    case Activation::kClip: {
-      const Vec low = V::broadcast(target.alpha), high = V::broadcast(target.beta);
-      row.each([&](Vec& a, int) { a = V::min(high, V::max(low, a)); });
-      break;
-    }
-    default:
-      break;
-  }
+  const Vec low = V::broadcast(target.low), high = V::broadcast(target.high);
   row.each([&](Vec& a, int i) {
-    if (i < N - 1 || tail == kWidth) {
+    a = V::min(high, V::max(low, a));
+    if (i < N - 1 || whole) {
       V::store(y + i * kWidth, a);
     } else {
       V::store_head(y + i * kWidth, a, tail);
@@ -207,6 +193,18 @@ inline void finish(Row<N>& row, const BlockWork& work, const Target& target, uin
   if (target.activation > Activation::kClip) {
     // The longer ones once, out of line, on what still lies in the cache.
     activate(target.activation, target.alpha, target.beta, y, size_t((N - 1) * kWidth + tail));
+  }
+}
+
+template <int N>
+inline void finish(Row<N>& row, const BlockWork& work, const Target& target, uint32_t index,
+                   int from) {
+  if (work.last) {
+    const int count = target.count - from * kWidth;
+    complete(row, target, index, from, count < N * kWidth ? count - (N - 1) * kWidth : kWidth);
+  } else {
+    float* sums = work.sums + ptrdiff_t(index - work.first_row) * kMaxTile + from * kWidth;
+    row.each([&](Vec& a, int i) { V::store(sums + i * kWidth, a); });
   }
 }
 
@@ -253,11 +251,34 @@ inline const char* four_rows(const Group& group, const BlockWork& work, const Ta
   return entries;
 }
 
+// Brings what the next block reads into the cache, a little with each group: weights read it in no
+// order, which processors do not foresee.
+class Ahead {
+ public:
+  explicit Ahead(const BlockWork& work)
+      : at_(work.ahead),
+        end_(work.ahead + work.ahead_floats),
+        share_(ptrdiff_t(work.ahead_floats / (work.group_count + 1) / 16 * 16 + 16)) {}
+
+  inline void step() {
+    if (at_ >= end_) return;
+    for (ptrdiff_t i = 0; i < share_; i += 16) prefetch(at_ + i);
+    at_ += share_;
+  }
+
+ private:
+  const float* at_;
+  const float* end_;
+  ptrdiff_t share_;
+};
+
 template <int N>
 void unstructured_rows(const BlockWork& work, const Target& target) {
   const char* entries = static_cast<const char*>(work.entries);
+  Ahead ahead(work);
   for (size_t g = 0; g < work.group_count; ++g) {
     const Group& group = work.groups[g];
+    ahead.step();
     if constexpr (V::kPair == 4) {
       if (group.rows == 4) {
         entries = four_rows<N>(group, work, target, entries);
@@ -331,8 +352,10 @@ void call_block_rows(int vectors, const Group& group, const BlockWork& work, con
 void blocked(const BlockWork& work, const Target& target) {
   const char* entries = static_cast<const char*>(work.entries);
   const int vectors = vectors_of(target.count);
+  Ahead ahead(work);
   for (size_t g = 0; g < work.group_count; ++g) {
     const Group& group = work.groups[g];
+    ahead.step();
     for (int from = 0; from < vectors; from += V::kBlockVectors) {
       const int some = vectors - from < V::kBlockVectors ? vectors - from : V::kBlockVectors;
       call_block_rows<V::kBlockVectors>(some, group, work, target, entries, from);
@@ -341,22 +364,134 @@ void blocked(const BlockWork& work, const Target& target) {
   }
 }
 
-// The bits of `pixels` from pixel `from` on, at least kWidth of them.
+// The bits of `pixels` from pixel `from` on.
 inline uint64_t bits_from(const PixelBits& pixels, int from) {
-  return from < 64 ? pixels.low >> from : pixels.high >> (from - 64);
+  constexpr uint64_t kFull = (uint64_t{1} << kWidth) - 1;
+  return (from < 64 ? pixels.low >> from : pixels.high >> (from - 64)) & kFull;
 }
 
-void pack_shifted(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
-                  const float* source, ptrdiff_t channel_stride, const Shift* taps, int count) {
-  const int vectors = vectors_of(count);
-  constexpr uint64_t kFull = (uint64_t{1} << kWidth) - 1;
+template <int N>
+inline bool all_inside(const PixelBits& pixels) {
+  constexpr int kBits = N * kWidth;
+  constexpr uint64_t kLow = kBits >= 64 ? ~uint64_t{0} : (uint64_t{1} << kBits % 64) - 1;
+  constexpr uint64_t kHigh = kBits > 64 ? (uint64_t{1} << (kBits - 64) % 64) - 1 : 0;
+  return (pixels.low & kLow) == kLow && (pixels.high & kHigh) == kHigh;
+}
+
+template <int N>
+void pack_shifted_rows(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
+                       const float* source, ptrdiff_t channel_stride, const Shift* taps) {
   for (size_t k = 0; k < row_count; ++k, slab += slab_pitch) {
     const Shift& tap = taps[rows[k].tap];
     const float* from = source + ptrdiff_t(rows[k].channel) * channel_stride + tap.shift;
+    Row<N> row;
+    if (all_inside<N>(tap.inside)) {
+      row.each([&](Vec& x, int i) { x = V::load(from + i * kWidth); });
+    } else {
+      row.each([&](Vec& x, int i) {
+        x = V::load_bits(from + i * kWidth, bits_from(tap.inside, i * kWidth));
+      });
+    }
+    row.each([&](Vec& x, int i) { V::store(slab + i * kWidth, x); });
+  }
+}
+
+// Calls `function.template run<N>()` for a number of vectors.
+template <int N, class Function>
+inline void with_vectors(int vectors, const Function& function) {
+  if (vectors == N) {
+    function.template run<N>();
+  } else if constexpr (N > 1) {
+    with_vectors<N - 1>(vectors, function);
+  }
+}
+
+struct ShiftedPacking {
+  float* slab;
+  ptrdiff_t slab_pitch;
+  const SlabRow* rows;
+  size_t row_count;
+  const float* source;
+  ptrdiff_t channel_stride;
+  const Shift* taps;
+
+  template <int N>
+  void run() const {
+    pack_shifted_rows<N>(slab, slab_pitch, rows, row_count, source, channel_stride, taps);
+  }
+};
+
+void pack_shifted(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
+                  const float* source, ptrdiff_t channel_stride, const Shift* taps, int count) {
+  with_vectors<kVectors>(
+      vectors_of(count),
+      ShiftedPacking{slab, slab_pitch, rows, row_count, source, channel_stride, taps});
+}
+
+void every(const float* from, size_t size, size_t step, float* to) {
+  size_t at = 0;
+  if (step == 2) {
+    for (; at + 2 * kWidth <= size; at += 2 * kWidth, to += kWidth) V::store(to, V::even(from + at));
+  }
+  for (; at < size; at += step) *to++ = from[at];
+}
+
+struct ShiftedDepthwise {
+  const DepthwiseWork& work;
+  const Shift* taps;
+  const Target& target;
+
+  template <int N>
+  void run() const {
+    const float* weights = work.weights + size_t{work.from} * work.taps;
+    for (uint32_t channel = work.from; channel < work.to; ++channel) {
+      const float* source = work.x + ptrdiff_t(channel) * work.channel_stride;
+      Row<N> row;
+      const Vec start = work.bias ? V::broadcast(work.bias[channel]) : V::zero();
+      row.each([&](Vec& a, int) { a = start; });
+      for (size_t tap = 0; tap < work.taps; ++tap) {
+        const Vec weight = V::broadcast(*weights++);
+        const float* from = source + taps[tap].shift;
+        const PixelBits inside = taps[tap].inside;
+        if (all_inside<N>(inside)) {
+          row.multiply_add(from, weight);
+        } else {
+          row.each([&](Vec& a, int i) {
+            const Vec x = V::load_bits(from + i * kWidth, bits_from(inside, i * kWidth));
+            a = V::fma(x, weight, a);
+          });
+        }
+      }
+      complete(row, target, channel, 0, target.count - (N - 1) * kWidth);
+    }
+  }
+};
+
+void depthwise_shifted(const DepthwiseWork& work, const Shift* taps, const Target& target) {
+  with_vectors<kVectors>(vectors_of(target.count), ShiftedDepthwise{work, taps, target});
+}
+
+void depthwise_windows(const DepthwiseWork& work, const WindowList* taps, const Target& target) {
+  const int vectors = vectors_of(target.count);
+  Vec sums[kVectors];
+  for (uint32_t channel = work.from; channel < work.to; ++channel) {
+    const float* source = work.x + ptrdiff_t(channel) * work.channel_stride;
+    const float* weights = work.weights + size_t{channel} * work.taps;
+    const Vec start = work.bias ? V::broadcast(work.bias[channel]) : V::zero();
+    for (int i = 0; i < vectors; ++i) sums[i] = start;
+    for (size_t tap = 0; tap < work.taps; ++tap) {
+      const Vec weight = V::broadcast(weights[tap]);
+      const Window* const end = taps[tap].first + taps[tap].size;
+      for (const Window* window = taps[tap].first; window != end; ++window) {
+        Vec& sum = sums[window->vector];
+        sum = V::fma(V::take(V::zero(), source + window->base, *window), weight, sum);
+      }
+    }
     for (int i = 0; i < vectors; ++i) {
-      const uint64_t bits = bits_from(tap.inside, i * kWidth) & kFull;
-      const Vec x = bits == kFull ? V::load(from + i * kWidth) : V::load_bits(from + i * kWidth, bits);
-      V::store(slab + i * kWidth, x);
+      Row<1> row;
+      row.a0 = sums[i];
+      const int rest = target.count - i * kWidth;
+      complete(row, target, channel, i, rest < kWidth ? rest : kWidth);
     }
   }
 }
@@ -439,5 +574,5 @@ void store_transposed(const float* sums, size_t rows, const Target& target) {
 constexpr KernelSet kSet = {
     V::kName,     V::kWidth,    V::kPair,     4,
     unstructured, blocked,      pack_shifted, pack_windows,
-    pack_transposed, store_transposed, activate,
+    every, depthwise_shifted, depthwise_windows, pack_transposed, store_transposed, activate,
 };

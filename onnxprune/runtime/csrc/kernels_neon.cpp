@@ -36,6 +36,7 @@ struct V {
     }
     return vld1q_f32(lanes);
   }
+  static Vec even(const float* p) { return vuzp1q_f32(load(p), load(p + 4)); }
   static void transpose(const float* from, ptrdiff_t pitch, float* to, ptrdiff_t to_pitch) {
     const float32x4x2_t a = vtrnq_f32(vld1q_f32(from), vld1q_f32(from + pitch));
     const float32x4x2_t b = vtrnq_f32(vld1q_f32(from + 2 * pitch), vld1q_f32(from + 3 * pitch));

@@ -21,6 +21,7 @@ struct CustomOp;
 struct Api;
 
 constexpr uint32_t kApiVersion = 17;
+constexpr uint32_t kInplaceVersion = 18;  // the first that lets an output take an input's memory
 
 struct ApiBase {
   const Api* (*get_api)(uint32_t version);
@@ -59,8 +60,13 @@ struct CustomOp {
   Status* (*infer_shape)(const CustomOp*, ShapeInferContext*);
   int (*get_start_version)(const CustomOp*);
   int (*get_end_version)(const CustomOp*);
+  // From version 18 on.
+  size_t (*get_may_inplace)(int** inputs, int** outputs);
+  void (*release_may_inplace)(int* inputs, int* outputs);
+  size_t (*get_alias_map)(int** inputs, int** outputs);
+  void (*release_alias_map)(int* inputs, int* outputs);
 };
-static_assert(sizeof(CustomOp) == 22 * sizeof(void*), "22 slots, the first padded to a pointer");
+static_assert(sizeof(CustomOp) == 26 * sizeof(void*), "26 slots, the first padded to a pointer");
 
 // One function of the table: its position and its type.
 template <size_t Slot, class Function>

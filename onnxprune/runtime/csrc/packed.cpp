@@ -1,15 +1,15 @@
 #include "packed.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 
 namespace onnxprune {
 namespace {
 
 constexpr size_t kChunkRows = 128;
-// 24 KiB of slab, which leaves a quarter of the usual first-level cache to weights and sums.
-constexpr size_t kBlockColumns = 96;
+// 32 KiB of slab. Measured between 64 and 1024: smaller blocks pass sums through the cache more
+// often, larger ones leave its first level; 96 to 192 are within 2 % of each other.
+constexpr size_t kBlockColumns = 128;
 
 size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
@@ -35,9 +35,7 @@ PackedWeights::PackedWeights(const SparseMatrix& matrix, size_t taps, bool conti
     slab_row_of[column] = int32_t(slab_.size());
     slab_.push_back({uint32_t(column / taps), uint32_t(column % taps)});
   }
-  size_t limit = kBlockColumns;
-  if (const char* text = std::getenv("ONNXPRUNE_BLOCK")) limit = size_t(std::atoi(text));
-  const size_t blocks = std::max<size_t>(1, ceil_div(slab_.size(), limit));
+  const size_t blocks = std::max<size_t>(1, ceil_div(slab_.size(), kBlockColumns));
   const size_t chunks = std::max<size_t>(1, ceil_div(rows_, kChunkRows));
   for (size_t b = 0; b <= blocks; ++b) block_starts_.push_back(slab_.size() * b / blocks);
   for (size_t b = 0; b < blocks; ++b) {
@@ -79,6 +77,7 @@ void PackedWeights::multiply(size_t block, size_t from, size_t to, BlockWork wor
     work.groups = groups_.data() + part.group;
     work.group_count = part.group_count;
     work.entries = words_.data() + part.entry;
+    if (chunk > from) work.ahead_floats = 0;
     (blocked_ ? kernels_.blocked : kernels_.unstructured)(work, target);
   }
 }

@@ -49,9 +49,7 @@ void ProductTasks::run(size_t task) const {
   target.y_pitch = outputs;
   target.residual = call_.residual ? call_.residual + offset : nullptr;
   target.residual_pitch = outputs;
-  target.activation = spec_.activation;
-  target.alpha = spec_.alpha;
-  target.beta = spec_.beta;
+  set_activation(target, spec_.activation, spec_.alpha, spec_.beta);
   kernels_.store_transposed(work.sums, rows, target);
 }
 

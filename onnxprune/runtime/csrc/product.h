@@ -25,6 +25,9 @@ class ProductTasks {
  public:
   ProductTasks(const ProductSpec&, const PackedWeights&, const KernelSet&, const ProductCall&);
 
+  size_t preparations() const { return 0; }
+  void prepare(size_t) const {}
+
   size_t count() const { return tiles_ * splits_; }
   void run(size_t task) const;
 
