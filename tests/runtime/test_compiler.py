@@ -84,6 +84,47 @@ def test_products(form: str, kernels: bool):
     assert operators(result.proto) == ["SparseMatMul"]
 
 
+DEPTHWISE = {
+    "kernel 3": ((3, 3), "pads = [1, 1, 1, 1]"),
+    "uneven": ((2, 3), "pads = [0, 1, 2, 3], strides = [2, 1], dilations = [1, 2]"),
+    "a stride": ((5, 5), "pads = [2, 2, 2, 2], strides = [2, 2]"),
+    "one axis": ((3,), "pads = [2, 1], strides = [2], dilations = [2]"),
+}
+
+
+@pytest.mark.parametrize("form", DEPTHWISE)
+def test_a_depthwise_layer_goes_with_the_sparse_one_that_it_reads(form: str, kernels: bool):
+    """In ONNX Runtime's own layout it would have what lies between them converted."""
+    kernel, settings = DEPTHWISE[form]
+    size, ones = [13, 11][: len(kernel)], [1] * len(kernel)
+    proto = net(
+        f"g (float[N, 6, {', '.join(map(str, size))}] x)"
+        f" => (float[N, 8, {', '.join('HW'[: len(size)])}] y)"
+        f" {{ c = Conv(x, w) r = Relu(c) d = Conv<group = 8, {settings}>(r, v, b)"
+        " s = Sigmoid(d) y = Mul(d, s) }",
+        w=sparse(8, 6, *ones),
+        v=normal(8, 1, *kernel),
+        b=normal(8),
+    )
+    result = compiled(proto)
+    assert operators(result.proto) == ["SparseConv", "DepthwiseConv"]
+    layer = result.record.layers[1]
+    assert (layer.sparse, layer.fused) == (False, ["Silu"])
+    check_equal(proto, result, {"x": normal(2, 6, *size)}, kernels, replaced=1)
+
+
+def test_a_depthwise_layer_by_itself_stays(kernels: bool):
+    proto = net(
+        "g (float[N, 8, 9, 9] x) => (float[N, 6, 9, 9] y)"
+        " { d = Conv<group = 8, pads = [1, 1, 1, 1]>(x, v) y = Conv(d, w) }",
+        v=normal(8, 1, 3, 3),
+        w=sparse(6, 8, 1, 1),
+    )
+    result = compiled(proto)
+    assert operators(result.proto) == ["Conv", "SparseConv"]
+    check_equal(proto, result, {"x": normal(2, 8, 9, 9)}, kernels, replaced=1)
+
+
 def test_a_residual_is_added_by_the_layer_that_comes_last(kernels: bool):
     proto = net(
         "g (float[N, 6, 9, 9] x) => (float[N, 8, 9, 9] y)"
