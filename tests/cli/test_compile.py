@@ -69,7 +69,7 @@ def test_the_table_and_json(command: Command, pruned: Path):
     text = command("compile", pruned, "-o", output, "--threads", 1).expect(0).out
     assert "64×32×1×1" in text
     assert "yes + Relu" in text
-    assert "no: it has groups" in text
+    assert "no: dense, but in the layout" in text
     assert "1 of 2 layers have sparse kernels" in text
     facts = command("compile", pruned, "-o", output, "--json").expect(0).json
     assert facts["output"] == str(output)

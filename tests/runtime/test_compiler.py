@@ -1,7 +1,9 @@
 """Layers become sparse operators that compute the same."""
 
 import json
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +12,7 @@ from onnx import helper, numpy_helper
 from onnxprune.errors import UnsupportedModelError
 from onnxprune.export.metadata import KEY, verify
 from onnxprune.runtime import CompileOptions, Thresholds, compile_model, is_compiled, read_record
+from onnxprune.runtime.record import schema
 
 from .helpers import (
     ANY,
@@ -395,3 +398,12 @@ def test_sub_graphs_stay_dense_and_see_the_values_they_need(kernels: bool):
     for way in (True, False):
         feeds = {"x": normal(3, 12), "q": np.array(way)}
         check_equal(proto, result, feeds, kernels, replaced=1)
+
+
+def test_the_record_keeps_to_the_committed_schema():
+    file = Path(__file__).parents[2] / "docs" / "schema" / "compiled-metadata.schema.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    assert document == schema()
+    result = compiled(matmul(sparse(20, 12).T))
+    (entry,) = result.proto.metadata_props
+    jsonschema.Draft202012Validator(document).validate(json.loads(entry.value))
