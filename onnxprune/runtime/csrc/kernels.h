@@ -69,6 +69,15 @@ struct BlockWork {
   size_t ahead_floats;
 };
 
+// Compressed rows, as the model file holds them. The arrays belong to someone else.
+struct SparseMatrix {
+  size_t rows;
+  size_t columns;
+  const float* values;
+  const uint16_t* column_of;
+  const int32_t* row_starts;
+};
+
 // A bit for each pixel of a tile.
 struct PixelBits {
   uint64_t low, high;
@@ -158,6 +167,8 @@ struct KernelSet {
   void (*pack_transposed)(float* slab, ptrdiff_t slab_pitch, const float* source, ptrdiff_t pitch,
                           size_t columns, int count);
   void (*store_transposed)(const float* sums, size_t rows, const Target&);
+  // y[row] = x · the row of a sparse matrix, for rows `from` to `to`.
+  void (*dot_rows)(const SparseMatrix&, size_t from, size_t to, const float* x, float* y);
   void (*activate)(Activation, float alpha, float beta, float* data, size_t size);
 };
 

@@ -571,8 +571,25 @@ void store_transposed(const float* sums, size_t rows, const Target& target) {
   }
 }
 
+void dot_rows(const SparseMatrix& matrix, size_t from, size_t to, const float* x, float* y) {
+  for (size_t row = from; row < to; ++row) {
+    const int32_t start = matrix.row_starts[row];
+    const int32_t size = matrix.row_starts[row + 1] - start;
+    const float* values = matrix.values + start;
+    const uint16_t* columns = matrix.column_of + start;
+    Vec sum = V::zero();
+    int32_t i = 0;
+    for (; i + kWidth <= size; i += kWidth) {
+      sum = V::fma(V::load(values + i), V::gather(x, columns + i), sum);
+    }
+    float total = V::sum(sum);
+    for (; i < size; ++i) total += values[i] * x[columns[i]];
+    y[row - from] = total;
+  }
+}
+
 constexpr KernelSet kSet = {
     V::kName,     V::kWidth,    V::kPair,     4,
     unstructured, blocked,      pack_shifted, pack_windows,
-    every, depthwise_shifted, depthwise_windows, pack_transposed, store_transposed, activate,
+    every, depthwise_shifted, depthwise_windows, pack_transposed, store_transposed, dot_rows, activate,
 };

@@ -219,7 +219,7 @@ SparseMatrix matrix_of(const Api* api, const KernelInfo* info, int64_t columns) 
     refuse("its weight has " + std::to_string(columns) + " columns; expected 1 to 65536");
   }
   if (row_starts.size() < 2) refuse("row_starts is too short for one row");
-  SparseMatrix matrix;
+  SparseMatrix matrix{};
   matrix.rows = size_t(row_starts.size() - 1);
   matrix.columns = size_t(columns);
   matrix.values = data_of<float>(api, values.value);
@@ -547,6 +547,10 @@ class ProductKernel : public Kernel {
     shape.back() = int64_t(weights_->rows());
     ProductCall call{};
     call.tokens = x.size() / spec_.features;
+    call.matrix = {weights_->rows(), size_t(spec_.features),
+                   data_of<float>(api_, input(context, kValues)),
+                   data_of<uint16_t>(api_, input(context, kColumns)),
+                   data_of<int32_t>(api_, input(context, kRowStarts))};
     call.x = data_of<float>(api_, x.value);
     call.bias = bias(context, kBias, weights_->rows());
     call.residual = residual(context, kResidual, shape);

@@ -19,6 +19,7 @@ struct ProductCall {
   const float* residual;  // or null
   float* y;
   int64_t tokens;
+  SparseMatrix matrix;    // the same weights, row by row
 };
 
 class ProductTasks {
@@ -32,6 +33,9 @@ class ProductTasks {
   void run(size_t task) const;
 
  private:
+  void run_rows(int64_t token, size_t from, size_t to) const;
+  bool few() const;
+
   const ProductSpec& spec_;
   const PackedWeights& weights_;
   const KernelSet& kernels_;
