@@ -1,6 +1,7 @@
 """Sparse models, and whether two models compute the same."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -53,7 +54,7 @@ def pruned(proto: ModelProto, sparsity: float = 0.9) -> ModelProto:
 
 
 def compiled(
-    proto: ModelProto, layouts: LayoutRule = "pointwise", thresholds: Thresholds = ANY
+    proto: ModelProto | Path, layouts: LayoutRule = "pointwise", thresholds: Thresholds = ANY
 ) -> CompiledModel:
     return compile_model(proto, CompileOptions(thresholds, layouts))
 
