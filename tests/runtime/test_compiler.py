@@ -326,9 +326,16 @@ def test_the_rule_by_sparsity():
 
     assert reason(0.30, scattered=1) == ""
     assert reason(0.31, scattered=1) == "sparsity below 70%"
+    almost = np.ones(20_000, np.float32)
+    almost[:13_999] = 0
+    proto = net(
+        "g (float[N, 50, 100] x) => (float[N, T, 200] y) { y = MatMul(x, w) }",
+        w=np.random.default_rng(0).permutation(almost).reshape(100, 200),
+    )
+    assert compile_model(proto).record.replaced == 1, "69.995 % is 70 % up to rounding"
     assert reason(0.45) == "", "four neighbours share their columns"
     assert reason(0.46) == "sparsity below 55%"
-    assert reason(0.20, tokens=2, scattered=1) == "12,800 multiplications, fewer than 50,000"
+    assert reason(0.20, tokens=2, scattered=1) == "12,800 multiplications, fewer than 100,000"
     few = matmul(sparse(12, 12, density=0.1).T)
     few.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 12
     assert compile_model(few).record.layers[0].reason == "12 outputs, fewer than 16"
