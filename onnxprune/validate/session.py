@@ -118,6 +118,9 @@ class PreparedModel:
         label: How messages and reports name the model.
         source: The model as it was read.
         settings: How its sessions are opened.
+
+    Raises:
+        MissingKernelsError: The model is compiled and the library of sparse kernels is not there.
     """
 
     def __init__(self, model: ModelSource, settings: SessionSettings) -> None:
@@ -220,6 +223,7 @@ def open_session(
         UnsupportedModelError: ONNX Runtime has no implementation of an operator.
         UsageError: The provider is not available, or does not come up.
         MissingDependencyError: onnxruntime is not installed.
+        MissingKernelsError: The model is compiled and the library of sparse kernels is not there.
     """
     with PreparedModel(model, session_settings(provider, threads, optimization)) as prepared:
         return prepared.open()

@@ -175,15 +175,20 @@ def test_random_networks_agree_on_their_layouts(kernels: bool, seed: int, rule: 
     values, nodes = ["x"], []
     for step in range(int(rng.integers(3, 10))):
         one, other = (str(rng.choice(values)) for _ in range(2))
-        kind = rng.choice(["Conv", "Conv", "wide", "Add", "Relu", "Mul"])
+        kind = rng.choice(["Conv", "Conv", "wide", "deep", "Add", "Relu", "Mul"])
         text = {
             "Conv": f"Conv({one}, w{step % 3})",
             "wide": f"Conv<pads = [1, 1, 1, 1]>({one}, v)",
+            "deep": f"Conv<group = 8, pads = [1, 1, 1, 1]>({one}, g)",
             "Relu": f"Relu({one})",
         }.get(kind, f"{kind}({one}, {other})")
         nodes.append(f"n{step} = {text}")
         values.append(f"n{step}")
-    proto = net(graph(" ".join([*nodes, f"y = Neg({values[-1]})"]), size=10), **weights(3),
-                v=sparse(8, 8, 3, 3))  # fmt: skip
+    proto = net(
+        graph(" ".join([*nodes, f"y = Neg({values[-1]})"]), size=10),
+        **weights(3),
+        v=sparse(8, 8, 3, 3),
+        g=normal(8, 1, 3, 3),
+    )
     result = compiled(proto, layouts=rule)
     check_equal(proto, result, {"x": normal(2, 8, 10, 10)}, kernels)
