@@ -34,17 +34,24 @@ def dense_view(proto: ModelProto) -> ModelProto:
     view.CopyFrom(proto)
     stored = {tensor.name: tensor for tensor in view.graph.initializer}
     nodes: list[NodeProto] = []
-    weights: dict[str, TensorProto] = {}
+    weights: dict[tuple[object, ...], TensorProto] = {}
+    taken = set(stored)
     for node in view.graph.node:
         if node.domain != DOMAIN:
             nodes.append(node)
             continue
+        if len(node.input) < 2 or not node.output:
+            raise _senseless(node, stored)
         depthwise = node.op_type == "DepthwiseConv"
-        name = node.input[1].removesuffix(".taps" if depthwise else f".{PARTS[0]}")
-        if name not in weights:
+        key = _weight_key(node)
+        if key not in weights:
             array = _depthwise_weight(node, stored) if depthwise else _weight(node, stored)
-            weights[name] = numpy_helper.from_array(array, name)
-        nodes += _standard(node, name, int(weights[name].dims[0]))
+            name = node.input[1].removesuffix(".taps" if depthwise else f".{PARTS[0]}")
+            while name in taken:  # the file keeps it for another use, or in another arrangement
+                name += ".dense"
+            taken.add(name)
+            weights[key] = numpy_helper.from_array(array, name)
+        nodes += _standard(node, weights[key].name, int(weights[key].dims[0]))
     kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del view.graph.node[:]
     view.graph.node.extend(kept)
@@ -59,6 +66,13 @@ def dense_view(proto: ModelProto) -> ModelProto:
         if view.opset_import[place].domain == DOMAIN:
             del view.opset_import[place]
     return view
+
+
+def _weight_key(node: NodeProto) -> tuple[object, ...]:
+    """What operators with the same weight have in common."""
+    shape = (attribute_of(node, name) for name in ("in_channels", "in_features", "kernel_shape"))
+    weight = node.input[1:2] if node.op_type == "DepthwiseConv" else node.input[1:4]
+    return (node.op_type, *weight, *map(str, shape))
 
 
 def _standard(node: NodeProto, weight: str, channels: int) -> list[NodeProto]:

@@ -109,9 +109,8 @@ class _Writer:
         """The sparse operator of a layer."""
         key = weight_key(layer)
         if key not in self._stored:
-            self._stored[key] = [
-                self._store(f"{layer.weight}.{part}", getattr(weight.rows, part)) for part in PARTS
-            ]
+            parts = {part: getattr(weight.rows, part) for part in PARTS}
+            self._stored[key] = self._store(layer.weight, parts)
         attributes = self._attributes(layer)
         if weight.block > 1:
             attributes["block"] = weight.block
@@ -123,15 +122,15 @@ class _Writer:
 
     def depthwise(self, layer: Layer, weight: np.ndarray, name: str) -> NodeProto:
         """The operator of a depthwise convolution, whose weight is `(channels, taps)`."""
-        inputs = self._inputs(layer, [self._store(f"{layer.weight}.taps", weight)], name)
+        inputs = self._inputs(layer, self._store(layer.weight, {"taps": weight}), name)
         attributes = self._attributes(layer)
         return helper.make_node(
             "DepthwiseConv", inputs, [layer.output], name, domain=DOMAIN, **attributes
         )
 
     def _inputs(self, layer: Layer, weight: Sequence[str], name: str) -> list[str]:
-        bias = "" if layer.bias is None else self._store(f"{name}.bias", layer.bias)
-        inputs = [layer.x, *weight, bias, layer.residual or ""]
+        bias = [""] if layer.bias is None else self._store(name, {"bias": layer.bias})
+        inputs = [layer.x, *weight, *bias, layer.residual or ""]
         while not inputs[-1]:
             inputs.pop()
         return inputs
@@ -147,14 +146,17 @@ class _Writer:
             }
         return attributes
 
-    def _store(self, name: str, array: np.ndarray) -> str:
-        count, fresh = 0, name
-        while fresh in self._names:
+    def _store(self, owner: str, parts: Mapping[str, np.ndarray]) -> list[str]:
+        """Keep tensors under their owner's name, with a number where that is taken."""
+        count, base = 0, owner
+        while any(f"{base}.{part}" in self._names for part in parts):
             count += 1
-            fresh = f"{name}_{count}"
-        self._names.add(fresh)
-        self.tensors.append(numpy_helper.from_array(array, fresh))
-        return fresh
+            base = f"{owner}_{count}"
+        names = [f"{base}.{part}" for part in parts]
+        self._names.update(names)
+        for name, array in zip(names, parts.values(), strict=True):
+            self.tensors.append(numpy_helper.from_array(array, name))
+        return names
 
 
 def _drop_unread(proto: ModelProto) -> None:

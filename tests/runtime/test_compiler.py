@@ -188,10 +188,12 @@ def test_shared_weights_are_stored_once_and_the_dense_ones_are_gone(kernels: boo
 
 def test_a_weight_that_something_else_reads_is_kept(kernels: bool):
     proto = net(
-        "g (float[N, 12] x) => (float[N, 12] y, float[12, 12] z) { y = MatMul(x, w) z = Neg(w) }",
+        "g (float[N, 12] x) => (float[N, 12] y, float[12, N] z)"
+        " { y = MatMul(x, w) t = Transpose(x) z = MatMul(w, t) }",
         w=sparse(12, 12).T,
     )
     result = compiled(proto)
+    assert sorted(operators(result.proto)) == ["MatMul", "SparseMatMul", "Transpose"]
     check_equal(proto, result, {"x": normal(3, 12)}, kernels, replaced=1)
 
 

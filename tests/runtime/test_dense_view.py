@@ -89,6 +89,31 @@ def test_damaged_rows_are_an_error_of_ours(name: str, edit: Callable[[np.ndarray
     assert "w.values" in str(caught.value.got)
 
 
+def test_each_arrangement_of_a_weight_is_told_apart():
+    """As it is stored, compressed, and compressed after it was turned and doubled."""
+    source = net(
+        "g (float[N, 12] x) => (float[N, 12] y, float[12, N] z)"
+        " { a = MatMul(x, w) b = Gemm<transB = 1, alpha = 2.0>(a, w) y = MatMul(b, w)"
+        " t = Transpose(x) z = MatMul(w, t) }",
+        w=sparse(12, 12).T,
+    )
+    result = compiled(source)
+    assert result.record.replaced == 3
+    view = dense_view(result.proto)
+    assert sorted(t.name for t in view.graph.initializer) == ["w", "w.dense", "w_1"]
+    feeds = {"x": normal(3, 12)}
+    for found, expected in zip(run(view, feeds), run(source, feeds), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_an_operator_without_inputs(keep: int):
+    proto = compiled(network()).proto
+    del proto.graph.node[0].input[keep:]
+    with pytest.raises(ModelFileError, match="makes no sense"):
+        dense_view(proto)
+
+
 def test_an_operator_that_lacks_its_weight():
     proto = compiled(network()).proto
     del proto.graph.node[0].attribute[:]
