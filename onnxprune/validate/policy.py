@@ -14,14 +14,11 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from onnxprune.errors import PolicyError
+from onnxprune.errors import PolicyError, UsageError
 from onnxprune.pattern_text import block_of, nm_of
 from onnxprune.recipe_tables import Table
 from onnxprune.toml import read_settings
-from onnxprune.validate.task_metrics import NAMES
-
-LESS_IS_BETTER = ("cer",)
-"""Metrics whose lower values are better."""
+from onnxprune.validate.named_metrics import LESS_IS_BETTER, NAMES, is_built_in, make_metrics
 
 _FUNCTION = re.compile(r"python:[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -185,7 +182,9 @@ class AccuracyPolicy(PolicyTable):
     metric: str = Field(
         "top1",
         description="top1, top5, cer (character error rate, CTC), miou (mean intersection over "
-        "union), or python:package.module:function, whose mean is better the higher it is.",
+        "union), map or map50 (mean average precision of a detector, with parameters as in "
+        "`map?format=cxcywh`), or python:package.module:function, whose mean is better the higher "
+        "it is.",
     )
     min: float | None = Field(
         None, ge=0, le=1, description="Accuracy at least: the lower bound has to reach it."
@@ -211,7 +210,13 @@ class AccuracyPolicy(PolicyTable):
     @field_validator("metric")
     @classmethod
     def _metric_exists(cls, value: str) -> str:
-        if value not in ("top1", "top5", *NAMES) and not _FUNCTION.fullmatch(value):
+        if is_built_in(value):
+            try:
+                make_metrics([value])
+            except UsageError as error:
+                lines = [line.strip() for line in str(error).splitlines()]
+                raise ValueError(", ".join(lines)) from None
+        elif value not in ("top1", "top5") and not _FUNCTION.fullmatch(value):
             raise ValueError(
                 f"needs top1, top5, {', '.join(NAMES)}, or python:package.module:function"
             )
