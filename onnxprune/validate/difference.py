@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune.validate.paired import drop_upper_bound, mcnemar_p_value
+from onnxprune.validate.paired import paired_drop
 
 if TYPE_CHECKING:
     from onnxprune.validate.accuracy import ModelAccuracy
@@ -70,15 +70,9 @@ def paired_differences(
 
 
 def _of_hits(first: np.ndarray, other: np.ndarray) -> PairedDifference:
-    lost, gained = int((first & ~other).sum()), int((other & ~first).sum())
-    one_sided = (1 + CONFIDENCE) / 2
+    found = paired_drop(first, other, (1 + CONFIDENCE) / 2)
     return PairedDifference(
-        (gained - lost) / len(first),
-        -drop_upper_bound(lost, gained, len(first), one_sided),
-        drop_upper_bound(gained, lost, len(first), one_sided),
-        mcnemar_p_value(lost, gained),
-        lost,
-        gained,
+        -found.drop, -found.upper, -found.lower, found.p_value, found.lost, found.gained
     )
 
 
