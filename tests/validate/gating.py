@@ -17,6 +17,9 @@ RULES: dict[str, dict[str, Any]] = {
     "agreement": {"min": 0.7, "min_cosine": 0.9, "min_sqnr_db": 5.0},
     "size": {"max_bytes": 20_000, "max_ratio": 3.0},
 }
+TRUE, SOURCE = "metadata.true_to_file", "metadata.source_sha256"
+SIGNATURE, GRAPH = "signature.same_as_baseline", "signature.same_graph"
+FINITE, PATTERN = "outputs.finite", "sparsity.pattern"
 
 
 def rules(**changes: dict[str, Any] | None) -> Policy:

@@ -5,15 +5,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.checking import check
+from onnxprune.tensors import find_tensors
+from onnxprune.validate.graph_identity import graph_differences
 from onnxprune.validate.policy import Policy
 
 from .artifacts import PRUNED, Pair, blocks_of_two_outputs, dense_model, make_pair, smallest
-from .gating import gate, not_passed, rules
-from .test_gate_tampering import FINITE, GRAPH
+from .gating import FINITE, GRAPH, gate, not_passed, rules
 
 
 def test_the_honest_artifact_passes(original: Pair) -> None:
@@ -160,3 +162,23 @@ def test_what_may_differ_in_the_same_graph(tmp_path: Path) -> None:
     longer = model(2.0, 0.0)
     longer.graph.node.append(helper.make_node("Relu", ["scores"], ["unused"]))
     assert "main graph: 19 nodes where the baseline has 18" in differences(longer)
+
+
+def test_what_differs_in_a_node_is_said() -> None:
+    """An attribute alone makes two nodes whose operator and names are the same."""
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[n] x) => (float[n] y) { BODY }'
+
+    def differences(body: str) -> list[str]:
+        protos = [
+            onnx.parser.parse_model(text.replace("BODY", own))
+            for own in (body, "y = LeakyRelu <alpha = 0.25> (x)")
+        ]
+        return graph_differences(*protos, *map(find_tensors, protos))
+
+    assert differences("y = LeakyRelu <alpha = 0.25> (x)") == []
+    start = "main graph: node 0, LeakyRelu(x) -> y, has "
+    end = " where the baseline has alpha = 0.25"
+    assert differences("y = LeakyRelu <alpha = 0.5> (x)") == [f"{start}alpha = 0.5{end}"]
+    assert differences("y = LeakyRelu (x)") == [f"{start}no such attribute{end}"]
+    (other,) = differences("y = Relu (x)")
+    assert other == "main graph: node 0 is Relu(x) -> y where the baseline has LeakyRelu(x) -> y"

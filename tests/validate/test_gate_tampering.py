@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxprune.export import KEY, to_sparse
 
 from .artifacts import PRUNED, Pair, describe
-from .gating import gate, not_passed
+from .gating import FINITE, GRAPH, PATTERN, SIGNATURE, SOURCE, TRUE, gate, not_passed
 
 
 def tensor(proto: onnx.ModelProto, name: str) -> TensorProto:
@@ -180,15 +180,6 @@ def pass_over_the_dense_tensor(metadata: Any) -> None:
     metadata["tensors"] = metadata["tensors"][-1:]
     metadata["sparsity"] = metadata["target_sparsity"] = metadata["tensors"][0]["sparsity"]
     metadata["recipe"]["sparsity"]["target"] = metadata["target_sparsity"]
-
-
-TRUE, SOURCE = "metadata.true_to_file", "metadata.source_sha256"
-
-
-SIGNATURE, GRAPH = "signature.same_as_baseline", "signature.same_graph"
-
-
-FINITE, PATTERN = "outputs.finite", "sparsity.pattern"
 
 
 TAMPERED: dict[str, tuple[Callable[[onnx.ModelProto], object], set[str]]] = {
