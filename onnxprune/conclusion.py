@@ -201,7 +201,8 @@ class Conclusion:
     def _validate(self) -> dict[str, Any]:
         samples, settings = self.evaluation, self.job.recipe.validation
         if samples is None:
-            return {"dense": {}, "pruned": {}, "samples": 0}
+            return {"dense": {}, "pruned": {}, "samples": 0, "against_dense": {}}
+        against_dense: dict[str, Any] = {}
         by_class = self.objective.task is None or (
             isinstance(self.objective.task, CrossEntropy) and has_classes(samples)
         )
@@ -216,11 +217,12 @@ class Conclusion:
                     on_progress=self.run.work,
                 ).to_json()
                 metrics = [model["metrics"] for model in result["models"]]
+                against_dense = result["models"][1]["against_first"]
             else:
                 features = list(self.job.recipe.distill.features)
-                pruned = tapped(read(self.job.output), features, "[distill] features")
+                tapped_output = tapped(read(self.job.output), features, "[distill] features")
                 metrics = evaluate_task(
-                    [self.job.traced, pruned],
+                    [self.job.traced, tapped_output],
                     samples,
                     self.objective,
                     batch_size=settings.batch_size,
@@ -228,7 +230,13 @@ class Conclusion:
                     threads=settings.threads,
                     on_progress=self.run.work,
                 )
-        return {"dense": metrics[0], "pruned": metrics[1], "samples": len(samples)}
+        dense, pruned = metrics
+        return {
+            "dense": dense,
+            "pruned": pruned,
+            "samples": len(samples),
+            "against_dense": against_dense,
+        }
 
     def _latency(self) -> dict[str, Any] | None:
         settings = self.job.recipe.validation

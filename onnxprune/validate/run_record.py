@@ -144,11 +144,20 @@ class DataSet(_Lenient):
     held_out: bool | None = None
 
 
+class Difference(_Lenient):
+    """A metric of the pruned model less that of the dense one, with its 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
 class Validation(_Lenient):
     """Metrics of both models under ONNX Runtime."""
 
     dense: dict[str, float | None] = {}
     pruned: dict[str, float | None] = {}
+    against_dense: dict[str, Difference] = {}
     samples: int | None = None
     torch_vs_runtime_max_abs_error: float | None = None
 
