@@ -9,6 +9,9 @@ from onnxprune.runtime.sizes import Sizes
 TIME_BOUND = 2
 """Positions up to which a layer reads each weight so rarely that memory decides its time."""
 
+_ROUNDING = 5e-4
+"""Layers pruned to a threshold have it up to the rounding of their number of zeros."""
+
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -28,7 +31,7 @@ class Thresholds:
     block: float = 0.55
     vector: float = 0.80
     least_outputs: int = 16
-    least_products: int = 50_000
+    least_products: int = 100_000
     least_channels: int = 8
 
     def refusal(self, layer: Layer, sparsity: float, block: int, positions: int | None) -> str:
@@ -52,7 +55,7 @@ class Thresholds:
         least = self.block if block > 1 else self.unstructured
         if positions is not None and positions <= TIME_BOUND:
             least = self.vector
-        if sparsity < least:
+        if sparsity < least - _ROUNDING:
             return f"sparsity below {least:.0%}"
         return ""
 

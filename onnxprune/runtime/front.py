@@ -7,7 +7,7 @@ very code that would do so when the model is loaded.
 import tempfile
 from pathlib import Path
 
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 from onnxprune import model as model_files
 from onnxprune.errors import UnsupportedModelError
@@ -15,6 +15,7 @@ from onnxprune.external_data import load_external_data, load_mapped
 from onnxprune.model import OnnxModel
 from onnxprune.runtime.graph import names_read
 from onnxprune.runtime.library import import_runtime
+from onnxprune.stored import dense_array
 
 _KEPT_SEPARATE = ["MatMulAddFusion"]
 """It wraps products of more than two axes into reshapes."""
@@ -68,6 +69,10 @@ def optimized(source: OnnxModel) -> ModelProto:
 
 def _tidy(proto: ModelProto, before: ModelProto) -> None:
     """Undo what ONNX Runtime does to the frame of a model."""
+    for sparse in proto.graph.sparse_initializer:
+        dense = numpy_helper.from_array(dense_array(sparse), sparse.values.name)
+        proto.graph.initializer.append(dense)
+    del proto.graph.sparse_initializer[:]
     used = {opset.domain for opset in before.opset_import} | _domains(proto)
     for place in reversed(range(len(proto.opset_import))):
         if proto.opset_import[place].domain not in used:

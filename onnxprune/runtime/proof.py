@@ -76,7 +76,10 @@ def difference(expected: np.ndarray, found: np.ndarray) -> float:
         return float(np.mean(expected != found))
     a, b = expected.astype(np.float64), found.astype(np.float64)
     finite = np.isfinite(a)
-    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+    if (
+        not np.array_equal(a[~finite], b[~finite], equal_nan=True)
+        or not np.isfinite(b[finite]).all()
+    ):
         return float("inf")
     if not finite.any():
         return 0.0

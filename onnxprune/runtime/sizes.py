@@ -48,9 +48,11 @@ class Sizes:
         """
         counts = []
         for (batch, _), trial in zip(_TRIALS, self.trials, strict=True):
-            shape = list(trial.get(value) or (None,))
+            shape = list(trial.get(value, ()))
+            if not shape or len(shape) <= without:
+                return None
             del shape[without]
-            if None in shape or value not in trial:
+            if None in shape:
                 return None
             counts.append((batch, math.prod(size for size in shape if size is not None)))
         (first, one), (second, other) = counts

@@ -1,6 +1,7 @@
 """Sparse models, and whether two models compute the same."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -44,16 +45,16 @@ def pruned(proto: ModelProto, sparsity: float = 0.9) -> ModelProto:
     copy = ModelProto()
     copy.CopyFrom(proto)
     for tensor in find_tensors(copy).values():
-        if tensor.prunable and tensor.kind == "initializer":
+        if tensor.prunable and isinstance(tensor.proto, onnx.TensorProto):
             values = tensor.array().copy()
             order = np.argsort(np.abs(values), axis=None, kind="stable")
             values.ravel()[order[: int(sparsity * values.size)]] = 0
-            tensor.proto.CopyFrom(numpy_helper.from_array(values, tensor.name))
+            tensor.proto.CopyFrom(numpy_helper.from_array(values, tensor.proto.name))
     return copy
 
 
 def compiled(
-    proto: ModelProto, layouts: LayoutRule = "pointwise", thresholds: Thresholds = ANY
+    proto: ModelProto | Path, layouts: LayoutRule = "pointwise", thresholds: Thresholds = ANY
 ) -> CompiledModel:
     return compile_model(proto, CompileOptions(thresholds, layouts))
 

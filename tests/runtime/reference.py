@@ -1,5 +1,6 @@
 """The sparse operators in NumPy, after their description and not after the C++."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -65,15 +66,34 @@ def weight(values: np.ndarray, columns: np.ndarray, starts: np.ndarray, width: i
     assert starts[0] == 0
     assert starts[-1] == len(values) == len(columns)
     matrix = np.zeros((len(starts) - 1, width))
-    for row, (start, end) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for row, (start, end) in enumerate(itertools.pairwise(starts)):
         assert (np.diff(columns[start:end].astype(int)) > 0).all()
         matrix[row, columns[start:end]] = values[start:end]
     return matrix
 
 
 def finished(y, bias, residual, activation, alpha, beta):
+    y = y if bias is None else y + bias
     y = y if residual is None else y + residual
     return ACTIVATIONS[activation or ""](y, alpha or 0.0, beta or 0.0).astype(np.float32)
+
+
+def windows(x, kernel_shape, strides, pads, dilations):
+    """What each output reads, `(count, channels, height, width, kh, kw)`; one axis as two."""
+    if len(kernel_shape) == 1:
+        x = x[:, :, None]
+        kernel_shape, strides, dilations = ([1, *v] for v in (kernel_shape, strides, dilations))
+        pads = [0, pads[0], 0, pads[1]]
+    padded = np.pad(x, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel_shape, dilations, strict=True)]
+    every = np.lib.stride_tricks.sliding_window_view(padded, spans, (2, 3)).astype(np.float64)
+    return every[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
+
+
+def convolved(y, kernel_shape, bias):
+    """A sum over windows as the output has it, with its bias."""
+    y = y[:, :, 0] if len(kernel_shape) == 1 else y
+    return y if bias is None else y + bias.reshape(-1, *[1] * (y.ndim - 2))
 
 
 class SparseConv(OpRun):
@@ -85,30 +105,34 @@ class SparseConv(OpRun):
         activation=None, alpha=None, beta=None, x_layout=None, y_layout=None, block=None,
     ):  # fmt: skip
         x = to_plain(x) if x_layout == "tiled" else x
-        flat = len(kernel_shape) == 1
-        if flat:
-            x = x[:, :, None]
-            kernel_shape, strides, dilations = ([1, *v] for v in (kernel_shape, strides, dilations))
-            pads = [0, pads[0], 0, pads[1]]
         assert x.shape[1] == in_channels
         matrix = weight(values, columns, row_starts, in_channels * math.prod(kernel_shape))
         assert block in (None, 1) or len(matrix) % block == 0
-        padded = np.pad(x, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
-        spans = [(k - 1) * d + 1 for k, d in zip(kernel_shape, dilations, strict=True)]
-        windows = np.lib.stride_tricks.sliding_window_view(padded, spans, (2, 3))
-        windows = windows[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
-        taps = windows.transpose(0, 2, 3, 1, 4, 5).reshape(
-            *windows.shape[:1], *windows.shape[2:4], -1
-        )
-        y = np.moveaxis(taps.astype(np.float64) @ matrix.T, -1, 1)
-        y = y[:, :, 0] if flat else y
-        if bias is not None:
-            y = y + bias.reshape(-1, *[1] * (y.ndim - 2))
+        read = windows(x, kernel_shape, strides, pads, dilations)
+        count, _, height, width = read.shape[:4]
+        read = read.transpose(0, 2, 3, 1, 4, 5).reshape(count, height, width, -1)
+        y = convolved(np.moveaxis(read @ matrix.T, -1, 1), kernel_shape, bias)
         if residual is not None:
             assert residual.shape == y.shape
             residual = to_plain(residual) if y_layout == "tiled" else residual
-        y = finished(y, bias, residual, activation, alpha, beta)
+        y = finished(y, None, residual, activation, alpha, beta)
         return (to_tiled(y) if y_layout == "tiled" else y,)
+
+
+class DepthwiseConv(OpRun):
+    op_domain = DOMAIN
+
+    def _run(
+        self, x, taps, bias=None, residual=None,
+        kernel_shape=None, strides=None, pads=None, dilations=None,
+        activation=None, alpha=None, beta=None,
+    ):  # fmt: skip
+        assert taps.shape == (x.shape[1], math.prod(kernel_shape))
+        read = windows(x, kernel_shape, strides, pads, dilations)
+        y = np.einsum("nchwij,cij->nchw", read, taps.reshape(len(taps), *read.shape[4:]))
+        y = convolved(y, kernel_shape, bias)
+        assert residual is None or residual.shape == y.shape
+        return (finished(y, None, residual, activation, alpha, beta),)
 
 
 class SparseMatMul(OpRun):
@@ -120,11 +144,14 @@ class SparseMatMul(OpRun):
     ):  # fmt: skip
         matrix = weight(values, columns, row_starts, in_features)
         y = x.astype(np.float64) @ matrix.T
-        y = y if bias is None else y + bias
         assert residual is None or residual.shape == y.shape
         return (finished(y, bias, residual, activation, alpha, beta),)
 
 
 def run(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     """Outputs of a model, sparse operators included, by ONNX's reference implementation."""
-    return list(ReferenceEvaluator(proto, new_ops=[SparseConv, SparseMatMul]).run(None, feeds))
+    return list(
+        ReferenceEvaluator(proto, new_ops=[SparseConv, SparseMatMul, DepthwiseConv]).run(
+            None, feeds
+        )
+    )

@@ -1,7 +1,9 @@
 """Layers become sparse operators that compute the same."""
 
 import json
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +12,7 @@ from onnx import helper, numpy_helper
 from onnxprune.errors import UnsupportedModelError
 from onnxprune.export.metadata import KEY, verify
 from onnxprune.runtime import CompileOptions, Thresholds, compile_model, is_compiled, read_record
+from onnxprune.runtime.record import schema
 
 from .helpers import (
     ANY,
@@ -82,6 +85,47 @@ def test_products(form: str, kernels: bool):
     result = compiled(proto)
     check_equal(proto, result, {"x": normal(*shape)}, kernels, replaced=1)
     assert operators(result.proto) == ["SparseMatMul"]
+
+
+DEPTHWISE = {
+    "kernel 3": ((3, 3), "pads = [1, 1, 1, 1]"),
+    "uneven": ((2, 3), "pads = [0, 1, 2, 3], strides = [2, 1], dilations = [1, 2]"),
+    "a stride": ((5, 5), "pads = [2, 2, 2, 2], strides = [2, 2]"),
+    "one axis": ((3,), "pads = [2, 1], strides = [2], dilations = [2]"),
+}
+
+
+@pytest.mark.parametrize("form", DEPTHWISE)
+def test_a_depthwise_layer_goes_with_the_sparse_one_that_it_reads(form: str, kernels: bool):
+    """In ONNX Runtime's own layout it would have what lies between them converted."""
+    kernel, settings = DEPTHWISE[form]
+    size, ones = [13, 11][: len(kernel)], [1] * len(kernel)
+    proto = net(
+        f"g (float[N, 6, {', '.join(map(str, size))}] x)"
+        f" => (float[N, 8, {', '.join('HW'[: len(size)])}] y)"
+        f" {{ c = Conv(x, w) r = Relu(c) d = Conv<group = 8, {settings}>(r, v, b)"
+        " s = Sigmoid(d) y = Mul(d, s) }",
+        w=sparse(8, 6, *ones),
+        v=normal(8, 1, *kernel),
+        b=normal(8),
+    )
+    result = compiled(proto)
+    assert operators(result.proto) == ["SparseConv", "DepthwiseConv"]
+    layer = result.record.layers[1]
+    assert (layer.sparse, layer.fused) == (False, ["Silu"])
+    check_equal(proto, result, {"x": normal(2, 6, *size)}, kernels, replaced=1)
+
+
+def test_a_depthwise_layer_by_itself_stays(kernels: bool):
+    proto = net(
+        "g (float[N, 8, 9, 9] x) => (float[N, 6, 9, 9] y)"
+        " { d = Conv<group = 8, pads = [1, 1, 1, 1]>(x, v) y = Conv(d, w) }",
+        v=normal(8, 1, 3, 3),
+        w=sparse(6, 8, 1, 1),
+    )
+    result = compiled(proto)
+    assert operators(result.proto) == ["Conv", "SparseConv"]
+    check_equal(proto, result, {"x": normal(2, 8, 9, 9)}, kernels, replaced=1)
 
 
 def test_a_residual_is_added_by_the_layer_that_comes_last(kernels: bool):
@@ -282,9 +326,16 @@ def test_the_rule_by_sparsity():
 
     assert reason(0.30, scattered=1) == ""
     assert reason(0.31, scattered=1) == "sparsity below 70%"
+    almost = np.ones(20_000, np.float32)
+    almost[:13_999] = 0
+    proto = net(
+        "g (float[N, 50, 100] x) => (float[N, T, 200] y) { y = MatMul(x, w) }",
+        w=np.random.default_rng(0).permutation(almost).reshape(100, 200),
+    )
+    assert compile_model(proto).record.replaced == 1, "69.995 % is 70 % up to rounding"
     assert reason(0.45) == "", "four neighbours share their columns"
     assert reason(0.46) == "sparsity below 55%"
-    assert reason(0.20, tokens=2, scattered=1) == "12,800 multiplications, fewer than 50,000"
+    assert reason(0.20, tokens=2, scattered=1) == "12,800 multiplications, fewer than 100,000"
     few = matmul(sparse(12, 12, density=0.1).T)
     few.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 12
     assert compile_model(few).record.layers[0].reason == "12 outputs, fewer than 16"
@@ -341,7 +392,8 @@ def test_sub_graphs_stay_dense_and_see_the_values_they_need(kernels: bool):
         [helper.make_tensor_value_info("p", onnx.TensorProto.FLOAT, None)],
     )
     proto = net(
-        "g (float[N, 12] x, bool q) => (float[N, 20] y) { c = MatMul(x, w) r = Relu(c) y = Neg(r) }",
+        "g (float[N, 12] x, bool q) => (float[N, 20] y)"
+        " { c = MatMul(x, w) r = Relu(c) y = Neg(r) }",
         w=sparse(20, 12).T,
     )
     choice = helper.make_node("If", ["q"], ["i"], then_branch=branch, else_branch=other)
@@ -353,3 +405,12 @@ def test_sub_graphs_stay_dense_and_see_the_values_they_need(kernels: bool):
     for way in (True, False):
         feeds = {"x": normal(3, 12), "q": np.array(way)}
         check_equal(proto, result, feeds, kernels, replaced=1)
+
+
+def test_the_record_keeps_to_the_committed_schema():
+    file = Path(__file__).parents[2] / "docs" / "schema" / "compiled-metadata.schema.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    assert document == schema()
+    result = compiled(matmul(sparse(20, 12).T))
+    (entry,) = result.proto.metadata_props
+    jsonschema.Draft202012Validator(document).validate(json.loads(entry.value))
