@@ -48,10 +48,31 @@ class _Cores(click.ParamType):
         return sorted(cores)
 
 
+class _Batches(click.ParamType):
+    """`1,8` as [1, 8]."""
+
+    name = "sizes"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int]:
+        """Batch sizes, at least 1 each."""
+        sizes = [part.strip() for part in str(value).split(",")]
+        if not all(size.isdecimal() and 1 <= int(size) < 2**31 for size in sizes):
+            self.fail(f"{value!r} is no list of batch sizes, such as 8 or 1,8", param, ctx)
+        return [int(size) for size in sizes]
+
+
 @click.command("bench")
 @click.argument("models", nargs=-1, required=True, metavar="DENSE PRUNED...")
 @click.option(
-    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples a call."
+    "--batch",
+    "batch_lists",
+    type=_Batches(),
+    multiple=True,
+    metavar="SIZES",
+    help="Samples a call, as 8 or 1,8: measured one after the other. Can be repeated.  "
+    "[default: 1]",
 )
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=SIZES", help="As x=1,3,224,224.")
 @click.option(
@@ -68,7 +89,7 @@ class _Cores(click.ParamType):
     type=click.FloatRange(0, min_open=True),
     default=20.0,
     show_default=True,
-    help="Longest time to measure.",
+    help="Longest time to measure, for each batch size.",
 )
 @click.option(
     "--rounds", type=click.IntRange(5), help="So many rounds, whatever time and precision."
@@ -114,7 +135,7 @@ class _Cores(click.ParamType):
 @common.json_option
 def command(
     models: tuple[str, ...],
-    batch: int,
+    batch_lists: tuple[list[int], ...],
     shapes: tuple[str, ...],
     precision: float,
     seconds: float,
@@ -143,41 +164,56 @@ def command(
     """
     from rich.progress import Progress
 
-    from onnxprune.validate import bench
+    from onnxprune.model import read
+    from onnxprune.random_inputs import batched_shapes
+    from onnxprune.validate import BenchResult, bench
+    from onnxprune.validate.latency_result import batches_json
 
+    batches = list(dict.fromkeys(size for sizes in batch_lists for size in sizes)) or [1]
+    given = common.parse_shapes(shapes)
+    whole = dict.fromkeys(batches, given)
+    if len(batches) > 1:
+        inputs = read(models[0]).inputs
+        whole = {size: batched_shapes(inputs, given, size) for size in batches}
     console = common.message_console()
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
-        task = bars.add_task("measuring", total=None)
-        result = bench(
-            list(models),
-            batch=batch,
-            shapes=common.parse_shapes(shapes) or None,
-            threads=threads,
-            provider=provider,
-            rounds=rounds,
-            max_seconds=seconds,
-            seed=seed,
-            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
-            precision=precision,
-            optimization=optimization,
-            provider_options=common.parse_pairs("--provider-option", provider_options),
-            processes=processes,
-            cores=cores,
-            device_io=device_io,
-            clock=clock,
-            spinning=spinning,
-            profile=profile,
-        )
-    report = result.to_json()
+
+    def measured(size: int) -> BenchResult:
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
+            task = bars.add_task(f"measuring, batch size {size}", total=None)
+            return bench(
+                list(models),
+                batch=size,
+                shapes=whole[size] or None,
+                threads=threads,
+                provider=provider,
+                rounds=rounds,
+                max_seconds=seconds,
+                seed=seed,
+                on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+                precision=precision,
+                optimization=optimization,
+                provider_options=common.parse_pairs("--provider-option", provider_options),
+                processes=processes,
+                cores=cores,
+                device_io=device_io,
+                clock=clock,
+                spinning=spinning,
+                profile=profile,
+            )
+
+    report = batches_json({size: measured(size) for size in batches})
     if as_json:
         common.print_json(report)
         return
-    _print(report, common.output_console())
+    for one in report.get("batches", [report]):
+        _print(one, common.output_console())
 
 
 def _print(report: dict[str, Any], output: "Console") -> None:
     from rich.table import Table
 
+    if "batch" in report:
+        output.print(f"batch size {report['batch']}")
     table = Table("model", "median", "p90", "p99", "samples/s", "load", "memory", "file")
     speedups = Table("model", "speedup", "95 % interval", "")
     for index, model in enumerate(report["models"]):

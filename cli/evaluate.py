@@ -16,7 +16,8 @@ from onnxprune.cli import common
     "metrics",
     multiple=True,
     metavar="NAME",
-    help="Also measure: cer (characters, CTC), miou (segmentation), python:MODULE:FUNCTION.",
+    help="Also measure: cer (characters, CTC), miou (segmentation), map or map50 (detection), "
+    "python:MODULE:FUNCTION.",
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Samples a call.  [default: 32]")
 @common.threads_option
@@ -53,7 +54,7 @@ def command(
     from onnxprune.errors import UsageError
     from onnxprune.stacking import make_padding
     from onnxprune.validate import evaluate
-    from onnxprune.validate.task_metrics import NAMES, make_metrics
+    from onnxprune.validate.named_metrics import is_built_in, make_metrics
 
     resolved = common.load_recipe(
         recipe,
@@ -75,7 +76,7 @@ def command(
         classes=resolved.data.classes,
         num_classes=None if metrics else sources[0].class_count,
         allow_python=allow_python,
-        targets="array" if {*metrics} & {*NAMES} else "either" if metrics else "class",
+        targets="array" if any(map(is_built_in, metrics)) else "either" if metrics else "class",
         padding=make_padding(resolved.data, sources[0].inputs),
     )
     console = common.message_console()

@@ -10,9 +10,10 @@ from onnxprune.model import OnnxModel, read
 from onnxprune.recipe import Recipe
 from onnxprune.stacking import make_padding
 from onnxprune.validate.gate import CheckResult, GateResult, failed_with, run_checks, skip_all
+from onnxprune.validate.named_metrics import is_built_in, make_metrics
 from onnxprune.validate.policy import Policy
 from onnxprune.validate.subject import Subject
-from onnxprune.validate.task_metrics import NAMES, TaskMetric, make_metrics
+from onnxprune.validate.task_metrics import TaskMetric
 
 T = TypeVar("T")
 Source = str | os.PathLike[str]
@@ -139,6 +140,6 @@ def _samples(
         classes=recipe.data.classes,
         num_classes=model.class_count if of_classes else None,
         allow_python=allow_python,
-        targets="class" if of_classes else "array" if metric in NAMES else "either",
+        targets="class" if of_classes else "array" if is_built_in(metric) else "either",
         padding=make_padding(recipe.data, model.inputs),
     )

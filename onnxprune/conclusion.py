@@ -11,7 +11,7 @@ import torch
 
 from onnxprune.calibration import Samples
 from onnxprune.cascade import Budget, kept_overlap, training_budget
-from onnxprune.closing import dead_weights
+from onnxprune.closing import closure_of
 from onnxprune.dense_outputs import fixed_batch, padded
 from onnxprune.errors import (
     ModelError,
@@ -201,7 +201,8 @@ class Conclusion:
     def _validate(self) -> dict[str, Any]:
         samples, settings = self.evaluation, self.job.recipe.validation
         if samples is None:
-            return {"dense": {}, "pruned": {}, "samples": 0}
+            return {"dense": {}, "pruned": {}, "samples": 0, "against_dense": {}}
+        against_dense: dict[str, Any] = {}
         by_class = self.objective.task is None or (
             isinstance(self.objective.task, CrossEntropy) and has_classes(samples)
         )
@@ -216,11 +217,12 @@ class Conclusion:
                     on_progress=self.run.work,
                 ).to_json()
                 metrics = [model["metrics"] for model in result["models"]]
+                against_dense = result["models"][1]["against_first"]
             else:
                 features = list(self.job.recipe.distill.features)
-                pruned = tapped(read(self.job.output), features, "[distill] features")
+                tapped_output = tapped(read(self.job.output), features, "[distill] features")
                 metrics = evaluate_task(
-                    [self.job.traced, pruned],
+                    [self.job.traced, tapped_output],
                     samples,
                     self.objective,
                     batch_size=settings.batch_size,
@@ -228,7 +230,13 @@ class Conclusion:
                     threads=settings.threads,
                     on_progress=self.run.work,
                 )
-        return {"dense": metrics[0], "pruned": metrics[1], "samples": len(samples)}
+        dense, pruned = metrics
+        return {
+            "dense": dense,
+            "pruned": pruned,
+            "samples": len(samples),
+            "against_dense": against_dense,
+        }
 
     def _latency(self) -> dict[str, Any] | None:
         settings = self.job.recipe.validation
@@ -259,7 +267,8 @@ class Conclusion:
         difference: float | None,
     ) -> dict[str, Any]:
         metadata = read_metadata(proto) or {}
-        dead = dead_weights(proto, {name: mask.cpu() for name, mask in masks.items()})
+        closure = closure_of(proto, {name: mask.cpu() for name, mask in masks.items()})
+        channels = {name: asdict(dead) for name, dead in closure.dead_channels.items()}
         tensors = tensor_table(self.job.source, proto, set(self.job.plan.tensors))
         return {
             "schema_version": SCHEMA_VERSION,
@@ -285,8 +294,19 @@ class Conclusion:
             "overlap_with_one_shot": _overlap_with_one_shot(self.job, masks),
             "validation": {**validation, "torch_vs_runtime_max_abs_error": difference},
             "latency": latency,
-            "dead_weights": sum(dead.values()),
-            "tensors": [{**entry, "dead": dead.get(entry["name"], 0)} for entry in tensors],
+            "dead_weights": sum(closure.dead.values()),
+            "dead_channels": {
+                side: sum(dead[side] for dead in channels.values())
+                for side in ("inputs", "outputs")
+            },
+            "tensors": [
+                {
+                    **entry,
+                    "dead": closure.dead.get(entry["name"], 0),
+                    "dead_channels": channels.get(entry["name"]),
+                }
+                for entry in tensors
+            ],
             "recipe": self.job.recipe.to_dict(),
             "environment": {**describe_machine(), "torch": torch.__version__},
             "timing": {f"{name.replace(' ', '_')}_s": s for name, s in self.run.seconds.items()},

@@ -51,6 +51,33 @@ def random_inputs(
     }
 
 
+def batched_shapes(
+    inputs: Sequence[ValueSpec], shapes: Mapping[str, Sequence[int]], batch: int
+) -> dict[str, list[int]]:
+    """Whole shapes at another batch size: open first axes take it.
+
+    Args:
+        inputs: The model's inputs.
+        shapes: Input name -> whole shape, at any batch size.
+        batch: The size.
+
+    Raises:
+        UsageError: No input leaves its first axis open.
+    """
+    open_first = {s.name for s in inputs if not s.shape or not isinstance(s.shape[0], int)}
+    if not open_first:
+        raise UsageError(
+            "the model has a fixed batch size, and cannot be measured at several",
+            got=f"batch {batch}",
+            expected=", ".join(f"{spec.name} {spec.describe()}" for spec in inputs),
+            remedy="leave out --batch",
+        )
+    return {
+        name: [batch, *shape[1:]] if name in open_first and shape else list(shape)
+        for name, shape in shapes.items()
+    }
+
+
 def _named_sizes(spec: ValueSpec, shape: tuple[int, ...]) -> dict[str, int]:
     """Sizes that a given shape means for the input's named axes."""
     wanted = spec.shape if spec.shape is not None else (None,) * len(shape)

@@ -3,7 +3,6 @@
 Unknown keys are errors, and all problems are reported at once. Units stand in each field's text.
 """
 
-import difflib
 import hashlib
 import json
 import os
@@ -34,7 +33,7 @@ from onnxprune.recipe_tables import (
     Table,
     ValidateTable,
 )
-from onnxprune.toml import merged, read_settings, toml_text
+from onnxprune.toml import allowed_here, merged, read_settings, toml_text
 
 __all__ = [
     "AugmentTable",
@@ -148,7 +147,9 @@ def _problems(error: ValidationError) -> list[str]:
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"]) or "recipe"
         if item["type"] == "extra_forbidden":
-            problems.append(f"{key}: unknown key; {_known(item['loc'])}")
+            problems.append(
+                f"{key}: unknown key; {allowed_here(item['loc'][-1], _allowed(item['loc']))}"
+            )
         elif item["type"] == "string_pattern_mismatch":
             forms = _FORMS[item["ctx"]["pattern"]]
             problems.append(f"{key}: must be {forms} (got {item['input']!r})")
@@ -156,15 +157,6 @@ def _problems(error: ValidationError) -> list[str]:
             message = item["msg"].removeprefix("Value error, ")
             problems.append(f"{key}: {message} (got {item['input']!r})")
     return problems
-
-
-def _known(location: tuple[int | str, ...]) -> str:
-    """The keys that exist where an unknown one was found, the one that was meant first."""
-    allowed = _allowed(location)
-    meant = difflib.get_close_matches(str(location[-1]), allowed, 1)
-    return (
-        "".join(f"did you mean {key!r}? " for key in meant) + "allowed here: " + ", ".join(allowed)
-    )
 
 
 def _allowed(location: tuple[int | str, ...]) -> list[str]:

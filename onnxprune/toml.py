@@ -1,12 +1,20 @@
 """TOML in and out, and tables laid over tables."""
 
+import difflib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import PolicyError, RecipeError, UsageError
+
+
+def allowed_here(key: object, allowed: Sequence[str]) -> str:
+    """The keys that exist where an unknown one was found, the one that was meant first."""
+    meant = difflib.get_close_matches(str(key), allowed, 1)
+    hint = "".join(f"did you mean {one!r}? " for one in meant)
+    return f"{hint}allowed here: {', '.join(allowed)}"
 
 
 def read_settings(

@@ -123,6 +123,12 @@ def test_it_passes_and_fails_with_the_gate(runner: Runner) -> None:
     assert f"{ROOT}[cpu]" in runner.calls.read_text()
 
 
+def test_extras_can_be_added(runner: Runner) -> None:
+    """A policy with average precision needs a package that others do not."""
+    runner.run(model="pruned.onnx", policy="policy.toml", extras="cpu,detection")
+    assert f"{ROOT}[cpu,detection]" in runner.calls.read_text()
+
+
 def test_a_damaged_model_still_has_a_summary_and_a_report(runner: Runner) -> None:
     (runner.folder / "model.onnx").write_bytes(b"damaged")
     (runner.folder / "policy.toml").write_text("[size]\nmax_bytes = 10\n")

@@ -118,6 +118,9 @@ def evaluate(
     `non_finite`, the share of samples whose output holds NaN or infinity, appears where it is above
     0; such a sample counts as wrong, and as agreeing with nothing.
 
+    None of these is measured beside metrics that take whole calls, as those of detectors, whose
+    outputs differ in the number and order of boxes.
+
     Args:
         models: One or more; the first is the reference.
         samples: At least one.
@@ -144,11 +147,16 @@ def evaluate(
     sessions = [open_session(model, provider, threads) for model in models]
     check_same_inputs(sessions)
     meters = [_Meter(session.label, keep_outputs, metrics) for session in sessions]
+    whole_calls = any(metric.whole_calls for metric in metrics)
     done = 0
     for feeds, targets in _batches(samples, batch_size):
         count = len(next(iter(feeds.values())))
         reference: np.ndarray | None = None
         for session, meter in zip(sessions, meters, strict=True):
+            if whole_calls:
+                for rows, outputs in calls(session, feeds, count):
+                    meter.add_rows(outputs, None if targets is None else targets[rows])
+                continue
             outputs = batch_outputs(session, feeds, count, all_of_them=bool(metrics))
             output = next(iter(outputs.values()))
             meter.add(output, targets if targets is not None and targets.ndim == 1 else None)
@@ -224,16 +232,12 @@ def batch_outputs(
     """
     size = _fixed_batch(session) or count
     parts: dict[str, list[np.ndarray]] = {}
-    for start in range(0, count, size):
-        rows = min(size, count - start)
-        piece = {
-            spec.name: _feed(feeds[spec.name][start : start + rows], spec, size)
-            for spec in session.inputs
-        }
-        found = list(session.run(piece).items())
+    for rows, outputs in calls(session, feeds, count):
+        found = list(outputs.items())
         for index, (name, output) in enumerate(found if all_of_them else found[:1]):
             try:
-                parts.setdefault(name, []).append(_rows(output, rows, size, session))
+                cut = _rows(output, rows.stop - rows.start, size, session)
+                parts.setdefault(name, []).append(cut)
             except UnsupportedModelError:
                 if index == 0:
                     raise
@@ -242,6 +246,25 @@ def batch_outputs(
         for name, own in parts.items()
         if sum(map(len, own)) == count
     }
+
+
+def calls(
+    session: Session, feeds: Mapping[str, np.ndarray], count: int
+) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+    """The rows and outputs of each call that a batch takes.
+
+    A model with a fixed batch size runs at that one, and its last outputs have rows of padding.
+
+    Args:
+        session: The model.
+        feeds: Input name -> `(count, ...)`; floats are converted to the model's own precision.
+        count: Number of samples.
+    """
+    size = _fixed_batch(session) or count
+    for start in range(0, count, size):
+        rows = slice(start, min(start + size, count))
+        piece = {spec.name: _feed(feeds[spec.name][rows], spec, size) for spec in session.inputs}
+        yield rows, session.run(piece)
 
 
 def _fixed_batch(session: Session) -> int | None:
@@ -376,7 +399,7 @@ class _Meter:
         rows = [np.concatenate(parts) for parts in self._rows]
         measured = list(zip(self.metrics, rows, strict=True))
         for metric, own in measured:
-            metrics[metric.name] = float(metric.value(own.sum(axis=0)))
+            metrics[metric.name] = metric.weighing(own).once(len(own))
         if self._non_finite:
             metrics["non_finite"] = self._non_finite / self._count
         return ModelAccuracy(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune.validate.paired import drop_upper_bound, mcnemar_p_value
+from onnxprune.validate.paired import paired_drop
 
 if TYPE_CHECKING:
     from onnxprune.validate.accuracy import ModelAccuracy
@@ -70,15 +70,9 @@ def paired_differences(
 
 
 def _of_hits(first: np.ndarray, other: np.ndarray) -> PairedDifference:
-    lost, gained = int((first & ~other).sum()), int((other & ~first).sum())
-    one_sided = (1 + CONFIDENCE) / 2
+    found = paired_drop(first, other, (1 + CONFIDENCE) / 2)
     return PairedDifference(
-        (gained - lost) / len(first),
-        -drop_upper_bound(lost, gained, len(first), one_sided),
-        drop_upper_bound(gained, lost, len(first), one_sided),
-        mcnemar_p_value(lost, gained),
-        lost,
-        gained,
+        -found.drop, -found.upper, -found.lower, found.p_value, found.lost, found.gained
     )
 
 
@@ -95,12 +89,12 @@ def _of_rows(metric: "TaskMetric", first: np.ndarray, other: np.ndarray) -> Pair
     """None where the metric has no value, as where no sample has a target."""
     values = resampled(metric, first, other)
     changes = values[:, 1] - values[:, 0]
-    change = float(metric.value(other.sum(axis=0)) - metric.value(first.sum(axis=0)))
+    before, after = (metric.weighing(rows).once(len(rows)) for rows in (first, other))
     known = changes[np.isfinite(changes)]
-    if not np.isfinite(change) or not len(known):
+    if not np.isfinite(after - before) or not len(known):
         return None
     low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return PairedDifference(change, float(low), float(high))
+    return PairedDifference(after - before, float(low), float(high))
 
 
 def resampled(metric: "TaskMetric", *models: np.ndarray) -> np.ndarray:
@@ -108,15 +102,17 @@ def resampled(metric: "TaskMetric", *models: np.ndarray) -> np.ndarray:
 
     Args:
         metric: The metric.
-        models: What each sample adds to it, `(samples, parts)`, of each model.
+        models: What each sample adds to it, `(samples, ...)`, of each model.
 
     Returns:
-        `(resamples, models)`.
+        `(resamples, models)`; fewer resamples of a metric that goes through many entries.
     """
     rng = np.random.default_rng(0)
     count = len(models[0])
+    weighings = [metric.weighing(rows) for rows in models]
+    entries = max(1, *(weighing.entries for weighing in weighings))
     values = []
-    for _ in range(max(200, min(_RESAMPLES, _MOST_DRAWS // count))):
+    for _ in range(max(200, min(_RESAMPLES, _MOST_DRAWS // entries))):
         drawn = rng.multinomial(count, np.full(count, 1 / count))
-        values.append([float(metric.value(drawn @ rows)) for rows in models])
+        values.append([weighing.value(drawn) for weighing in weighings])
     return np.array(values)

@@ -1,7 +1,8 @@
 """Whether two models have the same graph and differ in trained values only."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from onnxprune.tensors import GraphTensor
 
 _TENSOR_FIELDS = ("t", "tensors", "sparse_tensor", "sparse_tensors")
 _PLAIN_VALUES = ("value_float", "value_floats", "value_int", "value_ints")
+_MOST_SHOWN = 80
 _RUNNING = ("running_mean", "running_var")
 
 
@@ -33,7 +35,7 @@ def graph_differences(
         model_tensors: What `find_tensors` says of the one.
         baseline_tensors: What it says of the other.
     """
-    ours, theirs = _node_texts(model), _node_texts(baseline)
+    ours, theirs = _parts(model), _parts(baseline)
     problems = [
         f"{place}: {_first_difference(ours.get(place, []), theirs.get(place, []))}"
         for place in dict.fromkeys([*theirs, *ours])
@@ -50,47 +52,65 @@ def graph_differences(
     return problems
 
 
-def _node_texts(proto: onnx.ModelProto) -> dict[str, list[str]]:
-    """A text for each node of each graph and function."""
-    texts = {}
+@dataclass(frozen=True)
+class _Part:
+    """A node, or a name at the edge of a graph.
+
+    Attributes:
+        text: Operator, inputs and outputs.
+        attributes: Of each attribute but tensors and graphs, which are compared on their own: its
+            name, its exact bytes, and how a message shows it.
+    """
+
+    text: str
+    attributes: tuple[tuple[str, bytes, str], ...] = ()
+
+
+def _parts(proto: onnx.ModelProto) -> dict[str, list[_Part]]:
+    """The nodes of each graph and function."""
+    parts = {}
     for path, graph in iter_graphs(proto):
-        ends = [value.name for value in graph.output] if path else []
-        texts[path or "main graph"] = [*_texts(graph.node), *ends]
+        ends = [_Part(value.name) for value in graph.output] if path else []
+        parts[path or "main graph"] = [*map(_node, graph.node), *ends]
     for function in proto.functions:
         key = f"function {function.domain}::{function.name}"
-        texts[key] = [*function.input, *function.output, *_texts(function.node)]
-    return texts
+        edge = [_Part(name) for name in (*function.input, *function.output)]
+        parts[key] = [*edge, *map(_node, function.node)]
+    return parts
 
 
-def _texts(nodes: Iterable[NodeProto]) -> list[str]:
-    return [
-        f"{node.domain}::{node.op_type}({', '.join(node.input)}) -> {', '.join(node.output)} "
-        + " ".join(sorted(_attribute_text(attribute) for attribute in node.attribute))
-        for node in nodes
-    ]
+def _node(node: NodeProto) -> _Part:
+    operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+    text = f"{operator}({', '.join(node.input)}) -> {', '.join(node.output)}"
+    return _Part(text, tuple(sorted(_attribute(attribute) for attribute in node.attribute)))
 
 
-def _attribute_text(attribute: AttributeProto) -> str:
-    """An attribute without tensors and graphs, which are compared on their own."""
+def _attribute(attribute: AttributeProto) -> tuple[str, bytes, str]:
     bare = AttributeProto()
     if attribute.name not in _PLAIN_VALUES and not attribute.graphs:
         held = (*_TENSOR_FIELDS, "g")
         if not any(field.name in held for field, _ in attribute.ListFields()):
             bare.CopyFrom(attribute)
     bare.doc_string = ""
-    return f"{attribute.name}={bare.SerializeToString(deterministic=True).hex()}"
+    shown = f"{attribute.name} of another kind"
+    if bare.type:
+        shown = f"{attribute.name} = {onnx.helper.get_attribute_value(bare)!s}"
+    return attribute.name, bare.SerializeToString(deterministic=True), shown[:_MOST_SHOWN]
 
 
-def _first_difference(ours: list[str], theirs: list[str]) -> str:
+def _first_difference(ours: list[_Part], theirs: list[_Part]) -> str:
     for index, (found, wanted) in enumerate(zip(ours, theirs, strict=False)):
+        if found.text != wanted.text:
+            return f"node {index} is {found.text} where the baseline has {wanted.text}"
         if found != wanted:
-            return f"node {index} is {_short(found)} where the baseline has {_short(wanted)}"
+            has, had = (_only_in(*pair) for pair in ((found, wanted), (wanted, found)))
+            return f"node {index}, {found.text}, has {has} where the baseline has {had}"
     return f"{len(ours)} nodes where the baseline has {len(theirs)}"
 
 
-def _short(text: str) -> str:
-    """A node's text without its attributes."""
-    return text.partition(" -> ")[0] + " -> " + text.partition(" -> ")[2].partition(" ")[0]
+def _only_in(part: _Part, other: _Part) -> str:
+    found = [shown for *exact, shown in part.attributes if (*exact, shown) not in other.attributes]
+    return ", ".join(found) or "no such attribute"
 
 
 def _tensor_facts(proto: onnx.ModelProto, tensors: Mapping[str, GraphTensor]) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """What `bench` gives: what was measured of each model, and the verdict."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -74,6 +74,20 @@ class BenchResult:
             "environment": self.environment,
             "models": [model.to_json(with_samples=with_samples) for model in self.models],
         }
+
+
+def batches_json(results: Mapping[int, BenchResult]) -> dict[str, Any]:
+    """What `bench --json` prints of one or more batch sizes.
+
+    Args:
+        results: Batch size -> what was measured, in the order asked for.
+
+    Returns:
+        The object of the first; of several with `batches`, each with its size as `batch`.
+    """
+    objects = [{"batch": size} | result.to_json() for size, result in results.items()]
+    first = next(iter(results.values())).to_json()
+    return first | ({"batches": objects} if len(objects) > 1 else {})
 
 
 def summarise(

@@ -11,8 +11,9 @@ from onnxprune.model import OnnxModel, ValueSpec
 from onnxprune.validate.accuracy import ModelAccuracy
 from onnxprune.validate.difference import resampled
 from onnxprune.validate.latency import bench
+from onnxprune.validate.named_metrics import LESS_IS_BETTER
 from onnxprune.validate.paired import paired_drop, share_lower_bound
-from onnxprune.validate.policy import LESS_IS_BETTER, AccuracyPolicy, LatencyPolicy
+from onnxprune.validate.policy import AccuracyPolicy, LatencyPolicy
 from onnxprune.validate.subject import Subject, Verdict, counted, runtime_source
 
 LEAST_SAMPLES = 50
@@ -61,7 +62,7 @@ def _bound(subject: Subject, settings: AccuracyPolicy, quantile: float) -> tuple
     ((metric, rows),) = model.rows
     _check_count(len(rows))
     bound = float(np.quantile(resampled(metric, rows), quantile))
-    return float(metric.value(rows.sum(axis=0))), bound, len(rows)
+    return metric.weighing(rows).once(len(rows)), bound, len(rows)
 
 
 def accuracy_max_drop(subject: Subject, most: float) -> Verdict:
@@ -97,7 +98,7 @@ def _task_drop(subject: Subject, settings: AccuracyPolicy) -> tuple[float, float
     ((metric, dense),), ((_, pruned),) = (model.rows for model in subject.evaluation.models)
     _check_count(len(dense))
     sign = -1 if settings.metric in LESS_IS_BETTER else 1
-    before, after = (float(metric.value(rows.sum(axis=0))) for rows in (dense, pruned))
+    before, after = (metric.weighing(rows).once(len(rows)) for rows in (dense, pruned))
     values = resampled(metric, dense, pruned)
     upper = float(np.quantile(sign * (values[:, 0] - values[:, 1]), settings.confidence))
     samples = counted(len(dense), "sample")

@@ -23,7 +23,8 @@ class PairedDrop:
         lost: Samples that only the first model gets right.
         gained: Samples that only the second one does.
         drop: (lost - gained) / samples, in [-1, 1].
-        upper: Upper bound of the drop with the asked one-sided confidence.
+        lower: Lower bound of the drop with the asked one-sided confidence.
+        upper: Upper bound.
         p_value: Of the exact McNemar test, two-sided: how likely a difference of this size is by
             chance between models that are equally good.
     """
@@ -32,6 +33,7 @@ class PairedDrop:
     lost: int
     gained: int
     drop: float
+    lower: float
     upper: float
     p_value: float
 
@@ -51,6 +53,7 @@ def paired_drop(first: np.ndarray, second: np.ndarray, confidence: float) -> Pai
         lost,
         gained,
         (lost - gained) / samples,
+        -drop_upper_bound(gained, lost, samples, confidence),
         drop_upper_bound(lost, gained, samples, confidence),
         mcnemar_p_value(lost, gained),
     )

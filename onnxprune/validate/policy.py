@@ -5,7 +5,6 @@ that demands nothing: a gate that checks nothing must not pass. A key that is le
 checked. Thresholds are fractions in [0, 1].
 """
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,14 +13,11 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from onnxprune.errors import PolicyError
+from onnxprune.errors import PolicyError, UsageError
 from onnxprune.pattern_text import block_of, nm_of
 from onnxprune.recipe_tables import Table
-from onnxprune.toml import read_settings
-from onnxprune.validate.task_metrics import NAMES
-
-LESS_IS_BETTER = ("cer",)
-"""Metrics whose lower values are better."""
+from onnxprune.toml import allowed_here, read_settings
+from onnxprune.validate.named_metrics import LESS_IS_BETTER, NAMES, is_built_in, make_metrics
 
 _FUNCTION = re.compile(r"python:[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -185,7 +181,9 @@ class AccuracyPolicy(PolicyTable):
     metric: str = Field(
         "top1",
         description="top1, top5, cer (character error rate, CTC), miou (mean intersection over "
-        "union), or python:package.module:function, whose mean is better the higher it is.",
+        "union), map or map50 (mean average precision of a detector, with parameters as in "
+        "`map?format=cxcywh`), or python:package.module:function, whose mean is better the higher "
+        "it is.",
     )
     min: float | None = Field(
         None, ge=0, le=1, description="Accuracy at least: the lower bound has to reach it."
@@ -211,7 +209,13 @@ class AccuracyPolicy(PolicyTable):
     @field_validator("metric")
     @classmethod
     def _metric_exists(cls, value: str) -> str:
-        if value not in ("top1", "top5", *NAMES) and not _FUNCTION.fullmatch(value):
+        if is_built_in(value):
+            try:
+                make_metrics([value])
+            except UsageError as error:
+                lines = [line.strip() for line in str(error).splitlines()]
+                raise ValueError(", ".join(lines)) from None
+        elif value not in ("top1", "top5") and not _FUNCTION.fullmatch(value):
             raise ValueError(
                 f"needs top1, top5, {', '.join(NAMES)}, or python:package.module:function"
             )
@@ -352,7 +356,9 @@ def _problems(error: ValidationError) -> list[str]:
         key = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            problems.append(f"{key}: unknown key; {_known(item['loc'])}")
+            problems.append(
+                f"{key}: unknown key; {allowed_here(item['loc'][-1], _allowed(item['loc']))}"
+            )
         elif isinstance(item["input"], BaseModel | Mapping):
             problems.append(f"{key}: {message}")
         else:
@@ -360,11 +366,7 @@ def _problems(error: ValidationError) -> list[str]:
     return problems
 
 
-def _known(location: tuple[int | str, ...]) -> str:
-    """The keys that exist where an unknown one was found, the one that was meant first."""
+def _allowed(location: tuple[int | str, ...]) -> list[str]:
     tables = dict(table_classes())
     table = tables.get(str(location[0])) if len(location) > 1 else None
-    allowed = list(table.model_fields if table is not None else tables)
-    meant = difflib.get_close_matches(str(location[-1]), allowed, 1)
-    hint = "".join(f"did you mean {key!r}? " for key in meant)
-    return f"{hint}allowed here: {', '.join(allowed)}"
+    return list(table.model_fields if table is not None else tables)

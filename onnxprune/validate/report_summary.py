@@ -1,13 +1,11 @@
 """The top of the report: what was asked and what came out, in words and key figures."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from onnxprune.validate import report_format as fmt
 from onnxprune.validate.run_record import Results, RunRecord, Speedup
 
-_Z_95 = 1.959964
 _NARROW = 0.03
 
 Tone = Literal["neutral", "good", "bad", "unsure"]
@@ -67,20 +65,6 @@ def main_metric(results: Results) -> str | None:
     ) or next(iter(measured), None)
 
 
-def paired_half_width(difference: float, agreement: float, samples: int) -> float:
-    """An upper bound of the 95 % half width of a paired accuracy difference.
-
-    Two models can only differ in correctness on samples on which they disagree, so 1 - agreement
-    bounds the share of discordant pairs. The interval is Wald's with half a pair added to each
-    cell (Agresti and Min 2005, "Simple improved confidence intervals for comparing matched
-    proportions").
-    """
-    padded = samples + 2
-    discordant = ((1 - agreement) * samples + 1) / padded
-    shrunk = difference * samples / padded
-    return _Z_95 * math.sqrt(max(0.0, discordant - shrunk**2) / padded)
-
-
 def quality_sentence(results: Results) -> str:
     """Accuracy of both models and how far the difference can be trusted."""
     validation, metric = results.validation, main_metric(results)
@@ -101,12 +85,11 @@ def quality_sentence(results: Results) -> str:
         f"{fmt.metric_value(metric, dense)} to {fmt.metric_value(metric, pruned)}, "
         f"{fmt.metric_difference(metric, difference)}{on}"
     )
-    agreement = validation.pruned.get("agreement")
-    if fmt.is_fraction(metric) and agreement is not None and samples:
-        half_width = paired_half_width(difference, agreement, samples)
-        text += (
-            f" (uncertainty from sampling at most ±{100 * half_width:.2f} points, 95 % confidence)"
-        )
+    found = validation.against_dense.get(metric)
+    if found is not None:
+        low, high = (fmt.metric_difference(metric, end) for end in (found.low, found.high))
+        chance = found.low <= 0 <= found.high
+        text += f" (95 % interval {low} to {high}: {'may be' if chance else 'more than'} chance)"
     return f"{text}."
 
 
@@ -256,6 +239,13 @@ def _sparsity_sentence(results: Results) -> str:
         text += (
             f". Of those that are kept, {fmt.count(results.dead_weights)} do nothing: no path "
             "leads through them"
+        )
+    channels = results.dead_channels
+    if channels is not None and (channels.inputs or channels.outputs):
+        text += (
+            f". {fmt.count(channels.inputs)} in channels and "
+            f"{fmt.count(channels.outputs)} out channels of pruned tensors have no weight left "
+            "that does anything"
         )
     return f"{text}."
 

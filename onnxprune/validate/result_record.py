@@ -35,13 +35,21 @@ class BenchedModel(ModelLatency):
     operators: list[OperatorRow] | None = None
 
 
-class BenchRecord(_Lenient):
-    """What `bench --json` printed; the first model is the baseline."""
+class BenchedBatch(_Lenient):
+    """A bench at one batch size; the first model is the baseline."""
+
+    batch: int | None = None
 
     conclusive: bool | None = None
     verdict: str | None = None
     environment: dict[str, Any] = {}
     models: list[BenchedModel] = Field(min_length=1)
+
+
+class BenchRecord(BenchedBatch):
+    """What `bench --json` printed: the first batch size, and every one where there are several."""
+
+    batches: list[BenchedBatch] = []
 
 
 class CheckedDemand(_Lenient):

@@ -17,6 +17,8 @@ from onnxprune.validate.report_plots_bench import (
 )
 from onnxprune.validate.report_summary import KeyFigure, Tone, speed_verdict
 from onnxprune.validate.result_record import (
+    BenchedBatch,
+    BenchedModel,
     BenchRecord,
     CheckedDemand,
     GateRecord,
@@ -24,6 +26,7 @@ from onnxprune.validate.result_record import (
 )
 
 _MAX_MODELS = 60
+_MAX_BATCHES = 12
 _MAX_CHECKS = 2000
 _ORDER = ("fail", "error", "skipped", "pass")
 _WORDS = {
@@ -89,20 +92,34 @@ def _bench_page(bench: BenchRecord) -> str:
     names = [Path(model.path).name for model in models]
     if len(set(names)) < len(names):
         names = fmt.distinct([model.path for model in models], 60)
-    outcome = [fmt.shorten(line, 1000) for line in (bench.verdict or "").splitlines() if line]
+    outcome = _verdicts(bench)
     left_out = len(bench.models) - len(models)
     if left_out:
         outcome.append(f"{left_out} more models are left out here; the JSON file has them.")
+    shown = bench.batches[:_MAX_BATCHES]
+    if len(bench.batches) > len(shown):
+        rest = len(bench.batches) - len(shown)
+        outcome.append(f"{rest} more batch sizes are left out here; the JSON file has them.")
     operators = operator_tables(names, models)
+    compared = _by_batch(names, shown) if shown else (names, models)
     return _render(
         f"Latency of {fmt.count(len(bench.models))} models",
         [
-            Group("speed", "Speed", present([speedup_plot(names, models)])),
+            Group("speed", "Speed", present([speedup_plot(*compared)])),
             Group(
                 "latency",
                 "Latency",
                 [quantile_plot(names, models)],
-                tables=[("All models", models_table(names, models))],
+                tables=[("All models", models_table(names, models))] if not shown else [],
+            ),
+            Group(
+                "batches",
+                "Batch sizes",
+                tables=[
+                    (_batch_name(batch), models_table(names, batch.models[:_MAX_MODELS]))
+                    for batch in shown
+                    if len(batch.models) == len(bench.models)
+                ],
             ),
             Group("operators", "Operators", pair=True, beside=operators),
         ],
@@ -110,6 +127,33 @@ def _bench_page(bench: BenchRecord) -> str:
         outcome,
         [("Where latency was measured", facts_table(fmt.flatten(bench.environment)))],
     )
+
+
+def _verdicts(bench: BenchRecord) -> list[str]:
+    """A line a model; of several batch sizes, each with its size."""
+    lines = []
+    for batch in bench.batches[:_MAX_BATCHES] or [bench]:
+        prefix = f"{_batch_name(batch)}: " if bench.batches else ""
+        own = (batch.verdict or "").splitlines()
+        lines += [prefix + fmt.shorten(line, 1000) for line in own if line]
+    return lines
+
+
+def _by_batch(
+    names: Sequence[str], batches: Sequence[BenchedBatch]
+) -> tuple[list[str], list[BenchedModel]]:
+    """The baseline, and every other model at every batch size."""
+    labels, models = [names[0]], [batches[0].models[0]]
+    for index, name in enumerate(names[1:], start=1):
+        for batch in batches:
+            if index < len(batch.models):
+                labels.append(f"{fmt.shorten(name, 60)}, {_batch_name(batch).lower()}")
+                models.append(batch.models[index])
+    return labels, models
+
+
+def _batch_name(batch: BenchedBatch) -> str:
+    return "Batch size not known" if batch.batch is None else f"Batch size {batch.batch}"
 
 
 def _speed_figures(names: Sequence[str], bench: BenchRecord) -> list[KeyFigure]:

@@ -1,9 +1,11 @@
-"""Metrics of tasks other than telling classes apart, each a ratio of sums over samples.
+"""Metrics of tasks other than telling classes apart.
 
-A metric gives a row of numbers for every sample and turns their sums into its value, so that models
-can be compared by resampling samples, whatever the metric is.
+A metric gives a row for every sample and a value for any number of times that each of them counts,
+so that models can be compared by resampling samples, whatever the metric is. Most are a ratio of
+sums over samples.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,24 +13,43 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxprune.errors import DataError, OnnxpruneError, UsageError
-from onnxprune.user_code import load_function
 
 _IGNORED = (-1, 255)
 """Pixels with these labels do not count: what fills up targets, and the usual "void" label."""
 
-NAMES = ("cer", "miou")
+
+@dataclass(frozen=True)
+class Weighing:
+    """A metric of some samples, each of which may count any number of times.
+
+    Attributes:
+        value: From how often each sample counts, `(samples,)`, to the metric; NaN for none.
+        entries: Samples, or boxes or other parts of them, that it goes through each time.
+    """
+
+    value: Callable[[np.ndarray], float]
+    entries: int
+
+    def once(self, samples: int) -> float:
+        """The metric where each counts once."""
+        return self.value(np.ones(samples))
 
 
 class TaskMetric(Protocol):
-    """A metric as a ratio of sums over samples."""
+    """A metric over samples."""
 
     @property
     def name(self) -> str:
         """How results call it."""
         ...
 
+    @property
+    def whole_calls(self) -> bool:
+        """Whether `rows` takes outputs as they are: not cut to the samples, of any shape."""
+        ...
+
     def rows(self, outputs: Mapping[str, np.ndarray], targets: np.ndarray | None) -> np.ndarray:
-        """What each sample adds, `(samples, parts)`.
+        """What each sample adds, `(samples, ...)`.
 
         Args:
             outputs: Output name -> `(samples, ...)`, the first output first.
@@ -39,13 +60,27 @@ class TaskMetric(Protocol):
         """
         ...
 
-    def value(self, sums: np.ndarray) -> np.ndarray:
-        """The metric from sums of rows, `(..., parts)` to `(...)`."""
+    def weighing(self, rows: np.ndarray) -> Weighing:
+        """The metric of these rows."""
         ...
 
 
+class SumMetric(ABC):
+    """A metric that follows from sums of rows of numbers."""
+
+    whole_calls = False
+
+    @abstractmethod
+    def value(self, sums: np.ndarray) -> np.ndarray:
+        """The metric from sums of rows, `(..., parts)` to `(...)`."""
+
+    def weighing(self, rows: np.ndarray) -> Weighing:
+        """See `TaskMetric`."""
+        return Weighing(lambda counts: float(self.value(counts @ rows)), len(rows))
+
+
 @dataclass(frozen=True)
-class CharacterErrorRate:
+class CharacterErrorRate(SumMetric):
     """Edits between the best path of a CTC output and the target, by the target's length.
 
     The best path takes the likeliest class at each time step, joins repetitions and drops blanks
@@ -77,7 +112,7 @@ class CharacterErrorRate:
         return result
 
     def value(self, sums: np.ndarray) -> np.ndarray:
-        """See `TaskMetric`."""
+        """See `SumMetric`."""
         return _ratio(sums[..., 0], sums[..., 1])
 
 
@@ -93,7 +128,7 @@ def _edits(found: Sequence[int], wanted: Sequence[int]) -> int:
 
 
 @dataclass(frozen=True)
-class MeanIou:
+class MeanIou(SumMetric):
     """Intersection over union of each class over all pixels, averaged over the classes that occur.
 
     The first output is class scores `(samples, classes, height, width)`.
@@ -131,7 +166,7 @@ class MeanIou:
         return rows.reshape(len(scores), -1)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
-        """See `TaskMetric`."""
+        """See `SumMetric`."""
         both, either = np.split(sums, 2, axis=-1)
         with np.errstate(invalid="ignore", divide="ignore"):
             shares = np.where(either > 0, both / either, np.nan)
@@ -140,7 +175,7 @@ class MeanIou:
 
 
 @dataclass(frozen=True)
-class UserMetric:
+class UserMetric(SumMetric):
     """Mean over samples of what a user's function gives for each.
 
     Attributes:
@@ -180,45 +215,8 @@ class UserMetric:
         return np.stack([values, np.ones(count)], axis=1)
 
     def value(self, sums: np.ndarray) -> np.ndarray:
-        """See `TaskMetric`."""
+        """See `SumMetric`."""
         return _ratio(sums[..., 0], sums[..., 1])
-
-
-def make_metrics(
-    specs: Sequence[str], *, blank: int = 0, allow_python: bool = False
-) -> list[TaskMetric]:
-    """Metrics by name.
-
-    Args:
-        specs: `cer`, `miou` or `python:package.module:function`, see the classes here.
-        blank: Index of the blank, for `cer`.
-        allow_python: Whether code of the user may run.
-
-    Raises:
-        UsageError: A name is unknown, or its function cannot be loaded or may not run.
-    """
-    metrics: list[TaskMetric] = []
-    for spec in dict.fromkeys(specs):
-        if spec == "cer":
-            metrics.append(CharacterErrorRate(blank))
-        elif spec == "miou":
-            metrics.append(MeanIou())
-        elif spec.startswith("python:"):
-            if not allow_python:
-                raise UsageError(
-                    "a metric would run code of its own",
-                    got=spec,
-                    remedy="pass --allow-python if you trust it",
-                )
-            target = spec.removeprefix("python:")
-            metrics.append(UserMetric(target.rpartition(":")[2], load_function(target, "--metric")))
-        else:
-            raise UsageError(
-                "there is no such metric",
-                got=repr(spec),
-                expected=f"{', '.join(NAMES)} or python:package.module:function",
-            )
-    return metrics
 
 
 def _ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:

@@ -1,6 +1,8 @@
 import os
 from pathlib import Path
 
+import onnx
+import onnx.parser
 import pytest
 
 from .conftest import Command
@@ -37,6 +39,41 @@ def test_text(command: Command, classifier: Path) -> None:
     assert " ms" in text
     assert "5 rounds in 5 openings" in text
     assert "one model, nothing to compare" in text
+
+
+def test_several_batch_sizes(command: Command, classifier: Path, tmp_path: Path) -> None:
+    """Each has its own result, and what is at the top is the first."""
+    arguments = ("bench", classifier, classifier, *QUICK, "--batch", "3,1", "--batch", 4)
+    result = command(*arguments, "--json").expect(0).json
+    assert [one["batch"] for one in result["batches"]] == [3, 1, 4]
+    sizes = [next(iter(one["environment"]["inputs"].values())) for one in result["batches"]]
+    assert [shape[0] for shape in sizes] == [3, 1, 4]
+    first = dict(result["batches"][0])
+    del first["batch"], result["batches"]
+    assert result == first
+    with_shape = command(*arguments, "--shape", "x=9,3,8,8", "--json").expect(0).json
+    shapes = [one["environment"]["inputs"]["x"] for one in with_shape["batches"]]
+    assert shapes == [[3, 3, 8, 8], [1, 3, 8, 8], [4, 3, 8, 8]]
+    text = command(*arguments).expect(0).out
+    assert [f"batch size {size}" in text for size in (3, 1, 4)] == [True] * 3
+    alone = command("bench", classifier, *QUICK, "--batch", 2, "--json").expect(0).json
+    assert "batches" not in alone
+    assert alone["environment"]["inputs"]["x"][0] == 2
+
+
+def test_several_batch_sizes_need_an_open_axis(command: Command, tmp_path: Path) -> None:
+    """A model of batch size 8 would be measured twice at 8, and called 1 once."""
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[8, 4] x) => (float[8, 4] y)'
+    model = tmp_path / "fixed.onnx"
+    onnx.save(onnx.parser.parse_model(text + " { y = Relu(x) }"), model)
+    outcome = command("bench", model, *QUICK, "--batch", "1,8").expect(2)
+    assert "fixed batch size" in outcome.err
+
+
+@pytest.mark.parametrize("text", ["0", "1,", "a", "-1", "1-4", "1.5"])
+def test_bad_batch_sizes(command: Command, classifier: Path, text: str) -> None:
+    outcome = command("bench", classifier, f"--batch={text}").expect(2)
+    assert "such as 8 or 1,8" in outcome.err
 
 
 def test_precision_and_time_end_it(command: Command, classifier: Path) -> None:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx.parser
 import pytest
 from PIL import Image
@@ -101,3 +102,35 @@ def test_task_metrics_and_differences(
     assert "more than chance" in text
     assert "--allow-python" in command("evaluate", *paths, *options, *own).expect(2).err
     assert "cer, miou" in command("evaluate", *paths, *options, "--metric", "wer").expect(2).err
+
+
+def test_average_precision_of_detectors(command: Command, tmp_path: Path) -> None:
+    """pycocotools prints what it does; standard output is JSON alone all the same."""
+    pytest.importorskip("pycocotools")
+    text = '<ir_version: 8, opset_import: ["" : 17]> net (float[N, 2, 6] x) => (float[N, 2, 6] y)'
+    weights = "<float[6] scale = {1, 1, 1, 1, SCORE, 1}>"
+    for name, score in (("dense", "1"), ("pruned", "-1")):
+        body = weights.replace("SCORE", score) + " { y = Mul (x, scale) }"
+        onnx.save(onnx.parser.parse_model(text + body), tmp_path / f"{name}.onnx")
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 50, (60, 2, 2))
+    boxes = np.concatenate([corners, corners + 20], axis=2)
+    found = np.concatenate([boxes, np.full((60, 2, 1), 0.5), np.zeros((60, 2, 1))], axis=2)
+    label = np.concatenate([boxes, np.zeros((60, 2, 1))], axis=2)
+    label[0, 1, 4] = -1
+    data = tmp_path / "data.npz"
+    np.savez(data, x=found.astype(np.float32), label=label.astype(np.float32))
+    models = [tmp_path / "dense.onnx", tmp_path / "pruned.onnx"]
+    result = command(
+        "evaluate", *models, "--data", data, "--metric", "map50?layout=rows", "--json"
+    ).expect(0)
+    dense, pruned = result.json["models"]
+    assert dense["metrics"]["map50"] == pytest.approx(1, abs=0.01)
+    assert pruned["metrics"] == {"map50": 0}
+    assert pruned["against_first"]["map50"]["high"] < -0.9
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[accuracy]\nmetric = "map50?layout=rows"\nmax_drop = 0.05\nmin = 0.9\n')
+    arguments = ("--policy", policy, "--baseline", models[0], "--data", data, "--json")
+    for model, status in ((models[0], "pass"), (models[1], "fail")):
+        outcome = command("check", model, *arguments).expect(0 if status == "pass" else 1)
+        assert {check["status"] for check in outcome.json["checks"]} == {status}

@@ -71,7 +71,11 @@ def test_a_policy_that_demands_nothing_is_an_error(values: dict[str, Any]) -> No
         ({"metadata": {"source_sha256": "AB" * 32}}, "needs 64 hexadecimal digits in lower case"),
         ({"metadata": 3}, "metadata: Input should be a valid dictionary"),
         ({"outputs": {"providers": []}}, "outputs.providers: List should have at least 1 item"),
-        ({"accuracy": {"min": 0.5, "metric": "top3"}}, "needs top1, top5, cer, miou, or python:"),
+        (
+            {"accuracy": {"min": 0.5, "metric": "top3"}},
+            "needs top1, top5, cer, miou, map, map50, or",
+        ),
+        ({"accuracy": {"min": 0.5, "metric": "map?nms=9"}}, "got: nms=9, expected: a number"),
         ({"accuracy": {"min": 0.5, "metric": "cer"}}, "cer is better the lower it is; `min`"),
         ({"accuracy": {"max": 0.5}}, "top1 is better the higher it is; `max` has no sense"),
         ({"accuracy": {"min": 0.5, "confidence": 95}}, "accuracy.confidence: Input should be less"),

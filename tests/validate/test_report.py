@@ -18,7 +18,6 @@ from onnxprune.validate.report_plots_tensors import histogram_plot
 from onnxprune.validate.report_plots_training import quality_plot, thin
 from onnxprune.validate.report_summary import (
     latency_sentence,
-    paired_half_width,
     quality_sentence,
     speed_verdict,
     summarize,
@@ -263,6 +262,13 @@ def test_dead_weights_are_named(tmp_path: Path, dead: int | None, said: bool) ->
     assert ("do nothing" in page) is said
 
 
+def test_dead_channels_are_counted(tmp_path: Path) -> None:
+    outcome = results(dead_channels={"inputs": 3, "outputs": 41})
+    assert "3 in channels and 41 out channels" in build_report(write_run(tmp_path / "run", outcome))
+    none = results(dead_channels={"inputs": 0, "outputs": 0})
+    assert "out channels" not in build_report(write_run(tmp_path / "none", none))
+
+
 def controlled_run(folder: Path, last: int = 40) -> Path:
     """A run of `cascade-gmp`: planned at steps 10, 20 and 30, and ahead, behind, and even there."""
     write_run(folder, results(method="cascade-gmp"))
@@ -297,6 +303,15 @@ def test_events_are_split_into_closure_harvest_and_magnitude(tmp_path: Path) -> 
     assert "1\u202f600 weights: 105 by structural closure" in words
     assert "500 as harvest" in words
     assert "995 by magnitude" in words
+
+
+def test_events_that_waited_are_counted(tmp_path: Path) -> None:
+    folder = controlled_run(tmp_path / "run")
+    assert "waited, since" not in build_report(folder)
+    with (folder / "metrics.jsonl").open("a") as log:
+        for step in (15, 25, 25):
+            log.write(json.dumps({"kind": "wait", "step": step, "put_off": 9}) + "\n")
+    assert "At 2 events weights that were due by magnitude waited" in build_report(folder)
 
 
 def test_what_random_pruning_took_is_not_called_magnitude(tmp_path: Path) -> None:
@@ -563,23 +578,16 @@ def test_speed_is_claimed_only_as_far_as_the_interval_reaches(
     assert sentence.startswith(start[verdict])
 
 
-def test_paired_half_width_bounds_the_real_interval() -> None:
-    rng = np.random.default_rng(0)
-    samples, covered = 400, 0
-    for _ in range(300):
-        dense = rng.random(samples) < 0.9
-        flips = rng.random(samples) < 0.06
-        pruned = dense ^ flips
-        truth = 0.06 * (0.1 - 0.9)
-        difference = float(pruned.mean() - dense.mean())
-        covered += abs(difference - truth) <= paired_half_width(
-            difference, 1 - float(flips.mean()), samples
-        )
-    assert covered / 300 >= 0.93
-    assert paired_half_width(0.0, 1.0, 1000) < 0.003
-    assert paired_half_width(0.0, 0.9, 1000) == pytest.approx(
-        1.96 * math.sqrt(0.1 / 1000), rel=0.01
-    )
+@pytest.mark.parametrize(("low", "words"), [(-0.004, "more than"), (0.0, "may be")])
+def test_the_difference_is_said_with_its_interval(low: float, words: str) -> None:
+    """The interval is the one that was measured on the pairs; none is made up here."""
+    outcome = results()
+    found = {"difference": -0.01, "low": -0.02, "high": low, "lost": 30, "gained": 20}
+    outcome["validation"]["against_dense"] = {"top1": found}
+    sentence = quality_sentence(Results.model_validate(outcome))
+    assert f"95 % interval {points(-0.02)} to {points(low)}: {words} chance" in sentence
+    del outcome["validation"]["against_dense"]
+    assert "interval" not in quality_sentence(Results.model_validate(outcome))
 
 
 def test_a_run_without_labels_reports_agreement(tmp_path: Path) -> None:

@@ -83,6 +83,27 @@ def test_a_bench_shows_every_model(tmp_path: Path) -> None:
     assert "small.onnx: 2.00 times as fast" in page.texts("p")
 
 
+def test_a_bench_of_several_batch_sizes(tmp_path: Path) -> None:
+    ratios = {1: (1.0, 2.0), 8: (1.5, 3.0)}
+    batches = []
+    for size, (pruned, small) in ratios.items():
+        models = [
+            model("a/dense.onnx", 10.0 * size, 1.0),
+            model("b/pruned.onnx", 7.0 * size, pruned),
+            model("b/small.onnx", 5.0 * size, small),
+        ]
+        batches.append({"batch": size, **bench(models=models, verdict=f"verdict {size}")})
+    page = page_of(tmp_path, bench(batches=batches))
+    (trace,) = page.plots()["speedup"]["figure"]["data"]
+    assert trace["x"] == [1.0, 1.5, 2.0, 3.0]
+    words = page.texts("p")
+    assert {"Batch size 1: verdict 1", "Batch size 8: verdict 8"} <= {*words}
+    rows = [text for text in page.texts("tr") if text.startswith("small.onnx")]
+    assert len(rows) == 2
+    assert "40" in rows[1]
+    assert "3.000×" in rows[1]
+
+
 @pytest.mark.parametrize(
     ("statuses", "answer"),
     [

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from onnxprune.errors import DataError, UsageError
 from onnxprune.validate import evaluate
+from onnxprune.validate.named_metrics import make_metrics
 from onnxprune.validate.task_metrics import (
     CharacterErrorRate,
     MeanIou,
     UserMetric,
     _edits,
-    make_metrics,
 )
 
 from .test_accuracy import Row, model
@@ -55,7 +55,7 @@ def test_mean_iou_over_all_pixels_of_the_classes_that_occur() -> None:
     metric = MeanIou()
     rows = metric.rows({"y": scores}, targets)
     # Class 0: 1 of 3; class 1: 3 of 5. Class 2 is only guessed where nothing counts.
-    assert metric.value(rows.sum(axis=0)) == pytest.approx((1 / 3 + 3 / 5) / 2)
+    assert metric.weighing(rows).once(len(rows)) == pytest.approx((1 / 3 + 3 / 5) / 2)
 
 
 @pytest.mark.parametrize(
