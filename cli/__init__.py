@@ -11,7 +11,10 @@ import click
 from onnxprune.errors import OnnxpruneError
 from onnxprune.version import __version__
 
-COMMANDS = ("doctor", "inspect", "init", "prune", "cascade", "evaluate", "bench", "check", "report")
+COMMANDS = (
+    *("doctor", "inspect", "init", "prune", "cascade", "compile", "evaluate", "bench", "check"),
+    "report",
+)
 EXIT_USAGE, EXIT_INTERRUPTED, EXIT_INTERNAL = 2, 5, 70
 
 

@@ -47,6 +47,7 @@ def command(as_json: bool) -> None:
     console.print(table)
     console.print(f"execution providers: {', '.join(facts['providers']) or 'none'}")
     console.print(f"training would use: {facts['device'] or 'nothing, torch is missing'}")
+    console.print(f"sparse runtime: {facts['sparse_runtime'] or _lack(facts)}")
     console.print(f"CPU: {facts['cpu_count']} cores, Python {facts['python']}")
     for problem in facts["problems"]:
         console.print(f"problem: {problem}")
@@ -74,6 +75,9 @@ def examine() -> dict[str, Any]:
             f"{' and '.join(flavours)} are both installed and overwrite each other's files: "
             f"uninstall both, then install one"
         )
+    runtime, missing = _sparse_runtime()
+    if missing is not None:
+        problems.append(f"sparse runtime: missing, because {missing}; needed for `compile`")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -81,6 +85,8 @@ def examine() -> dict[str, Any]:
         "packages": packages,
         "providers": _providers(problems),
         "device": _device(problems),
+        "sparse_runtime": runtime,
+        "sparse_runtime_missing": missing,
         "problems": problems,
     }
 
@@ -102,6 +108,23 @@ def _providers(problems: list[str]) -> list[str]:
     except (ImportError, OnnxpruneError) as error:
         problems.append(f"ONNX Runtime does not load: {error}")
         return []
+
+
+def _sparse_runtime() -> tuple[str | None, str | None]:
+    """The kernels that the sparse runtime would use, or else why there are none."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None, "ONNX Runtime is not installed"
+    try:
+        from onnxprune.runtime import instruction_set, missing_reason
+
+        reason = missing_reason()
+        return (instruction_set(), None) if reason is None else (None, reason)
+    except ImportError as error:
+        return None, str(error)
+
+
+def _lack(facts: dict[str, Any]) -> str:
+    return f"missing, because {facts['sparse_runtime_missing']}"
 
 
 def _device(problems: list[str]) -> str | None:

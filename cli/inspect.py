@@ -6,6 +6,8 @@ import click
 
 from onnxprune.cli import common
 
+_SPARSE = ("SparseConv", "SparseMatMul")
+
 
 @click.command("inspect")
 @click.argument("model")
@@ -52,6 +54,12 @@ def _print_facts(facts: dict[str, Any], show_all: bool) -> None:
         + (f", {flops / 1e9:.3f} GFLOP a sample" if flops else "")
     )
     console.print(f"sparsity of the prunable weights: {common.percent(facts['sparsity'], 4)}")
+    if facts["compiled"] is not None:
+        operators = sum(facts["operators"].get(f"onnxprune::{name}", 0) for name in _SPARSE)
+        source = facts["compiled"]["source_sha256"]
+        console.print(
+            f"compiled: {operators} sparse operators, made from a file of digest {source}"
+        )
     if facts["metadata"] is None and facts["metadata_true"] is None:
         console.print("no sparsity metadata")
     elif facts["metadata_true"]:

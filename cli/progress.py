@@ -120,6 +120,13 @@ class ProgressView:
     def _on_event(self, entry: dict[str, Any]) -> None:
         return
 
+    def _on_wait(self, entry: dict[str, Any]) -> None:
+        self.console.print(
+            f"  step {entry['step']}  sparsity {100 * entry['sparsity']:.1f} % of "
+            f"{100 * entry['target_sparsity']:.1f} % due: {entry['put_off']} weights wait, since "
+            "more and more are shed"
+        )
+
     def _on_shed(self, entry: dict[str, Any]) -> None:
         return
 

@@ -23,6 +23,7 @@ from onnxprune.cli import COMMANDS, root
 from onnxprune.export import schema
 from onnxprune.importer import Entry, supported_operators
 from onnxprune.recipe import Recipe
+from onnxprune.runtime.record import schema as compiled_schema
 from onnxprune.validate.policy import table_classes
 
 _CHANGELOG = Path(__file__).parent.parent / "CHANGELOG.md"
@@ -125,15 +126,34 @@ def metadata_tables() -> Iterator[str]:
     """The fields of the sparsity metadata, read from their JSON Schema."""
     document = schema()
     tensor = document["$defs"]["TensorMetadata"]
-    for title, part in (("The model", document), ("Each entry of `tensors`", tensor)):
-        yield from (f"## {title}", "")
+    yield from _schema_tables("##", {"The model": document, "Each entry of `tensors`": tensor})
+
+
+def compiled_tables() -> Iterator[str]:
+    """The fields of a compiled model's metadata, read from their JSON Schema."""
+    document = compiled_schema()
+    layer = document["$defs"]["LayerRecord"]
+    yield from _schema_tables("###", {"The model": document, "Each entry of `layers`": layer})
+
+
+def _schema_tables(level: str, parts: dict[str, Any]) -> Iterator[str]:
+    """One table of fields for each part of a JSON Schema."""
+    for title, part in parts.items():
+        yield from (f"{level} {title}", "")
         yield from _table(
             ("field", "type", "meaning"),
             (
-                (f"`{key}`", str(entry.get("type", "")), entry.get("description", ""))
+                (f"`{key}`", _schema_type(entry), entry.get("description", ""))
                 for key, entry in part["properties"].items()
             ),
         )
+
+
+def _schema_type(entry: dict[str, Any]) -> str:
+    """The type of a field, with the others that it may have."""
+    if "anyOf" in entry:
+        return " or ".join(str(option.get("type", "")) for option in entry["anyOf"])
+    return str(entry.get("type", ""))
 
 
 def architecture_tables() -> Iterator[str]:
@@ -233,6 +253,7 @@ _PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "operators": operator_table,
     "errors": error_table,
     "metadata": metadata_tables,
+    "compiled": compiled_tables,
     "architectures": architecture_tables,
     "bench-interleaving": interleaving_table,
     "bench-trust": trust_table,

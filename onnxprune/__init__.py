@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from onnxprune.version import __version__
 
 if TYPE_CHECKING:
+    from onnxprune import runtime
     from onnxprune.calibration import open_data, recalibrate
     from onnxprune.checking import check
     from onnxprune.errors import (
@@ -48,6 +49,7 @@ _HOMES = {
     "open_data": "onnxprune.calibration",
     "prune": "onnxprune.pipeline",
     "recalibrate": "onnxprune.calibration",
+    "runtime": "onnxprune.runtime",
     "write_report": "onnxprune.validate",
 }
 
@@ -69,6 +71,7 @@ __all__ = [
     "open_data",
     "prune",
     "recalibrate",
+    "runtime",
     "write_report",
 ]
 
@@ -76,12 +79,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562).
 
-    `export` is a sub-package, too; it can be called as the function of that name.
+    `export` is a sub-package, too; it can be called as the function of that name. `runtime` is one.
     """
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = importlib.import_module(_HOMES[name])
-    value = home if name == "export" else getattr(home, name)
+    value = home if name in ("export", "runtime") else getattr(home, name)
     globals()[name] = value
     return value
 

@@ -90,8 +90,8 @@ def initial_scales(tensors: Mapping[str, GraphTensor]) -> list[str]:
     ]
 
 
-def dead_weights(proto: Any, masks: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many kept weights of each tensor do nothing in a finished model, for those with some.
+def closure_of(proto: Any, masks: Mapping[str, Tensor]) -> Closure:
+    """Which kept weights and which channels do nothing in a finished model, which stays as it is.
 
     Args:
         proto: The pruned model's `ModelProto`.
@@ -102,7 +102,7 @@ def dead_weights(proto: Any, masks: Mapping[str, Tensor]) -> dict[str, int]:
         for name, tensor in find_tensors(proto).items()
         if tensor.trainable or tensor.role in STATISTICS_ROLES
     }
-    return close(read_flow(proto), tensors, masks).dead
+    return close(read_flow(proto), tensors, masks)
 
 
 def _agree(found: list[Closure]) -> bool:

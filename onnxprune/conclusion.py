@@ -11,7 +11,7 @@ import torch
 
 from onnxprune.calibration import Samples
 from onnxprune.cascade import Budget, kept_overlap, training_budget
-from onnxprune.closing import dead_weights
+from onnxprune.closing import closure_of
 from onnxprune.dense_outputs import fixed_batch, padded
 from onnxprune.errors import (
     ModelError,
@@ -267,7 +267,8 @@ class Conclusion:
         difference: float | None,
     ) -> dict[str, Any]:
         metadata = read_metadata(proto) or {}
-        dead = dead_weights(proto, {name: mask.cpu() for name, mask in masks.items()})
+        closure = closure_of(proto, {name: mask.cpu() for name, mask in masks.items()})
+        channels = {name: asdict(dead) for name, dead in closure.dead_channels.items()}
         tensors = tensor_table(self.job.source, proto, set(self.job.plan.tensors))
         return {
             "schema_version": SCHEMA_VERSION,
@@ -293,8 +294,19 @@ class Conclusion:
             "overlap_with_one_shot": _overlap_with_one_shot(self.job, masks),
             "validation": {**validation, "torch_vs_runtime_max_abs_error": difference},
             "latency": latency,
-            "dead_weights": sum(dead.values()),
-            "tensors": [{**entry, "dead": dead.get(entry["name"], 0)} for entry in tensors],
+            "dead_weights": sum(closure.dead.values()),
+            "dead_channels": {
+                side: sum(dead[side] for dead in channels.values())
+                for side in ("inputs", "outputs")
+            },
+            "tensors": [
+                {
+                    **entry,
+                    "dead": closure.dead.get(entry["name"], 0),
+                    "dead_channels": channels.get(entry["name"]),
+                }
+                for entry in tensors
+            ],
             "recipe": self.job.recipe.to_dict(),
             "environment": {**describe_machine(), "torch": torch.__version__},
             "timing": {f"{name.replace(' ', '_')}_s": s for name, s in self.run.seconds.items()},

@@ -9,7 +9,8 @@
     │   ├── TargetError            the asked sparsity cannot be reached
     │   ├── OutputError            an output cannot be written
     │   ├── CheckpointError        a run directory cannot be resumed
-    │   └── MissingDependencyError an optional package is not installed
+    │   ├── MissingDependencyError an optional package is not installed
+    │   └── MissingKernelsError    the library of sparse kernels is not there
     ├── ModelError                 exit code 3
     │   ├── ModelFileError         missing, damaged, too large, or not ONNX
     │   └── UnsupportedModelError  valid ONNX that cannot be handled
@@ -125,6 +126,10 @@ class MissingDependencyError(UsageError):
         )
 
 
+class MissingKernelsError(UsageError):
+    """The library of sparse CPU kernels was not built, or ONNX Runtime does not load it."""
+
+
 class ModelError(OnnxpruneError):
     """Something is wrong with a model."""
 
@@ -155,3 +160,7 @@ class Interrupted(OnnxpruneError):
     """The run was interrupted and can be resumed."""
 
     exit_code = 5
+
+
+class DenseSpeedWarning(UserWarning):
+    """A pruned model runs in plain ONNX Runtime, which gains nothing from its zeros."""

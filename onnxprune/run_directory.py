@@ -274,6 +274,9 @@ class RunDirectory:
                     done, rollbacks = rollbacks > 0, rollbacks - 1
                 elif entry["kind"] == "event":
                     done = entry["sparsity"] <= sparsity
+                elif entry["kind"] == "wait":
+                    # The event of a checkpoint's own step comes after it.
+                    done = entry["step"] < step
                 else:
                     done = entry["step"] <= step
             except (KeyError, TypeError):

@@ -41,6 +41,7 @@ def test_the_docstring_draws_the_tree_as_it_is() -> None:
         ("OutputError", 2),
         ("CheckpointError", 2),
         ("MissingDependencyError", 2),
+        ("MissingKernelsError", 2),
         ("TrainingError", 2),
         ("ModelError", 3),
         ("ModelFileError", 3),
@@ -54,7 +55,7 @@ def test_exit_codes(name: str, code: int) -> None:
 
 
 def test_every_class_has_an_exit_code_here() -> None:
-    assert len(CLASSES) == 14
+    assert len(CLASSES) == 15
 
 
 def test_the_text_has_one_line_for_each_part_that_is_given() -> None:

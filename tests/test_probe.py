@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, parser
+from PIL import Image
 
 from onnxprune.errors import OnnxpruneError, UsageError
 from onnxprune.probe import prepare_probe, probe
@@ -185,6 +186,46 @@ def random_layers(folder: Path, *tables: dict[str, Any]) -> tuple[Path, Recipe]:
     for table in tables:
         given = {**given, **{key: {**given.get(key, {}), **value} for key, value in table.items()}}
     return folder / "model.onnx", Recipe.from_dict(given)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_each_seed_draws_its_own_augmentation(tmp_path: Path, changed: bool) -> None:
+    """With all samples in a step their order does not matter, so nothing else tells seeds apart."""
+    rng = np.random.default_rng(0)
+    for label in range(2):
+        folder = tmp_path / "pictures" / str(label)
+        folder.mkdir(parents=True)
+        for number in range(6):
+            pixels = rng.integers(0, 256, (4, 4, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    proto = parser.parse_model("""<ir_version: 10, opset_import: ["" : 17]>
+        g (float[N,3,4,4] x) => (float[N,2] y) {
+            f = Flatten(x)
+            h = MatMul(f, w1)
+            t = Tanh(h)
+            y = MatMul(t, w2)
+        }""")
+    for name, shape in (("w1", (48, 8)), ("w2", (8, 2))):
+        array = rng.normal(scale=0.2, size=shape).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    onnx.save(proto, tmp_path / "model.onnx")
+    transforms = [{"name": "RandomHorizontalFlip"}] if changed else []
+    recipe = Recipe.from_dict(
+        {
+            "data": dict.fromkeys(("train", "eval"), str(tmp_path / "pictures")),
+            "augment": {"transforms": transforms},
+            "finetune": DECAYING | {"batch_size": 12, "epochs": 4, "lr": 0.5},
+            "cascade": {"prune": 0.2, "scores": ["magnitude"]},
+            "distill": {"weight": 0.0},
+        }
+    )
+    job = prepare_probe(tmp_path / "model.onnx", recipe, run_dir=tmp_path / "probe")
+    arms = probe(job, recipe, 2)["arms"]
+    losses = {(arm["name"], arm["seed"]): arm["metrics"]["loss"] for arm in arms}
+    assert len(losses) == 4
+    for name in ("magnitude", "control"):
+        first, second = losses[name, 0], losses[name, 1]
+        assert (abs(first - second) > 1e-3) is changed, losses
 
 
 def test_the_pattern_of_the_main_job_does_not_matter(tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ def test_the_log_is_rewound_to_a_checkpoint(run: RunDirectory) -> None:
         {"kind": "train", "step": 2},
         {"kind": "eval", "step": 2},
         {"kind": "event", "step": 2, "sparsity": 0.6},
+        {"kind": "wait", "step": 2, "sparsity": 0.6},
         {"kind": "train", "step": 3},
     ]
     for entry in written:
@@ -160,6 +161,16 @@ def test_the_log_is_rewound_to_a_checkpoint(run: RunDirectory) -> None:
     assert entries(run) == written[:5]
     run.rewind_log(1, 0.2, 0)
     assert entries(run) == written[:2]
+
+
+def test_an_event_that_waited_is_logged_once(run: RunDirectory) -> None:
+    """It comes before its own step, so a run that goes on from there meets it again."""
+    started(run)
+    waits = [{"kind": "wait", "step": step} for step in (1, 2, 3)]
+    for entry in waits:
+        run.append(entry)
+    run.rewind_log(2, 0.0, 0)
+    assert entries(run) == waits[:1]
 
 
 def test_rollbacks_stay_in_the_log_as_far_as_the_checkpoint_knows_them(run: RunDirectory) -> None:

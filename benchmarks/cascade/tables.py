@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,12 @@ def table(name: str) -> str:
         "methods": methods,
         "methods-against-gmp": methods_against_gmp,
         "tuning": tuning,
+        "methods-glyphs": partial(methods, "methods_glyphs"),
+        "methods-glyphs-against-gmp": partial(methods_against_gmp, "methods_glyphs"),
+        "tuning-glyphs": partial(tuning, "methods_glyphs"),
         "cost": cost,
         "variants": variants,
+        "closure": closure,
     }
     return makers[name]()
 
@@ -68,19 +73,19 @@ def phase() -> str:
     return markdown(head, rows)
 
 
-def methods() -> str:
+def methods(file: str = "methods") -> str:
     """Accuracy of each method at each sparsity, in percent."""
-    return _by_sparsity(lambda cell: percent(cell["accuracy"]))
+    return _by_sparsity(file, lambda cell: percent(cell["accuracy"]))
 
 
-def methods_against_gmp() -> str:
+def methods_against_gmp(file: str = "methods") -> str:
     """Differences to gmp, in points."""
-    return _by_sparsity(lambda cell: points(cell["against_gmp"]), without="gmp")
+    return _by_sparsity(file, lambda cell: points(cell["against_gmp"]), without="gmp")
 
 
-def _by_sparsity(show: Any, without: str | None = None) -> str:
+def _by_sparsity(file: str, show: Any, without: str | None = None) -> str:
     cells: dict[str, dict[float, str]] = {}
-    for cell in results("methods")[0]["comparison"]:
+    for cell in results(file)[0]["comparison"]:
         if cell["method"] != without:
             cells.setdefault(cell["method"], {})[cell["sparsity"]] = show(cell)
     sparsities = sorted({sparsity for row in cells.values() for sparsity in row})
@@ -89,7 +94,7 @@ def _by_sparsity(show: Any, without: str | None = None) -> str:
     return markdown(head, rows)
 
 
-def tuning() -> str:
+def tuning(file: str = "methods") -> str:
     """The best point of each tuned method, on the validation part."""
     rows = [
         [
@@ -99,7 +104,7 @@ def tuning() -> str:
             f"{100 * point['accuracy']:.1f}",
             ", ".join(key.replace("_", " ") for key in point["at_edge"]) or "–",
         ]
-        for point in results("methods")[0]["tuning"]
+        for point in results(file)[0]["tuning"]
         if point.get("best")
     ]
     head = ["method", "sparsity", "learning rate", "weight decay", "pruning ends"]
@@ -133,6 +138,25 @@ def variants() -> str:
         for row in results("variants")
     ]
     return markdown(["arm", "accuracy, %", "against gmp, points", "mean density"], rows)
+
+
+def closure() -> str:
+    """What the closure finds in networks that were pruned while they were trained."""
+    rows = [
+        [
+            row["network"].removesuffix(".onnx"),
+            f"{100 * row['sparsity']:.2f} %",
+            row["dead_weights"],
+            f"{100 * row['sparsity_after']:.2f} %",
+            f"{row['dead_inputs']} / {row['dead_outputs']}",
+            f"{row['largest_difference']:.1g} of {row['largest_output']:.1f}",
+            f"{row['other_class']} of {row['samples']}",
+        ]
+        for row in results("../closure_trained")
+    ]
+    head = ["network", "sparsity", "dead weights", "sparsity without them"]
+    head += ["dead in / out channels", "largest difference of an output", "other class"]
+    return markdown(head, rows)
 
 
 def results(name: str) -> Any:

@@ -19,7 +19,7 @@ from onnxprune.finetune.divergence import LossWatch
 from onnxprune.finetune.losses import Objective, accuracy_metrics
 from onnxprune.finetune.optim import learning_rate
 from onnxprune.finetune.plan import Plan, observation_steps
-from onnxprune.finetune.pruner import Pruner
+from onnxprune.finetune.pruner import Event, Pruner
 from onnxprune.finetune.ranks import Ranks
 from onnxprune.finetune.state import TrainingState
 from onnxprune.finetune.step import Stepper
@@ -35,7 +35,9 @@ class Observer(Protocol):
     """Is told what happens in a run; with several processes, only the first one's is."""
 
     def record(self, entry: dict[str, Any]) -> None:
-        """One line of the run's log, of kind `train`, `event`, `shed`, `eval` or `rollback`."""
+        """One line of the run's log, of kind `train`, `event`, `wait`, `shed`, `eval` or
+        `rollback`.
+        """
         ...
 
     def rewound(self, step: int, sparsity: float, rollbacks: int) -> None:
@@ -287,18 +289,21 @@ class Trainer:
         event = self.pruner.event(self.step, self.ablation.loss_change)
         if event is None:
             return
+        if event.masks is not None:
+            self._prune(event, event.masks)
+        if event.put_off:
+            self._record({"kind": "wait", **self._place_in_schedule(), "put_off": event.put_off})
+
+    def _prune(self, event: Event, masks: Mapping[str, Tensor]) -> None:
         before = self.masks.zeros
-        self.masks.update(event.masks, self.stepper.optimizer)
+        self.masks.update(masks, self.stepper.optimizer)
         self._check_masks()
         self._mask_average()
         self.pruner.started(self.step)
         self._record(
             {
                 "kind": "event",
-                "step": self.step,
-                "progress": self._progress,
-                "target_sparsity": self.plan.events[self.step] / self.masks.total,
-                "sparsity": self.masks.sparsity,
+                **self._place_in_schedule(),
                 "pruned": self.masks.zeros - before,
                 "closed": event.closed,
                 "harvested": event.harvested,
@@ -306,6 +311,15 @@ class Trainer:
                 "kept": self.masks.kept,
             }
         )
+
+    def _place_in_schedule(self) -> dict[str, Any]:
+        """Where an event stands: what the schedule asks for from this step on, and what is so."""
+        return {
+            "step": self.step,
+            "progress": self._progress,
+            "target_sparsity": self.plan.events[self.step] / self.masks.total,
+            "sparsity": self.masks.sparsity,
+        }
 
     def _observe_if_due(self) -> None:
         """Count shed weights, before the step is saved."""

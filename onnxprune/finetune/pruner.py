@@ -52,16 +52,18 @@ class Event:
     """What an event chose.
 
     Attributes:
-        masks: The new masks.
+        masks: The new masks; None where all that was due waits.
         closed: Weights that structural closure removed.
         harvested: Weights that had been shed.
         waited: Events before this one in which magnitude pruning was put off.
+        put_off: Weights that the schedule asks for and that wait, since the shed rate rises.
     """
 
-    masks: dict[str, Tensor]
+    masks: dict[str, Tensor] | None
     closed: int = 0
     harvested: int = 0
     waited: int = 0
+    put_off: int = 0
 
 
 @dataclass
@@ -128,12 +130,14 @@ class Pruner:
         ahead = {"all": union(dead, shed), "dead": dead, "none": nothing(dead)}[self.ahead]
         taken = self._takable(ahead)
         zeros = controller.zeros(step, before, taken)
+        waits = controller.waited > waited
+        put_off = min(controller.target, controller.events[step]) - zeros if waits else 0
         if zeros <= before:
-            return None
+            return Event(None, waited=waited, put_off=put_off) if waits else None
         chosen = self.select(zeros, shed, dead)
         controller.pruned(step, zeros)
         closed, harvested = (self._count(_without(part, chosen)) for part in (dead, shed))
-        return Event(chosen, closed, harvested, waited)
+        return Event(chosen, closed, harvested, waited, put_off)
 
     def _harvest(
         self,

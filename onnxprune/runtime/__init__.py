@@ -1,14 +1,16 @@
-"""Sparse CPU kernels for ONNX Runtime: pruned models that run faster.
+"""Sparse CPU kernels for ONNX Runtime.
 
-::
+One line makes a pruned model faster::
 
-    import onnxprune.runtime
+    session = onnxprune.runtime.session("pruned.onnx")
 
-    session = onnxprune.runtime.session("pruned.onnx")   # an onnxruntime.InferenceSession
-    session.run(None, {"x": image})
+`compile_model` puts the sparse operators into a model ahead of time, `register` makes them known to
+options that a caller builds. None of this needs PyTorch.
 """
 
-from onnxprune.runtime.compiler import Compilation, LayerRecord, compile_model
+from onnxprune.runtime.artifact import compile_file
+from onnxprune.runtime.compiler import CompiledModel, compile_model
+from onnxprune.runtime.cost import Thresholds
 from onnxprune.runtime.library import (
     available,
     instruction_set,
@@ -17,18 +19,28 @@ from onnxprune.runtime.library import (
     missing_reason,
     register,
 )
-from onnxprune.runtime.sessions import SparseRuntimeWarning, session
+from onnxprune.runtime.plan import CompileOptions
+from onnxprune.runtime.proof import prove
+from onnxprune.runtime.record import CompiledRecord, LayerRecord, read_record
+from onnxprune.runtime.sessions import session
+from onnxprune.runtime.tuning import tune
 
 __all__ = [
-    "Compilation",
+    "CompileOptions",
+    "CompiledModel",
+    "CompiledRecord",
     "LayerRecord",
-    "SparseRuntimeWarning",
+    "Thresholds",
     "available",
+    "compile_file",
     "compile_model",
     "instruction_set",
     "is_compiled",
     "library_path",
     "missing_reason",
+    "prove",
+    "read_record",
     "register",
     "session",
+    "tune",
 ]

@@ -1,102 +1,72 @@
-"""Whether a sparse operator computes a layer faster than ONNX Runtime's dense one."""
+"""Where a sparse operator pays: the static rule, before anything is timed."""
 
+import math
 from dataclasses import dataclass
 
-from onnxprune.runtime.graph import GraphIndex
 from onnxprune.runtime.layers import Layer
-from onnxprune.runtime.weights import block_rows
+from onnxprune.runtime.sizes import Sizes
 
-RATE = {1: 0.38, 4: 0.75}
-"""Multiply-adds of sparse kernels in the time of one dense one, by rows that share columns."""
+TIME_BOUND = 2
+"""Positions up to which a layer reads each weight so rarely that memory decides its time."""
 
-COPY = {"in_place": 0.0, "shifted": 3.0, "strided": 9.0, "turned": 9.0}
-"""What it costs to lay out one input value, in dense multiply-adds with it."""
-
-PLANNING = 200.0
-"""What it costs to plan one tap of a strided convolution, shared by all channels."""
-
-MATRIX_VECTOR_SPARSITY = 0.8
-"""From which sparsity a product with few rows of input gains: it reads less memory."""
-
-LEAST_SPEEDUP = 1.1
-"""Expected speedup below which a layer stays dense, since estimates are rough."""
-
-_FEW_OUTPUTS = 8
+_ROUNDING = 5e-4
+"""Layers pruned to a threshold have it up to the rounding of their number of zeros."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The decision on one layer.
+class Thresholds:
+    """Least sparsity of layers that are replaced, as shares in [0, 1).
 
     Attributes:
-        sparse: Whether a sparse operator computes it.
-        reason: Why, for people.
-        speedup: How many times faster it is expected to be; None without an estimate.
+        unstructured: Where zeros lie anywhere.
+        block: Where four neighbouring outputs share their zeros.
+        vector: Where a weight meets one or two positions only, as in a classifier.
+        least_outputs: Layers with fewer outputs stay dense.
+        least_products: So do layers with fewer multiplications a sample.
+        least_channels: So do convolutions of several taps with fewer input channels, as first
+            layers are: for each channel that is read, all of its windows have to be laid out.
     """
 
-    sparse: bool
-    reason: str
-    speedup: float | None = None
+    unstructured: float = 0.70
+    block: float = 0.55
+    vector: float = 0.80
+    least_outputs: int = 16
+    least_products: int = 100_000
+    least_channels: int = 8
+
+    def refusal(self, layer: Layer, sparsity: float, block: int, positions: int | None) -> str:
+        """Why a layer stays dense; empty if it does not.
+
+        Args:
+            layer: The layer.
+            sparsity: Zeros of its weight, as a share.
+            block: Rows that share their columns.
+            positions: Pixels or tokens of a sample; None where they depend on the inputs.
+        """
+        if layer.rows < self.least_outputs:
+            return f"{layer.rows} outputs, fewer than {self.least_outputs}"
+        taps = math.prod(layer.attributes.get("kernel_shape", [1]))
+        channels = layer.attributes.get("in_channels", self.least_channels)
+        if taps > 1 and channels < self.least_channels:
+            return f"{channels} input channels, fewer than {self.least_channels}"
+        products = None if positions is None else positions * math.prod(layer.weight_shape)
+        if products is not None and products < self.least_products:
+            return f"{products:,} multiplications, fewer than {self.least_products:,}"
+        least = self.block if block > 1 else self.unstructured
+        if positions is not None and positions <= TIME_BOUND:
+            least = self.vector
+        if sparsity < least - _ROUNDING:
+            return f"sparsity below {least:.0%}"
+        return ""
 
 
-def choose(layer: Layer, graph: GraphIndex, min_sparsity: float | None) -> Choice:
-    """Decide on a layer.
+def positions(layer: Layer, sizes: Sizes, output: str) -> int | None:
+    """Pixels or tokens of a sample for which a layer reads its weight; None if inputs decide.
 
     Args:
-        layer: The layer, before anything is fused into it.
-        graph: Its graph, for the shape of its input.
-        min_sparsity: Decides alone, where given.
+        layer: The layer.
+        sizes: Shapes of the graph.
+        output: The value that the layer's own node makes.
     """
-    speedup = expected_speedup(layer, graph)
-    if min_sparsity is not None:
-        if layer.sparsity >= min_sparsity:
-            return Choice(True, "as asked", speedup)
-        return Choice(False, f"sparsity below {min_sparsity:g}", speedup)
-    if layer.nonzeros == layer.weight.size:
-        return Choice(False, "no zeros", speedup)
-    if layer.outputs < _FEW_OUTPUTS:
-        return Choice(False, f"only {layer.outputs} outputs", speedup)
-    if _few_tokens(layer, graph):
-        if layer.sparsity < MATRIX_VECTOR_SPARSITY:
-            return Choice(False, "too dense for a product with few rows", speedup)
-        return Choice(True, "sparse enough", speedup)
-    if speedup < LEAST_SPEEDUP:
-        return Choice(False, "too dense to gain", speedup)
-    return Choice(True, "sparse enough", speedup)
-
-
-def expected_speedup(layer: Layer, graph: GraphIndex) -> float:
-    """How many times faster a sparse operator is expected to be.
-
-    Dense time goes by rows of the weight, sparse time by non-zeros, and laying out the input costs
-    the same whatever the weight: `1 / (density / RATE + COPY / rows)`.
-    """
-    density = 1 - layer.sparsity
-    kind = _copying(layer)
-    copy = COPY[kind] / max(1, layer.outputs)
-    if kind == "strided":
-        copy += PLANNING / (layer.outputs * layer.weight.shape[1] / layer.taps)
-    return 1 / max(density / RATE[block_rows(layer.weight)] + copy, 1e-3)
-
-
-def _copying(layer: Layer) -> str:
-    if layer.kind == "SparseMatMul":
-        return "turned"
-    if layer.in_place:
-        return "shifted"  # tiled inputs are decided on later, and not all can be
-    return "shifted" if set(layer.geometry["strides"]) == {1} else "strided"
-
-
-def _few_tokens(layer: Layer, graph: GraphIndex) -> bool:
-    """Whether a product reads fewer rows than a vector has lanes; open sizes of a matrix count
-    as few, those of larger inputs (text) do not."""
-    if layer.kind != "SparseMatMul":
-        return False
-    dims = graph.dims(layer.x)
-    if dims is None or len(dims) == 2:
-        rows = dims[0] if dims else None
-        return not isinstance(rows, int) or rows < 16
-    total = 1
-    for dim in dims[:-1]:
-        total *= dim if isinstance(dim, int) else 16
-    return total < 16
+    axis = 1 if layer.kind == "conv" else -1
+    return sizes.per_sample(output, without=axis)

@@ -1,262 +1,385 @@
-"""Layers of a graph that a sparse operator can compute: their weights as matrices."""
+"""Layers with constant weights in a graph, and what follows them that they can compute as well."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
-from onnxprune.runtime.graph import GraphIndex, attribute, float_type
+from onnxprune.runtime.activations import Activation, find_activation
+from onnxprune.runtime.graph import GraphIndex
+from onnxprune.runtime.rows import MOST_COLUMNS
+from onnxprune.runtime.sizes import Sizes
+from onnxprune.stored import stored_array, stored_shape
+from onnxprune.tensor_views import attribute_of
 
-MOST_COLUMNS = 65_536
-"""Columns are numbered by 16 bits."""
+LINEAR = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul"}
+    | {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "MatMulNBits"}
+)
+"""Operators that a record lists, with a reason where they stay dense."""
 
 
-@dataclass
-class Layer:
-    """A convolution or a product with stored weights.
-
-    Attributes:
-        index: Position of the node.
-        name: Name of the node, or of its output where it has none.
-        kind: Which operator computes it.
-        weight: The matrix, `(outputs, columns)`; a column is an input feature, or an input channel
-            and a tap of the kernel.
-        weight_name: Name of the stored tensor.
-        x: Name of the value that it reads.
-        y: Name of the value that it makes.
-        bias: What is added to each output, `(outputs,)`.
-        geometry: Attributes of a SparseConv: kernel_shape, strides, pads, dilations.
-        residual: Name of a value that is added to the result.
-        activation: What is applied to the sum; see the operators' reference.
-        alpha: Its first parameter.
-        beta: Its second one.
-        absorbed: Positions of further nodes that the layer stands for.
-        last: Position at which its inputs are all there.
-    """
-
-    index: int
-    name: str
-    kind: Literal["SparseConv", "SparseMatMul"]
-    weight: np.ndarray
-    weight_name: str
-    x: str
-    y: str
-    bias: np.ndarray | None = None
-    geometry: dict[str, list[int]] = field(default_factory=dict)
-    residual: str | None = None
-    activation: str = ""
-    alpha: float = 0.0
-    beta: float = 0.0
-    absorbed: list[int] = field(default_factory=list)
-
-    @property
-    def last(self) -> int:
-        """Position of the last node that the layer stands for."""
-        return max([self.index, *self.absorbed])
-
-    @property
-    def outputs(self) -> int:
-        """Rows of the matrix."""
-        return int(self.weight.shape[0])
-
-    @property
-    def nonzeros(self) -> int:
-        """Weights that are not zero."""
-        return int(np.count_nonzero(self.weight))
-
-    @property
-    def sparsity(self) -> float:
-        """Zeros / size of the matrix."""
-        return 1 - self.nonzeros / self.weight.size if self.weight.size else 0.0
-
-    @property
-    def taps(self) -> int:
-        """Positions of the kernel."""
-        return int(np.prod(self.geometry.get("kernel_shape", [1])))
-
-    @property
-    def in_place(self) -> bool:
-        """Whether a tiled input is read without a copy: a pointwise convolution, unpadded."""
-        return (
-            self.kind == "SparseConv"
-            and self.taps == 1
-            and set(self.geometry["strides"]) == {1}
-            and not any(self.geometry["pads"])
-        )
+class StaysDense(Exception):
+    """Why a sparse operator cannot take a layer's place."""
 
 
 @dataclass(frozen=True)
-class Refused:
-    """A layer that stays as it is.
+class Layer:
+    """A layer that a sparse operator can compute.
 
     Attributes:
-        name: Name of the node.
-        kind: Its operator.
-        reason: Why, for people.
-        sparsity: Of its weight.
-        shape: Of its weight as stored.
+        node: Index of the node.
+        kind: `conv`, `product` or `depthwise`.
+        x: The value that it reads.
+        weight: Name of the stored weight.
+        weight_shape: Its stored shape.
+        transposed: Whether the weight is stored as `(columns, rows)` of the matrix.
+        scale: What the stored weight is multiplied by.
+        attributes: Attributes of the sparse operator.
+        bias: `(rows,)`, or None.
+        residual: A value that is added, or None.
+        activation: What is computed last.
+        absorbed: Indices of the nodes that it takes the place of, in graph order.
+        output: The value that it ends in.
+        fused: What was absorbed, in words.
     """
 
-    name: str
+    node: int
     kind: str
-    reason: str
-    sparsity: float
-    shape: tuple[int, ...]
+    x: str
+    weight: str
+    weight_shape: tuple[int, ...]
+    transposed: bool
+    scale: float
+    attributes: dict[str, Any]
+    bias: np.ndarray | None
+    residual: str | None
+    activation: Activation
+    absorbed: tuple[int, ...]
+    output: str
+    fused: tuple[str, ...] = field(default=())
 
+    @property
+    def rows(self) -> int:
+        """Number of outputs."""
+        return self.weight_shape[-1 if self.transposed else 0]
 
-def find_layers(graph: GraphIndex) -> tuple[list[Layer], list[Refused]]:
-    """Convolutions and products with stored 32-bit weights, in graph order.
+    def matrix(self, index: GraphIndex) -> np.ndarray:
+        """The weight as `(rows, columns)`."""
+        values = stored_array(index.stored[self.weight])
+        flat = values.T if self.transposed else values.reshape(len(values), -1)
+        return flat if self.scale == 1 else (flat * np.float32(self.scale)).astype(np.float32)
 
-    Returns:
-        Those that a sparse operator can compute, and those with weights that it cannot.
-    """
-    layers: list[Layer] = []
-    refused: list[Refused] = []
-    for index, node in enumerate(graph.nodes):
-        if node.domain not in ("", "ai.onnx") or node.op_type not in _READERS:
-            continue
-        weight = graph.constant(node.input[1]) if len(node.input) > 1 else None
-        if weight is None or weight.ndim < 2 or not node.output:
-            continue
-        found = (
-            _READERS[node.op_type](graph, index, node, weight)
-            if float_type(weight)
-            else f"its weight is {weight.dtype.name}; sparse kernels compute float32"
+    @property
+    def pointwise(self) -> bool:
+        """Whether each pixel is computed from the one at its place."""
+        return self.strided_pointwise and set(self.attributes["strides"]) == {1}
+
+    @property
+    def strided_pointwise(self) -> bool:
+        """Whether each pixel is computed from a single one."""
+        return (
+            self.kind == "conv"
+            and set(self.attributes["kernel_shape"]) == {1}
+            and not any(self.attributes["pads"])
         )
-        if isinstance(found, str):
-            zeros = 1 - np.count_nonzero(weight) / weight.size if weight.size else 0.0
-            refused.append(Refused(_name(node), node.op_type, found, zeros, weight.shape))
-        else:
-            layers.append(found)
-    return layers, refused
 
 
-def _name(node: NodeProto) -> str:
-    return node.name or node.output[0]
+def read_layer(index: GraphIndex, sizes: Sizes, number: int) -> Layer:
+    """The layer of one node, without what follows it.
+
+    Raises:
+        StaysDense: A sparse operator cannot take its place.
+    """
+    node = index.graph.node[number]
+    if node.domain in ("", "ai.onnx"):
+        if node.op_type == "Conv":
+            return _conv(index, sizes, number, node)
+        if node.op_type == "MatMul":
+            return _matmul(index, number, node)
+        if node.op_type == "Gemm":
+            return _gemm(index, sizes, number, node)
+    raise StaysDense(f"there is no sparse operator for {node.op_type}")
 
 
-def _convolution(
-    graph: GraphIndex, index: int, node: NodeProto, weight: np.ndarray
-) -> Layer | str:
-    axes = weight.ndim - 2
-    if axes not in (1, 2):
-        return f"it has {axes} spatial axes; 1 and 2 are supported"
-    if attribute(node, "group", 1) != 1:
-        return "it has groups"
-    kernel = list(weight.shape[2:])
-    strides = _ints(node, "strides", [1] * axes)
-    dilations = _ints(node, "dilations", [1] * axes)
-    pads = _pads(node, kernel, strides, dilations)
-    if pads is None:
-        return "its padding (auto_pad) depends on the input's size"
-    if min(pads, default=0) < 0:
-        return "it has negative padding"
-    matrix = weight.reshape(weight.shape[0], -1)
-    if matrix.shape[1] > MOST_COLUMNS:
-        return f"each output has {matrix.shape[1]} weights; at most {MOST_COLUMNS} are supported"
-    bias = None
-    if len(node.input) > 2 and node.input[2]:
-        bias = graph.constant(node.input[2])
-        if not float_type(bias):
-            return "its bias is not stored"
-    return Layer(
-        index,
-        _name(node),
-        "SparseConv",
-        matrix,
-        node.input[1],
-        node.input[0],
-        node.output[0],
-        bias,
-        {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations},
+def read_depthwise(index: GraphIndex, sizes: Sizes, number: int) -> Layer | None:
+    """A convolution of each channel by a kernel of its own; None for any other node."""
+    node = index.graph.node[number]
+    if node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
+        return None
+    try:
+        shape = stored_shape(_weight(index, node.input[1]))
+        group = attribute_of(node, "group", 1)
+        if len(shape) not in (3, 4) or shape[1] != 1 or group != shape[0] or group == 1:
+            return None
+        attributes, bias = _window(index, sizes, node, shape)
+    except StaysDense:
+        return None
+    return _layer(index, number, "depthwise", node.input[0], node.input[1], attributes, bias)
+
+
+def absorb(index: GraphIndex, sizes: Sizes, layer: Layer, taken: set[int]) -> Layer:
+    """The layer with the bias, the residual and the activation that follow it.
+
+    Args:
+        index: The graph.
+        sizes: Its shapes.
+        layer: The layer by itself.
+        taken: Nodes that other layers have absorbed.
+    """
+    layer = _with_bias(index, sizes, layer, taken)
+    layer = _with_residual(index, sizes, layer, taken)
+    rank = sizes.rank(layer.output) or (1 if layer.kind == "product" else 3)
+    follower = find_activation(index, layer.output, rank)
+    if follower is None or taken & set(follower.nodes):
+        return layer
+    name = follower.activation.name
+    return replace(
+        layer,
+        activation=follower.activation,
+        absorbed=tuple(sorted({*layer.absorbed, *follower.nodes})),
+        output=follower.output,
+        fused=(*layer.fused, name) if name else layer.fused,
     )
 
 
-def _ints(node: NodeProto, name: str, otherwise: list[int]) -> list[int]:
-    values = attribute(node, name)
-    return [int(value) for value in values] if isinstance(values, list) and values else otherwise
+def _weight(index: GraphIndex, name: str) -> TensorProto:
+    tensor = index.stored.get(name)
+    if tensor is None:
+        if name in index.overridable:
+            raise StaysDense("its weight is an input that a caller can override")
+        maker = index.makers.get(name)
+        if maker is None:
+            raise StaysDense("its weight is an input")
+        made = index.graph.node[maker]
+        tensor = index.stored.get(made.input[0]) if made.op_type == "Cast" else None
+        if tensor is None:  # ONNX Runtime casts weights of other types for the CPU
+            raise StaysDense(f"its weight is computed by {made.op_type}")
+    if tensor.data_type != TensorProto.FLOAT:
+        kind = TensorProto.DataType.Name(tensor.data_type).lower()
+        raise StaysDense(f"its weight is {kind}; sparse operators compute in float32")
+    if name not in index.stored:
+        raise StaysDense("its weight is computed by Cast")
+    if not math.prod(stored_shape(tensor)):
+        raise StaysDense("its weight is empty")
+    return tensor
+
+
+def _check_columns(columns: int) -> None:
+    if columns > MOST_COLUMNS:
+        raise StaysDense(f"an output reads {columns} inputs, more than {MOST_COLUMNS}")
+
+
+def _conv(index: GraphIndex, sizes: Sizes, number: int, node: NodeProto) -> Layer:
+    shape = stored_shape(_weight(index, node.input[1]))
+    if attribute_of(node, "group", 1) != 1:
+        raise StaysDense("it has groups")
+    if len(shape) not in (3, 4):
+        raise StaysDense(f"it has {len(shape) - 2} spatial axes")
+    _check_columns(math.prod(shape[1:]))
+    window, bias = _window(index, sizes, node, shape)
+    attributes = {"in_channels": shape[1], **window}
+    return _layer(index, number, "conv", node.input[0], node.input[1], attributes, bias)
+
+
+def _window(
+    index: GraphIndex, sizes: Sizes, node: NodeProto, shape: Sequence[int]
+) -> tuple[dict[str, list[int]], np.ndarray | None]:
+    """Attributes of a convolution's window, and its bias."""
+    axes = len(shape) - 2
+    strides = list(attribute_of(node, "strides", [1] * axes))
+    dilations = list(attribute_of(node, "dilations", [1] * axes))
+    bias = None
+    if len(node.input) > 2 and node.input[2]:
+        bias = index.array(node.input[2])
+        if bias is None or bias.shape != (shape[0],):
+            raise StaysDense("its bias is computed")
+    window = {
+        "kernel_shape": list(shape[2:]),
+        "strides": strides,
+        "pads": _pads(node, sizes, shape[2:], strides, dilations),
+        "dilations": dilations,
+    }
+    return window, bias
 
 
 def _pads(
-    node: NodeProto, kernel: list[int], strides: list[int], dilations: list[int]
-) -> list[int] | None:
-    """Padding before and after each axis; None where it depends on the input."""
-    auto = attribute(node, "auto_pad", b"NOTSET")
-    if auto in (b"NOTSET", b""):
-        return _ints(node, "pads", [0] * (2 * len(kernel)))
-    if auto == b"VALID":
-        return [0] * (2 * len(kernel))
-    if any(stride != 1 for stride in strides):
-        return None
-    totals = [(size - 1) * step for size, step in zip(kernel, dilations, strict=True)]
-    small, large = [total // 2 for total in totals], [total - total // 2 for total in totals]
-    return small + large if auto == b"SAME_UPPER" else large + small
+    node: NodeProto,
+    sizes: Sizes,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> list[int]:
+    """Padding before each axis, then after each."""
+    mode = attribute_of(node, "auto_pad", b"NOTSET").decode()
+    if mode in ("NOTSET", ""):
+        pads = list(attribute_of(node, "pads", [0] * 2 * len(kernel)))
+        if min(pads) < 0:
+            raise StaysDense("its padding is negative")
+        return pads
+    if mode == "VALID":
+        return [0] * 2 * len(kernel)
+    shape = sizes.certain(node.input[0])
+    before, after = [], []
+    for axis, (taps, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True)):
+        size = None if shape is None else shape[axis + 2]
+        if stride == 1:
+            total = (taps - 1) * dilation
+        elif size is None:
+            raise StaysDense(f"auto_pad={mode} with stride {stride} on an axis of open size")
+        else:
+            total = max((-(-size // stride) - 1) * stride + (taps - 1) * dilation + 1 - size, 0)
+        less, more = total // 2, total - total // 2
+        before.append(less if mode == "SAME_UPPER" else more)
+        after.append(more if mode == "SAME_UPPER" else less)
+    return [*before, *after]
 
 
-def _gemm(graph: GraphIndex, index: int, node: NodeProto, weight: np.ndarray) -> Layer | str:
-    if weight.ndim != 2:
-        return "its weight is no matrix"
-    if attribute(node, "transA", 0):
-        return "its input is transposed"
-    matrix = weight if attribute(node, "transB", 0) else weight.T
-    if matrix.shape[1] > MOST_COLUMNS:
-        return f"it has {matrix.shape[1]} inputs; at most {MOST_COLUMNS} are supported"
-    alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
-    bias = None
-    if len(node.input) > 2 and node.input[2]:
-        stored = graph.constant(node.input[2])
-        if stored is None or not float_type(stored):
-            return "its bias is not stored"
-        bias = row_vector(stored, matrix.shape[0])
-        if bias is None:
-            return f"its bias has the shape {list(stored.shape)}, not one value for each output"
-        bias = np.asarray(bias * np.float32(beta), np.float32)
-    return Layer(
+def _matmul(index: GraphIndex, number: int, node: NodeProto) -> Layer:
+    x, weight = node.input
+    if weight not in index.stored and x in index.stored:
+        raise StaysDense("its weight is the first operand")
+    shape = stored_shape(_weight(index, weight))
+    if len(shape) != 2:
+        raise StaysDense(f"its weight has {len(shape)} axes")
+    _check_columns(shape[0])
+    attributes = {"in_features": shape[0]}
+    return _layer(index, number, "product", x, weight, attributes, None, transposed=True)
+
+
+def _gemm(index: GraphIndex, sizes: Sizes, number: int, node: NodeProto) -> Layer:
+    x, weight, *rest = node.input
+    if weight not in index.stored and x in index.stored:
+        raise StaysDense("its weight is the first operand")
+    shape = stored_shape(_weight(index, weight))
+    if attribute_of(node, "transA", 0):
+        raise StaysDense("its input is transposed")
+    transposed = not attribute_of(node, "transB", 0)
+    rows = shape[1] if transposed else shape[0]
+    columns = shape[0] if transposed else shape[1]
+    _check_columns(columns)
+    beta = float(attribute_of(node, "beta", 1.0))
+    bias, residual = None, None
+    if rest and rest[0]:
+        constant = index.array(rest[0])
+        bias = None if constant is None else _row_constant(constant, rows, -1, 2)
+        if bias is not None:
+            bias = (bias * np.float32(beta)).astype(np.float32)
+        elif constant is None and beta == 1 and sizes.same(rest[0], node.output[0]):
+            residual = rest[0]
+        else:
+            raise StaysDense("its third operand is neither a constant bias nor a residual")
+    layer = _layer(
         index,
-        _name(node),
-        "SparseMatMul",
-        np.asarray(matrix * np.float32(alpha), np.float32),
-        node.input[1],
-        node.input[0],
-        node.output[0],
+        number,
+        "product",
+        x,
+        weight,
+        {"in_features": columns},
         bias,
+        transposed=transposed,
+        scale=float(attribute_of(node, "alpha", 1.0)),
     )
+    return replace(layer, residual=residual)
 
 
-def _matmul(graph: GraphIndex, index: int, node: NodeProto, weight: np.ndarray) -> Layer | str:
-    if weight.ndim != 2:
-        return "its weight is a stack of matrices"
-    if weight.shape[0] > MOST_COLUMNS:
-        return f"it has {weight.shape[0]} inputs; at most {MOST_COLUMNS} are supported"
+def _layer(
+    index: GraphIndex,
+    number: int,
+    kind: str,
+    x: str,
+    weight: str,
+    attributes: dict[str, Any],
+    bias: np.ndarray | None,
+    *,
+    transposed: bool = False,
+    scale: float = 1.0,
+) -> Layer:
     return Layer(
-        index, _name(node), "SparseMatMul", weight.T, node.input[1], node.input[0], node.output[0]
+        node=number,
+        kind=kind,
+        x=x,
+        weight=weight,
+        weight_shape=stored_shape(index.stored[weight]),
+        transposed=transposed,
+        scale=scale,
+        attributes=attributes,
+        bias=bias,
+        residual=None,
+        activation=Activation(),
+        absorbed=(number,),
+        output=index.graph.node[number].output[0],
     )
 
 
-def row_vector(array: np.ndarray, size: int) -> np.ndarray | None:
-    """An array that broadcasts along the last axis only, as `(size,)`; None for another one."""
-    if array.size == 1:
-        return np.full(size, array.reshape(-1)[0], np.float32)
-    if array.size == size and array.shape[-1] == size:
-        return array.reshape(size)
-    return None
-
-
-def channel_vector(array: np.ndarray, size: int, axes: int) -> np.ndarray | None:
-    """An array that broadcasts along the channel axis only, as `(size,)`; None for another one.
+def _row_constant(constant: np.ndarray, rows: int, axis: int, rank: int) -> np.ndarray | None:
+    """A constant `(rows,)` that broadcasts along one axis of a value; None if it does not.
 
     Args:
-        array: What is added to a value `(N, channels, spatial axes…)`.
-        size: Number of channels.
-        axes: Number of spatial axes.
+        constant: What is added.
+        rows: Size of the axis.
+        axis: The axis, from the end.
+        rank: Number of axes of the value.
     """
-    if array.size == 1:
-        return np.full(size, array.reshape(-1)[0], np.float32)
-    position = array.ndim - axes - 1
-    if array.size == size and 0 <= position <= 1 and array.shape[position] == size:
-        return array.reshape(size)
-    return None
+    if constant.ndim > rank or constant.dtype != np.float32:
+        return None
+    if constant.size == 1:
+        return np.full(rows, constant.ravel()[0], np.float32)
+    if constant.size != rows or constant.ndim < -axis or constant.shape[axis] != rows:
+        return None
+    return constant.reshape(rows)
 
 
-_READERS = {"Conv": _convolution, "Gemm": _gemm, "MatMul": _matmul}
+def _sole_add(index: GraphIndex, value: str, taken: set[int]) -> tuple[int, str] | None:
+    """The only reader of a value, if it is an Add that is still free, and what it adds."""
+    reader = index.sole_reader(value)
+    if reader is None or reader in taken:
+        return None
+    node = index.graph.node[reader]
+    if node.op_type != "Add" or node.domain not in ("", "ai.onnx") or len(node.input) != 2:
+        return None
+    if len(set(node.input)) != 2:
+        return None
+    return reader, next(name for name in node.input if name != value)
+
+
+def _with_bias(index: GraphIndex, sizes: Sizes, layer: Layer, taken: set[int]) -> Layer:
+    found = _sole_add(index, layer.output, taken)
+    rank = sizes.rank(layer.output)
+    if found is None or layer.residual is not None:
+        return layer
+    constant = index.array(found[1])
+    if constant is None:
+        return layer
+    if layer.kind != "product":
+        axes = len(layer.attributes["kernel_shape"])
+        bias = _row_constant(constant, layer.rows, -axes - 1, axes + 2)
+    else:
+        bias = _row_constant(constant, layer.rows, -1, rank or 1)
+    if bias is None:
+        return layer
+    return replace(
+        layer,
+        bias=bias if layer.bias is None else layer.bias + bias,
+        absorbed=(*layer.absorbed, found[0]),
+        output=index.graph.node[found[0]].output[0],
+        fused=(*layer.fused, "bias"),
+    )
+
+
+def _with_residual(index: GraphIndex, sizes: Sizes, layer: Layer, taken: set[int]) -> Layer:
+    found = _sole_add(index, layer.output, taken)
+    if found is None or layer.residual is not None or found[1] in index.stored:
+        return layer
+    if not sizes.same(found[1], layer.output):
+        return layer
+    return replace(
+        layer,
+        residual=found[1],
+        absorbed=(*layer.absorbed, found[0]),
+        output=index.graph.node[found[0]].output[0],
+        fused=(*layer.fused, "residual"),
+    )

@@ -1,106 +1,122 @@
-"""The library of sparse operators: where it is, and how ONNX Runtime gets to know it."""
+"""The library of sparse kernels: where it is, whether it loads, and how a session gets it."""
 
+import ctypes
+import functools
 import os
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxprune.errors import MissingDependencyError, UsageError
+from onnxprune.errors import MissingDependencyError, MissingKernelsError
 
 if TYPE_CHECKING:
-    import onnx
     import onnxruntime
+    from onnx import ModelProto
 
 DOMAIN = "onnxprune"
-"""Domain of the operators."""
+"""Domain of the sparse operators."""
 
-OPERATORS = ("SparseConv", "SparseMatMul")
+VERSION = 1
+"""Version of their operator set."""
 
-_OLDEST_RUNTIME = (1, 17)
+_STEM = "_kernels"
 _SUFFIXES = (".so", ".pyd", ".dylib", ".dll")
+_REMEDY = (
+    "install a C++17 compiler and then the package again "
+    "(`pip install --force-reinstall --no-deps onnxprune`); `onnxprune doctor` shows the state"
+)
 
 
-@cache
-def library_path() -> Path | None:
-    """The library's file; None where it was not built."""
+def library_path() -> Path:
+    """The library's file; of several builds the newest.
+
+    Raises:
+        MissingKernelsError: It was not built.
+    """
     folder = Path(__file__).parent
-    found = [path for path in folder.glob("_kernels*") if path.suffix in _SUFFIXES]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def missing_reason() -> str | None:
-    """Why sparse kernels cannot be used here; None where they can."""
-    if library_path() is None:
-        return (
-            "its library was not built, since no C++17 compiler was found when onnxprune was "
-            "installed; install one and run `pip install --force-reinstall --no-deps onnxprune`"
+    found = [path for path in folder.glob(f"{_STEM}*") if path.name.endswith(_SUFFIXES)]
+    if not found:
+        raise MissingKernelsError(
+            "the library of sparse kernels was not built",
+            where=folder,
+            expected=f"a file {_STEM}*.so, .pyd or .dylib",
+            remedy=_REMEDY,
         )
-    try:
-        import onnxruntime
-    except ImportError:
-        return "ONNX Runtime is missing: `pip install 'onnxprune[cpu]'`"
-    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-    if version < _OLDEST_RUNTIME:
-        return f"ONNX Runtime {onnxruntime.__version__} is older than 1.17"
-    return None
+    return max(found, key=lambda path: path.stat().st_mtime_ns)
 
 
 def available() -> bool:
-    """Whether sparse kernels can be used here."""
+    """Whether sparse kernels can be used on this machine."""
     return missing_reason() is None
 
 
-def instruction_set() -> str | None:
-    """The instructions that the kernels use on this processor; None without the library.
-
-    `avx512`, `avx2`, `neon` or `portable`. The environment variable `ONNXPRUNE_KERNELS` names
-    another one that the processor has.
-    """
-    path = library_path()
-    if path is None:
-        return None
-    import ctypes
-
+def missing_reason() -> str | None:
+    """Why sparse kernels cannot be used; None if they can."""
     try:
-        function = ctypes.CDLL(os.fspath(path)).OnnxpruneKernels
-    except (OSError, AttributeError):
-        return None
-    function.restype = ctypes.c_char_p
-    return str(function().decode())
+        check_kernels()
+    except (MissingKernelsError, MissingDependencyError) as error:
+        return error.what if error.got is None else f"{error.what}: {error.got}"
+    return None
 
 
-def register(sess_options: "onnxruntime.SessionOptions") -> None:
-    """Make the sparse operators known to sessions with these options.
-
-    Args:
-        sess_options: Changed; registering twice does no harm.
+def check_kernels() -> Path:
+    """The library's file, once ONNX Runtime has loaded it.
 
     Raises:
-        MissingDependencyError: ONNX Runtime is not installed.
-        UsageError: The library is missing or does not load.
+        MissingKernelsError: It was not built, or ONNX Runtime refuses it.
+        MissingDependencyError: onnxruntime is not installed.
     """
-    reason = missing_reason()
-    if reason is not None:
-        if "ONNX Runtime is missing" in reason:
-            raise MissingDependencyError("onnxruntime", "cpu", "running a model")
-        raise UsageError("the sparse runtime is not available", got=reason)
+    path = library_path()
+    _load(path, path.stat().st_mtime_ns)
+    return path
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: Path, _built_ns: int) -> None:
+    register(import_runtime().SessionOptions(), path)
+
+
+def register(
+    sess_options: "onnxruntime.SessionOptions", path: str | os.PathLike[str] | None = None
+) -> None:
+    """Make the sparse operators known to sessions that are opened with these options.
+
+    Args:
+        sess_options: `onnxruntime.SessionOptions`; changed in place.
+        path: The library's file; by default the one of this package.
+
+    Raises:
+        MissingKernelsError: The library was not built, or ONNX Runtime refuses it.
+    """
+    file = library_path() if path is None else Path(path)
     try:
-        sess_options.register_custom_ops_library(os.fspath(library_path() or ""))
+        sess_options.register_custom_ops_library(str(file))
     except Exception as error:
-        raise UsageError(
-            "ONNX Runtime cannot load the library of sparse operators",
-            where=library_path(),
+        raise MissingKernelsError(
+            "ONNX Runtime does not load the library of sparse kernels",
+            where=file,
             got=str(error).strip().partition("\n")[0],
-            remedy="reinstall onnxprune, so that the library is built for this machine",
+            remedy=_REMEDY,
         ) from error
 
 
-def is_compiled(proto: "onnx.ModelProto") -> bool:
-    """Whether a model has operators of this library."""
+def instruction_set() -> str:
+    """The instruction set that the kernels of this machine use, such as `avx2`.
+
+    Raises:
+        MissingKernelsError: The library was not built.
+    """
+    function = ctypes.CDLL(str(check_kernels())).OnnxpruneKernels
+    function.restype = ctypes.c_char_p
+    name: bytes = function()
+    return name.decode("ascii")
+
+
+def is_compiled(proto: "ModelProto") -> bool:
+    """Whether a model has sparse operators, so that a session needs the library."""
     return any(opset.domain == DOMAIN for opset in proto.opset_import)
 
 
-def load_runtime() -> Any:
+def import_runtime() -> Any:
     """The onnxruntime module.
 
     Raises:

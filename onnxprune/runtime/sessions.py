@@ -1,69 +1,124 @@
-"""ONNX Runtime sessions that know the sparse operators."""
+"""ONNX Runtime sessions that make use of zeros."""
 
+import contextlib
 import os
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnx import ModelProto
+
 from onnxprune import model as model_files
-from onnxprune.errors import ModelFileError
+from onnxprune.errors import DenseSpeedWarning, UnsupportedModelError
 from onnxprune.runtime.compiler import compile_model
-from onnxprune.runtime.library import is_compiled, load_runtime, missing_reason, register
+from onnxprune.runtime.library import (
+    check_kernels,
+    import_runtime,
+    is_compiled,
+    missing_reason,
+    register,
+)
+from onnxprune.runtime.plan import CompileOptions
 
 if TYPE_CHECKING:
     import onnxruntime
 
-
-class SparseRuntimeWarning(UserWarning):
-    """A pruned model runs in plain ONNX Runtime, so it is no faster than the dense one."""
+_CPU = "CPUExecutionProvider"
 
 
 def session(
     path: str | os.PathLike[str],
     sess_options: "onnxruntime.SessionOptions | None" = None,
-    providers: Sequence[str | tuple[str, dict[Any, Any]]] | None = None,
+    providers: Sequence[Any] | None = None,
 ) -> "onnxruntime.InferenceSession":
-    """Open a model with the sparse operators: `onnxruntime.InferenceSession` in one line.
+    """Open a model so that its zeros make it faster on the CPU.
 
-    A compiled model is opened as it is. A pruned one is compiled in memory first, by the static
-    cost model; where no layer gains, the file is opened as it is.
+    A compiled model is opened with the sparse kernels. A plain one is compiled in memory first; one
+    in which no layer is sparse enough, and one for another provider than the CPU, is opened as it
+    is. Compiling takes time at every start and compares nothing with the source: `onnxprune
+    compile` does both once.
 
     Args:
         path: The `.onnx` file.
-        sess_options: Options of ONNX Runtime; the sparse operators are registered in them. By
-            default new ones.
-        providers: Execution providers; by default that of the CPU. Sparse operators run on the CPU,
-            so a model is compiled in memory only where that is the only provider.
+        sess_options: Options of the session; the library of kernels is added to them.
+        providers: Execution providers; by default the CPU.
 
     Raises:
-        ModelFileError: The model cannot be read or ONNX Runtime refuses it.
-        UsageError: The model is compiled, and the sparse runtime is not available.
-        MissingDependencyError: ONNX Runtime is not installed.
+        ModelFileError: The file is missing, damaged or not ONNX.
+        UnsupportedModelError: ONNX Runtime cannot load the model.
+        MissingKernelsError: The model is compiled and the library of sparse kernels is not there.
+        MissingDependencyError: onnxruntime is not installed.
+
+    Warns:
+        DenseSpeedWarning: The library is not there, so a plain model is no faster than a dense one.
     """
-    runtime = load_runtime()
-    options = sess_options if sess_options is not None else runtime.SessionOptions()
-    wanted = list(providers) if providers is not None else ["CPUExecutionProvider"]
+    runtime = import_runtime()
     loaded = model_files.read(path)
-    reason = missing_reason()
-    content: str | bytes = os.fspath(path)
+    options = sess_options if sess_options is not None else runtime.SessionOptions()
+    wanted = list(providers) if providers is not None else [_CPU]
     if is_compiled(loaded.proto):
-        register(options)
-    elif reason is not None:
+        register(options, check_kernels())
+        return _open(os.fspath(path), options, wanted, loaded.label)
+    reason = missing_reason()
+    if reason is not None:
         warnings.warn(
-            f"{path} runs in plain ONNX Runtime, no faster than the dense model: {reason}",
-            SparseRuntimeWarning,
+            f"{loaded.label} runs in plain ONNX Runtime, which gains nothing from zeros: {reason}",
+            DenseSpeedWarning,
             stacklevel=2,
         )
-    elif wanted == ["CPUExecutionProvider"]:
-        compiled = compile_model(loaded)
-        if compiled.sparse_layers and model_files.fits_in_one_message(compiled.proto):
-            register(options)
-            content = model_files.serialized(compiled.proto)
+    if reason is not None or wanted != [_CPU]:
+        return _open(os.fspath(path), options, wanted, loaded.label)
+    compiled = compile_model(loaded, CompileOptions())
+    if not compiled.record.replaced:
+        return _open(os.fspath(path), options, wanted, loaded.label)
+    register(options, check_kernels())
+    with _content(compiled.proto) as content:
+        return _open(content, options, wanted, loaded.label)
+
+
+def open_proto(
+    proto: ModelProto, *, kernels: bool, optimise: bool = True, threads: int = 0
+) -> "onnxruntime.InferenceSession":
+    """Open a model in memory on the CPU, quietly.
+
+    Args:
+        proto: The model.
+        kernels: Whether it needs the sparse kernels.
+        optimise: Whether ONNX Runtime optimises the graph.
+        threads: Threads within an operator; 0 leaves it to ONNX Runtime.
+    """
+    runtime = import_runtime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    if not optimise:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if kernels:
+        register(options, check_kernels())
+    with _content(proto) as content:
+        return _open(content, options, [_CPU], "the model in memory")
+
+
+@contextlib.contextmanager
+def _content(proto: ModelProto) -> Iterator[str | bytes]:
+    """What ONNX Runtime can load: bytes, or a file for what bytes cannot hold."""
+    if model_files.fits_in_one_message(proto):
+        yield model_files.serialized(proto)
+        return
+    with tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "model.onnx"
+        model_files.write(proto, path)
+        yield str(path)
+
+
+def _open(content: str | bytes, options: Any, providers: list[Any], label: str) -> Any:
     try:
-        return runtime.InferenceSession(content, options, providers=wanted)
+        return import_runtime().InferenceSession(content, options, providers=providers)
     except Exception as error:
-        raise ModelFileError(
-            "ONNX Runtime refuses the model",
-            where=path,
+        raise UnsupportedModelError(
+            "ONNX Runtime cannot load the model",
+            where=label,
             got=str(error).strip().partition("\n")[0],
         ) from error

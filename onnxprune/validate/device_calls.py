@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import UsageError
+from onnxprune.runtime.library import import_runtime
 from onnxprune.validate.runtime_process import Burst, SessionSettings
-from onnxprune.validate.session import CUDA_PROVIDERS, Session, import_runtime
+from onnxprune.validate.session import CUDA_PROVIDERS, Session
 
 _LIBRARIES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so")
 _DEVICE = ("cuda", 0)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from onnxprune.validate.session import import_runtime
+from onnxprune.runtime.library import import_runtime
 
 
 def describe_machine() -> dict[str, Any]:

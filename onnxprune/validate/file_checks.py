@@ -11,6 +11,7 @@ from onnxprune.export.recipe_check import is_needed, needed_values
 from onnxprune.globs import matches
 from onnxprune.model import OnnxModel
 from onnxprune.pattern_text import block_of, nm_of
+from onnxprune.runtime import read_record
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate.graph_identity import graph_differences
 from onnxprune.validate.policy import SparsityPolicy
@@ -89,7 +90,7 @@ def _break(tensor: GraphTensor, pattern: str) -> str:
 def _scope(subject: Subject) -> list[GraphTensor]:
     """The tensors that `[sparsity]` is about; zeros that no output depends on count for nothing."""
     settings = subject.policy.sparsity or SparsityPolicy()
-    needed = needed_values(subject.model.proto)
+    needed = needed_values(subject.layers)
     return [
         tensor
         for tensor in subject.tensors.values()
@@ -107,14 +108,14 @@ def _zeros(tensor: GraphTensor) -> int:
 def metadata_required(subject: Subject, _: bool) -> Verdict:
     """The file has metadata that can be read."""
     if subject.metadata.metadata is None:
-        return Verdict(False, listed(subject.metadata.problems) or "no sparsity metadata")
+        return Verdict(False, listed(subject.metadata.problems) or _without_metadata(subject))
     return Verdict(True, "the model has sparsity metadata")
 
 
 def metadata_true_to_file(subject: Subject, _: bool) -> Verdict:
     """Every statement of the metadata holds."""
     if subject.metadata.true is None:
-        return Verdict(False, "no sparsity metadata, so nothing is true")
+        return Verdict(False, f"{_without_metadata(subject)}, so nothing is true")
     problems = list(subject.metadata.problems)
     if subject.baseline is not None and subject.metadata.metadata is not None:
         claimed = (subject.metadata.metadata or {}).get("source_sha256")
@@ -124,6 +125,14 @@ def metadata_true_to_file(subject: Subject, _: bool) -> Verdict:
         return Verdict(False, listed(problems), False)
     compared = "" if subject.baseline is None else ", and the baseline is the source"
     return Verdict(True, f"every statement of the metadata holds{compared}", True)
+
+
+def _without_metadata(subject: Subject) -> str:
+    """That there is nothing to check, and for a compiled model where it is."""
+    record = read_record(subject.model.proto)
+    if record is None:
+        return "no sparsity metadata"
+    return f"a compiled model has no sparsity metadata, its source {record.source_sha256} may"
 
 
 def metadata_source_sha256(subject: Subject, demanded: str) -> Verdict:

@@ -13,6 +13,8 @@ import onnx
 
 from onnxprune import model
 from onnxprune.export.metadata import MetadataCheck, verify
+from onnxprune.runtime import is_compiled, read_record
+from onnxprune.runtime.dense_view import dense_view
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate.flops import count_flops
 from onnxprune.validate.observed_pattern import observed_pattern
@@ -79,6 +81,8 @@ class Inspection:
         flops: Operations for one sample, None if shapes are not known.
         tensors: Every tensor that holds learned values or running statistics, in graph order.
         metadata: The file's own sparsity metadata against fact.
+        compiled: What a compiled model says of how it was made; None for others. `tensors` and
+            what is counted over them are of the weights that its operators hold.
     """
 
     path: str | None
@@ -97,6 +101,7 @@ class Inspection:
     flops: int | None
     tensors: list[TensorInspection]
     metadata: MetadataCheck
+    compiled: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The object that `inspect --json` prints."""
@@ -118,11 +123,13 @@ def inspect_model(
     """
     loaded = model.read(source)
     proto = loaded.proto
-    stored = find_tensors(proto)
+    record = read_record(proto)
+    layers = dense_view(proto) if is_compiled(proto) else proto
+    stored = find_tensors(layers)
     check = verify(proto)
     claimed = _claimed_patterns(check.metadata)
-    aliases = _aliases(proto)
-    flops = count_flops(proto, stored)
+    aliases = _aliases(layers)
+    flops = count_flops(layers, stored)
     tensors = [
         _inspect_tensor(
             tensor, claimed.get(name), flops.by_tensor.get(name), aliases.get(tensor.name, [])
@@ -155,6 +162,7 @@ def inspect_model(
         flops=flops.total,
         tensors=tensors,
         metadata=check,
+        compiled=None if record is None else record.model_dump(mode="json"),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import UsageError
+from onnxprune.random_inputs import random_inputs
 from onnxprune.validate.accuracy import check_same_inputs
 from onnxprune.validate.bench_sessions import (
     OwnProcesses,
@@ -26,7 +27,6 @@ from onnxprune.validate.device_calls import (
     open_stopwatch,
 )
 from onnxprune.validate.environment import Neighbours, describe_gpus, describe_machine
-from onnxprune.validate.inputs import random_inputs
 from onnxprune.validate.latency_result import BenchResult, completed, summarise
 from onnxprune.validate.operator_times import operator_times
 from onnxprune.validate.runtime_process import CLOCKS, CPU, SessionSettings

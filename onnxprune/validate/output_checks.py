@@ -11,8 +11,8 @@ import numpy as np
 
 from onnxprune.errors import DataError, ModelError, UnsupportedModelError, UsageError
 from onnxprune.model import OnnxModel, ValueSpec
+from onnxprune.random_inputs import random_inputs
 from onnxprune.validate.bench_sessions import peak_memory
-from onnxprune.validate.inputs import random_inputs
 from onnxprune.validate.session import PreparedModel, Session, open_session, session_settings
 from onnxprune.validate.subject import Subject, Verdict, counted, listed, runtime_source
 

@@ -82,6 +82,11 @@ def event_plot(run: RunRecord) -> Plot | None:
         f"{fmt.count(totals[1])} as harvest (shed since the event before), and "
         f"{fmt.count(totals[2])} {ranked}."
     )
+    if run.waits:
+        words += (
+            f" At {fmt.count(len(run.waits))} events weights that were due {ranked} waited, since "
+            "more and more were shed."
+        )
     return Plot(
         key="events",
         title="What each pruning event took",

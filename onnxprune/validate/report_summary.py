@@ -240,6 +240,13 @@ def _sparsity_sentence(results: Results) -> str:
             f". Of those that are kept, {fmt.count(results.dead_weights)} do nothing: no path "
             "leads through them"
         )
+    channels = results.dead_channels
+    if channels is not None and (channels.inputs or channels.outputs):
+        text += (
+            f". {fmt.count(channels.inputs)} in channels and "
+            f"{fmt.count(channels.outputs)} out channels of pruned tensors have no weight left "
+            "that does anything"
+        )
     return f"{text}."
 
 

@@ -74,6 +74,13 @@ class EventPoint(_Lenient):
         return None if self.pruned is None else max(0, self.pruned - self.closed - self.harvested)
 
 
+class WaitPoint(_Lenient):
+    """One pruning event of `metrics.jsonl` at which weights of small magnitude waited."""
+
+    step: int = Field(ge=0)
+    put_off: int = Field(ge=0)
+
+
 class PlannedEvent(BaseModel):
     """One pruning event of `plan.json`: the sparsity that the schedule asks for from then on."""
 
@@ -207,6 +214,13 @@ class OverlapResult(_Lenient):
     expected: float
 
 
+class DeadChannelsResult(_Lenient):
+    """Channels of pruned tensors without a weight that does anything."""
+
+    inputs: int = Field(ge=0)
+    outputs: int = Field(ge=0)
+
+
 class Results(_Lenient):
     """`results.json`: what came out of a finished run."""
 
@@ -229,6 +243,7 @@ class Results(_Lenient):
     budget: BudgetResult | None = None
     overlap_with_one_shot: OverlapResult | None = None
     dead_weights: int | None = Field(None, ge=0)
+    dead_channels: DeadChannelsResult | None = None
 
 
 @dataclass(frozen=True)
@@ -243,6 +258,7 @@ class RunRecord:
     planned: list[PlannedEvent]
     train: list[TrainPoint]
     events: list[EventPoint]
+    waits: list[WaitPoint]
     evals: list[EvalPoint]
     shed: list[ShedPoint]
     results: Results | None
@@ -292,7 +308,7 @@ def read_run(run_dir: Path) -> RunRecord:
         results = validated(Results, read_json(results_path), results_path)
         _check_results(results, results_path)
     plan = read_json(plan_path) if plan_path.exists() else {}
-    train, events, evals, shed = _read_metrics(run_dir / METRICS_FILE)
+    train, events, waits, evals, shed = _read_metrics(run_dir / METRICS_FILE)
     return RunRecord(
         path=run_dir,
         info=info,
@@ -302,6 +318,7 @@ def read_run(run_dir: Path) -> RunRecord:
         planned=sorted(validated(Plan, plan, plan_path).schedule, key=lambda event: event.step),
         train=train,
         events=events,
+        waits=waits,
         evals=evals,
         shed=shed,
         results=results,
@@ -330,16 +347,17 @@ def _check_results(results: Results, path: Path) -> None:
 
 def _read_metrics(
     path: Path,
-) -> tuple[list[TrainPoint], list[EventPoint], list[EvalPoint], list[ShedPoint]]:
+) -> tuple[list[TrainPoint], list[EventPoint], list[WaitPoint], list[EvalPoint], list[ShedPoint]]:
     """The points of each kind, in step order; a repeated step keeps its last line.
 
     A step appears twice when a run was resumed from a checkpoint before it. The last line may be
     cut short, because a run can be killed (or still be running) while it writes.
     """
     if not path.exists():
-        return [], [], [], []
+        return [], [], [], [], []
     train: dict[int, TrainPoint] = {}
     events: dict[int, EventPoint] = {}
+    waits: dict[int, WaitPoint] = {}
     evals: dict[int, EvalPoint] = {}
     sheds: dict[int, ShedPoint] = {}
     lines = read_text(path).split("\n")
@@ -359,6 +377,9 @@ def _read_metrics(
         elif kind == "event":
             event = validated(EventPoint, value, path, number)
             events[event.step] = event
+        elif kind == "wait":
+            wait = validated(WaitPoint, value, path, number)
+            waits[wait.step] = wait
         elif kind == "eval":
             evaluation = validated(EvalPoint, value, path, number)
             evals[evaluation.step] = evaluation
@@ -370,6 +391,7 @@ def _read_metrics(
     return (
         [train[step] for step in sorted(train)],
         [events[step] for step in sorted(events)],
+        [waits[step] for step in sorted(waits)],
         [evals[step] for step in sorted(evals)],
         [sheds[step] for step in sorted(sheds)],
     )

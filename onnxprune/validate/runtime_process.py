@@ -39,6 +39,7 @@ class SessionSettings:
         graph_level: Name of the level in `onnxruntime.GraphOptimizationLevel`.
         provider_options: Options of the provider, as text.
         config: Session configuration entries of ONNX Runtime.
+        libraries: Files of custom operators that the model needs.
     """
 
     provider: str = CPU
@@ -46,6 +47,7 @@ class SessionSettings:
     graph_level: str = "ORT_ENABLE_ALL"
     provider_options: dict[str, str] = field(default_factory=dict)
     config: dict[str, str] = field(default_factory=dict)
+    libraries: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The keyword arguments of this object."""
@@ -71,6 +73,8 @@ def open_raw(
     options.log_severity_level = 4
     for key, value in settings.config.items():
         options.add_session_config_entry(key, value)
+    for library in settings.libraries:
+        options.register_custom_ops_library(library)
     if profile_prefix:
         options.enable_profiling = True
         options.profile_file_prefix = profile_prefix

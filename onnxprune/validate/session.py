@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -17,12 +17,12 @@ import onnx
 from onnxprune import model as model_files
 from onnxprune.errors import (
     DataError,
-    MissingDependencyError,
     ModelFileError,
     UnsupportedModelError,
     UsageError,
 )
 from onnxprune.model import OnnxModel, ValueSpec
+from onnxprune.runtime.library import check_kernels, import_runtime, is_compiled
 from onnxprune.validate.runtime_process import CPU, SessionSettings, open_raw
 
 if TYPE_CHECKING:
@@ -122,6 +122,8 @@ class PreparedModel:
 
     def __init__(self, model: ModelSource, settings: SessionSettings) -> None:
         self.label, self.source = read_source(model)
+        if is_compiled(self.source.proto):
+            settings = replace(settings, libraries=(str(check_kernels()),))
         self.settings = settings
         self._model = model
         self._scratch = tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True)
@@ -258,19 +260,6 @@ def session_settings(
         provider_options=dict(provider_options or {}),
         config=_SPIN_IN_CALLS if spinning else _NEVER_SPIN,
     )
-
-
-def import_runtime() -> Any:
-    """The onnxruntime module.
-
-    Raises:
-        MissingDependencyError: It is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingDependencyError("onnxruntime", "cpu", "running a model") from None
-    return onnxruntime
 
 
 def available_providers() -> list[str]:

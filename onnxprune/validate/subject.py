@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from onnxprune.export.metadata import MetadataCheck, verify
 from onnxprune.model import OnnxModel, ValueSpec
+from onnxprune.runtime import is_compiled
+from onnxprune.runtime.dense_view import dense_view
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate.accuracy import EvaluationResult, SamplesLike, evaluate
 from onnxprune.validate.policy import Policy
@@ -85,8 +88,14 @@ class Subject:
 
     @cached_property
     def tensors(self) -> dict[str, GraphTensor]:
-        """The stored tensors of the model by name."""
-        return find_tensors(self.model.proto)
+        """The stored tensors of the model by name; of a compiled one those of `layers`."""
+        return find_tensors(self.layers)
+
+    @cached_property
+    def layers(self) -> onnx.ModelProto:
+        """The model, a compiled one as the layers that its sparse operators stand for."""
+        proto = self.model.proto
+        return dense_view(proto) if is_compiled(proto) else proto
 
     @cached_property
     def metadata(self) -> MetadataCheck:

@@ -15,6 +15,7 @@ sys.path[:0] = [str(FOLDER), str(FOLDER / "cascade")]
 import kept_sets  # noqa: E402
 import methods  # noqa: E402
 import phase_map  # noqa: E402
+import tables  # noqa: E402
 from analysis import front, interval, paired, rank_correlation  # noqa: E402
 from data import CHARACTERS, Sizes, prepare  # noqa: E402
 from lab import Job, Journal, Lab, Unfinished  # noqa: E402
@@ -242,6 +243,21 @@ def test_tuning_takes_the_best_and_lends_it_to_those_without(tmp_path: Path) -> 
     ]
 
 
+def test_the_short_plan_tunes_at_two_sparsities_and_has_no_cost_stage(tmp_path: Path) -> None:
+    lab, plan = Lab(options(tmp_path)), methods.PLANS["short"]
+    grid = methods.tuning_runs("resnet8", "glyphs", "gmp", plan, lab)
+    scores = [{"accuracy": 0.1 if run.lr == 0.2 else 0.0} for run in grid]
+    tuning = methods.Tuning(grid, scores)
+    place = ("resnet8", "glyphs", ["gmp", "one-shot"], plan, tuning, lab)
+
+    assert [run.sparsity for run in grid] == [0.98] * 6 + [0.9] * 6
+    runs = list(methods.comparison_runs(*place))
+    assert [run.sparsity for run in runs] == [0.98, 0.98, 0.95, 0.95, 0.9, 0.9]
+    assert {run.lr for run in runs} == {0.2}
+    assert plan.tuning_of(0.95) == 0.98
+    assert list(methods.cost_runs(*place)) == []
+
+
 def test_the_comparison_is_written_with_plots(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +358,12 @@ def test_patterns_are_compared_with_choosing_before() -> None:
 
     assert before["against_before"] is None
     assert after["against_before"]["mean"] == pytest.approx(0.25)
+
+
+def test_the_page_has_the_tables_of_the_results_files() -> None:
+    page = tables.PAGE.read_text(encoding="utf-8")
+    for _, name, _ in tables.MARKED.findall(page):
+        assert f"<!-- table {name} -->\n\n{tables.table(name)}\n\n<!-- end -->" in page, name
 
 
 def test_targets_of_lines_are_filled_up() -> None:

@@ -48,3 +48,13 @@ def test_a_terminal_has_a_bar_over_all_arms() -> None:
     assert "arm 5 of 6" in last
     assert "random, seed 1" in last
     assert "10/10" in last
+
+
+def test_an_event_that_waits_is_seen() -> None:
+    stream = io.StringIO()
+    place = {"step": 7, "progress": 0.7, "sparsity": 0.5, "target_sparsity": 0.625}
+    with ProgressView(Console(file=stream, width=140, markup=False)) as view:
+        view({"kind": "wait", **place, "put_off": 12})
+    assert stream.getvalue() == (
+        "  step 7  sparsity 50.0 % of 62.5 % due: 12 weights wait, since more and more are shed\n"
+    )

@@ -54,6 +54,7 @@ class Net:
         """Run the event at a step; returns how many weights were harvested."""
         event = self.pruner.event(step, lambda removed: loss_change)
         assert event is not None
+        assert event.masks is not None
         self.masks.update(event.masks)
         self.pruner.started(step)
         return event.harvested
@@ -157,6 +158,27 @@ def test_only_where_shed_weights_themselves_would_go_they_advance_the_schedule(
     net.shed("a", *range(3, 9))
     net.event(5)
     assert net.masks.zeros == zeros
+
+
+@pytest.mark.parametrize(("harvested", "put_off"), [(0, 4), (1, 3)])
+def test_an_event_that_waits_says_how_much(harvested: int, put_off: int) -> None:
+    net = Net(harvest=bool(harvested))
+    net.controller.policy = Policy(wait=1)
+    net.event(0)
+    net.shed("a", 5)
+    for step, count in ((2, 0), (3, 1), (4, 30), (5, 60)):
+        net.controller.observe(step, count)
+    event = net.pruner.event(5, lambda removed: 0.0)
+    assert event is not None
+    assert (event.harvested, event.put_off, event.waited) == (harvested, put_off, 0)
+    if not harvested:
+        assert event.masks is None
+    else:
+        assert event.masks is not None
+        assert sum(int((~mask).sum()) for mask in event.masks.values()) == 5
+    again = net.pruner.event(10, lambda removed: 0.0)
+    assert again is not None
+    assert (again.put_off, again.waited) == (0, 1)
 
 
 def test_state_comes_back() -> None:

@@ -76,6 +76,28 @@ def test_harvested_weights_advance_the_schedule(tmp_path: Path) -> None:
         assert event["sparsity"] >= event["target_sparsity"]
 
 
+def test_events_that_wait_are_logged_and_told(tmp_path: Path) -> None:
+    model, samples, output = save(tmp_path, *mlp())
+    recipe = quick(
+        samples,
+        samples,
+        finetune={"epochs": 8, "batch_size": 8, "warmup": 0.0} | STRONG | {"weight_decay": 0.4},
+        sparsity={"method": "cascade-gmp"},
+        cascade={"tau": 0.05, "harvest": False, "closure": False, "wait": 2},
+        schedule={"begin": 0.0, "end": 0.9, "events": 3},
+    )
+    told: list[dict[str, Any]] = []
+    prune(model, output, recipe, on_progress=told.append)
+    entries = log(output.with_suffix(".run"))
+    waits = [entry for entry in entries if entry["kind"] == "wait"]
+    events = [entry for entry in entries if entry["kind"] == "event"]
+    assert waits == [entry for entry in told if entry["kind"] == "wait"]
+    assert len(waits) == sum(event["waited"] for event in events) > 0
+    for wait in waits:
+        due = round(176 * wait["target_sparsity"]) - round(176 * wait["sparsity"])
+        assert wait["put_off"] == due > 0
+
+
 def test_dead_weights_leave_first(tmp_path: Path) -> None:
     """Hidden units that the dense head does not read: their weights are on no path, and large."""
     proto, data = mlp()

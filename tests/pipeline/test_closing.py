@@ -202,6 +202,14 @@ def test_of_more_dead_weights_than_may_go_some_do(tmp_path: Path) -> None:
     assert results["dead_weights"] > 0
     dead = {tensor["name"]: tensor["dead"] for tensor in results["tensors"]}
     assert dead == {"w1": results["dead_weights"], "w2": 0}
+    channels = {tensor["name"]: tensor["dead_channels"] for tensor in results["tensors"]}
+    unread = int((~weights(output)["w2"].any(0)).sum())
+    assert channels == {
+        "w1": {"inputs": 0, "outputs": unread},
+        "w2": {"inputs": unread, "outputs": 0},
+    }
+    assert results["dead_channels"] == {"inputs": unread, "outputs": unread}
+    assert unread > 0
 
 
 def test_an_interrupted_run_ends_with_the_same_file(tmp_path: Path, watch: Watch) -> None:

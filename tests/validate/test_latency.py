@@ -7,8 +7,8 @@ import pytest
 
 from onnxprune.errors import UnsupportedModelError, UsageError
 from onnxprune.model import ValueSpec
+from onnxprune.random_inputs import random_inputs
 from onnxprune.validate import Speedup, bench
-from onnxprune.validate.inputs import random_inputs
 from onnxprune.validate.latency_result import summarise
 from onnxprune.validate.runtime_process import host_burst
 

@@ -262,6 +262,13 @@ def test_dead_weights_are_named(tmp_path: Path, dead: int | None, said: bool) ->
     assert ("do nothing" in page) is said
 
 
+def test_dead_channels_are_counted(tmp_path: Path) -> None:
+    outcome = results(dead_channels={"inputs": 3, "outputs": 41})
+    assert "3 in channels and 41 out channels" in build_report(write_run(tmp_path / "run", outcome))
+    none = results(dead_channels={"inputs": 0, "outputs": 0})
+    assert "out channels" not in build_report(write_run(tmp_path / "none", none))
+
+
 def controlled_run(folder: Path, last: int = 40) -> Path:
     """A run of `cascade-gmp`: planned at steps 10, 20 and 30, and ahead, behind, and even there."""
     write_run(folder, results(method="cascade-gmp"))
@@ -296,6 +303,15 @@ def test_events_are_split_into_closure_harvest_and_magnitude(tmp_path: Path) -> 
     assert "1\u202f600 weights: 105 by structural closure" in words
     assert "500 as harvest" in words
     assert "995 by magnitude" in words
+
+
+def test_events_that_waited_are_counted(tmp_path: Path) -> None:
+    folder = controlled_run(tmp_path / "run")
+    assert "waited, since" not in build_report(folder)
+    with (folder / "metrics.jsonl").open("a") as log:
+        for step in (15, 25, 25):
+            log.write(json.dumps({"kind": "wait", "step": step, "put_off": 9}) + "\n")
+    assert "At 2 events weights that were due by magnitude waited" in build_report(folder)
 
 
 def test_what_random_pruning_took_is_not_called_magnitude(tmp_path: Path) -> None:

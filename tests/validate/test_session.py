@@ -14,6 +14,7 @@ from onnxprune.errors import (
     UnsupportedModelError,
     UsageError,
 )
+from onnxprune.runtime import library
 from onnxprune.validate import open_session, session
 from onnxprune.validate.session import PreparedModel
 
@@ -127,7 +128,7 @@ def test_a_provider_that_does_not_come_up_is_no_silent_fallback(proto, monkeypat
         def get_providers(self):
             return [session.CPU]
 
-    runtime = session.import_runtime()
+    runtime = library.import_runtime()
     monkeypatch.setattr(runtime, "InferenceSession", Fallen)
     monkeypatch.setattr(runtime, "preload_dlls", lambda: print("no libcurand"), raising=False)
     monkeypatch.setattr(

@@ -47,6 +47,7 @@ struct Target {
   const float* residual;   // likewise, or null
   ptrdiff_t y_pitch;       // floats from one output row to the next
   ptrdiff_t residual_pitch;
+  ptrdiff_t next_tile;     // floats from a row of this tile to that of the next one; 0 in the last
   int count;               // pixels of the tile, 1 to kMaxTile
   Activation activation;
   float alpha, beta;
@@ -66,6 +67,15 @@ struct BlockWork {
   bool first, last;        // whether this is the first and the last block of columns
   const float* ahead;      // what the next block reads, to be brought into the cache meanwhile
   size_t ahead_floats;
+};
+
+// Compressed rows, as the model file holds them. The arrays belong to someone else.
+struct SparseMatrix {
+  size_t rows;
+  size_t columns;
+  const float* values;
+  const uint16_t* column_of;
+  const int32_t* row_starts;
 };
 
 // A bit for each pixel of a tile.
@@ -122,6 +132,16 @@ inline void prefetch(const float* address) {
 #endif
 }
 
+// A depthwise convolution of some channels of one tile.
+struct DepthwiseWork {
+  const float* x;            // first pixel of channel 0
+  ptrdiff_t channel_stride;
+  const float* weights;      // (channels, taps)
+  const float* bias;         // per channel, or null
+  size_t taps;
+  uint32_t from, to;         // channels
+};
+
 struct KernelSet {
   const char* name;
   int width;       // floats of a vector
@@ -138,11 +158,17 @@ struct KernelSet {
                        const float* source, ptrdiff_t channel_stride, const Shift* taps, int count);
   void (*pack_windows)(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
                        const float* source, const WindowList* taps, int count);
+  // Copies the first of each `step` floats.
+  void (*every)(const float* from, size_t size, size_t step, float* to);
+  void (*depthwise_shifted)(const DepthwiseWork&, const Shift* taps, const Target&);
+  void (*depthwise_windows)(const DepthwiseWork&, const WindowList* taps, const Target&);
   // Row j of the slab is column j of a (tokens, features) matrix; and the way back, in which the
   // residual is added and the activation applied.
   void (*pack_transposed)(float* slab, ptrdiff_t slab_pitch, const float* source, ptrdiff_t pitch,
                           size_t columns, int count);
   void (*store_transposed)(const float* sums, size_t rows, const Target&);
+  // y[row] = x · the row of a sparse matrix, for rows `from` to `to`.
+  void (*dot_rows)(const SparseMatrix&, size_t from, size_t to, const float* x, float* y);
   void (*activate)(Activation, float alpha, float beta, float* data, size_t size);
 };
 

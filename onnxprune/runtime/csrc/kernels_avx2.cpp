@@ -45,6 +45,19 @@ struct V {
                                           _mm256_castsi256_ps(beyond));
     return _mm256_blendv_ps(x, taken, _mm256_castsi256_ps(lanes(w.lanes)));
   }
+  static Vec even(const float* p) {
+    const __m256 mixed = _mm256_shuffle_ps(load(p), load(p + 8), 0x88);
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xD8));
+  }
+  static Vec gather(const float* p, const uint16_t* index) {
+    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(index));
+    return _mm256_i32gather_ps(p, _mm256_cvtepu16_epi32(narrow), 4);
+  }
+  static float sum(Vec x) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+  }
   static void transpose(const float* from, ptrdiff_t pitch, float* to, ptrdiff_t to_pitch) {
     transpose_8x8(from, pitch, to, to_pitch);
   }

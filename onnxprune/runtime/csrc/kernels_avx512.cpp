@@ -43,6 +43,16 @@ struct V {
     const __m512 taken = _mm512_permutex2var_ps(low, _mm512_load_si512(w.index), high);
     return _mm512_mask_blend_ps(static_cast<__mmask16>(w.lanes), x, taken);
   }
+  // Every second of 2 × kWidth floats.
+  static Vec even(const float* p) {
+    const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return _mm512_permutex2var_ps(load(p), index, load(p + 16));
+  }
+  static Vec gather(const float* p, const uint16_t* index) {
+    const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
+    return _mm512_i32gather_ps(_mm512_cvtepu16_epi32(narrow), p, 4);
+  }
+  static float sum(Vec x) { return _mm512_reduce_add_ps(x); }
   static void transpose(const float* from, ptrdiff_t pitch, float* to, ptrdiff_t to_pitch) {
     transpose_8x8(from, pitch, to, to_pitch);
   }

@@ -168,6 +168,10 @@ template <int N>
 inline void complete(Row<N>& row, const Target& target, uint32_t index, int from, int tail) {
   float* y = target.y + ptrdiff_t(index) * target.y_pitch + from * kWidth;
   const bool whole = tail == kWidth;
+  if (target.next_tile) {
+    // One line of many planes each: more streams than processors follow.
+    row.each([&](Vec&, int i) { prefetch(y + target.next_tile + i * kWidth); });
+  }
   if (target.residual) {
     const float* residual =
         target.residual + ptrdiff_t(index) * target.residual_pitch + from * kWidth;
@@ -360,22 +364,134 @@ void blocked(const BlockWork& work, const Target& target) {
   }
 }
 
-// The bits of `pixels` from pixel `from` on, at least kWidth of them.
+// The bits of `pixels` from pixel `from` on.
 inline uint64_t bits_from(const PixelBits& pixels, int from) {
-  return from < 64 ? pixels.low >> from : pixels.high >> (from - 64);
+  constexpr uint64_t kFull = (uint64_t{1} << kWidth) - 1;
+  return (from < 64 ? pixels.low >> from : pixels.high >> (from - 64)) & kFull;
 }
 
-void pack_shifted(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
-                  const float* source, ptrdiff_t channel_stride, const Shift* taps, int count) {
-  const int vectors = vectors_of(count);
-  constexpr uint64_t kFull = (uint64_t{1} << kWidth) - 1;
+template <int N>
+inline bool all_inside(const PixelBits& pixels) {
+  constexpr int kBits = N * kWidth;
+  constexpr uint64_t kLow = kBits >= 64 ? ~uint64_t{0} : (uint64_t{1} << kBits % 64) - 1;
+  constexpr uint64_t kHigh = kBits > 64 ? (uint64_t{1} << (kBits - 64) % 64) - 1 : 0;
+  return (pixels.low & kLow) == kLow && (pixels.high & kHigh) == kHigh;
+}
+
+template <int N>
+void pack_shifted_rows(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
+                       const float* source, ptrdiff_t channel_stride, const Shift* taps) {
   for (size_t k = 0; k < row_count; ++k, slab += slab_pitch) {
     const Shift& tap = taps[rows[k].tap];
     const float* from = source + ptrdiff_t(rows[k].channel) * channel_stride + tap.shift;
+    Row<N> row;
+    if (all_inside<N>(tap.inside)) {
+      row.each([&](Vec& x, int i) { x = V::load(from + i * kWidth); });
+    } else {
+      row.each([&](Vec& x, int i) {
+        x = V::load_bits(from + i * kWidth, bits_from(tap.inside, i * kWidth));
+      });
+    }
+    row.each([&](Vec& x, int i) { V::store(slab + i * kWidth, x); });
+  }
+}
+
+// Calls `function.template run<N>()` for a number of vectors.
+template <int N, class Function>
+inline void with_vectors(int vectors, const Function& function) {
+  if (vectors == N) {
+    function.template run<N>();
+  } else if constexpr (N > 1) {
+    with_vectors<N - 1>(vectors, function);
+  }
+}
+
+struct ShiftedPacking {
+  float* slab;
+  ptrdiff_t slab_pitch;
+  const SlabRow* rows;
+  size_t row_count;
+  const float* source;
+  ptrdiff_t channel_stride;
+  const Shift* taps;
+
+  template <int N>
+  void run() const {
+    pack_shifted_rows<N>(slab, slab_pitch, rows, row_count, source, channel_stride, taps);
+  }
+};
+
+void pack_shifted(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
+                  const float* source, ptrdiff_t channel_stride, const Shift* taps, int count) {
+  with_vectors<kVectors>(
+      vectors_of(count),
+      ShiftedPacking{slab, slab_pitch, rows, row_count, source, channel_stride, taps});
+}
+
+void every(const float* from, size_t size, size_t step, float* to) {
+  size_t at = 0;
+  if (step == 2) {
+    for (; at + 2 * kWidth <= size; at += 2 * kWidth, to += kWidth) V::store(to, V::even(from + at));
+  }
+  for (; at < size; at += step) *to++ = from[at];
+}
+
+struct ShiftedDepthwise {
+  const DepthwiseWork& work;
+  const Shift* taps;
+  const Target& target;
+
+  template <int N>
+  void run() const {
+    const float* weights = work.weights + size_t{work.from} * work.taps;
+    for (uint32_t channel = work.from; channel < work.to; ++channel) {
+      const float* source = work.x + ptrdiff_t(channel) * work.channel_stride;
+      Row<N> row;
+      const Vec start = work.bias ? V::broadcast(work.bias[channel]) : V::zero();
+      row.each([&](Vec& a, int) { a = start; });
+      for (size_t tap = 0; tap < work.taps; ++tap) {
+        const Vec weight = V::broadcast(*weights++);
+        const float* from = source + taps[tap].shift;
+        const PixelBits inside = taps[tap].inside;
+        if (all_inside<N>(inside)) {
+          row.multiply_add(from, weight);
+        } else {
+          row.each([&](Vec& a, int i) {
+            const Vec x = V::load_bits(from + i * kWidth, bits_from(inside, i * kWidth));
+            a = V::fma(x, weight, a);
+          });
+        }
+      }
+      complete(row, target, channel, 0, target.count - (N - 1) * kWidth);
+    }
+  }
+};
+
+void depthwise_shifted(const DepthwiseWork& work, const Shift* taps, const Target& target) {
+  with_vectors<kVectors>(vectors_of(target.count), ShiftedDepthwise{work, taps, target});
+}
+
+void depthwise_windows(const DepthwiseWork& work, const WindowList* taps, const Target& target) {
+  const int vectors = vectors_of(target.count);
+  Vec sums[kVectors];
+  for (uint32_t channel = work.from; channel < work.to; ++channel) {
+    const float* source = work.x + ptrdiff_t(channel) * work.channel_stride;
+    const float* weights = work.weights + size_t{channel} * work.taps;
+    const Vec start = work.bias ? V::broadcast(work.bias[channel]) : V::zero();
+    for (int i = 0; i < vectors; ++i) sums[i] = start;
+    for (size_t tap = 0; tap < work.taps; ++tap) {
+      const Vec weight = V::broadcast(weights[tap]);
+      const Window* const end = taps[tap].first + taps[tap].size;
+      for (const Window* window = taps[tap].first; window != end; ++window) {
+        Vec& sum = sums[window->vector];
+        sum = V::fma(V::take(V::zero(), source + window->base, *window), weight, sum);
+      }
+    }
     for (int i = 0; i < vectors; ++i) {
-      const uint64_t bits = bits_from(tap.inside, i * kWidth) & kFull;
-      const Vec x = bits == kFull ? V::load(from + i * kWidth) : V::load_bits(from + i * kWidth, bits);
-      V::store(slab + i * kWidth, x);
+      Row<1> row;
+      row.a0 = sums[i];
+      const int rest = target.count - i * kWidth;
+      complete(row, target, channel, i, rest < kWidth ? rest : kWidth);
     }
   }
 }
@@ -455,8 +571,25 @@ void store_transposed(const float* sums, size_t rows, const Target& target) {
   }
 }
 
+void dot_rows(const SparseMatrix& matrix, size_t from, size_t to, const float* x, float* y) {
+  for (size_t row = from; row < to; ++row) {
+    const int32_t start = matrix.row_starts[row];
+    const int32_t size = matrix.row_starts[row + 1] - start;
+    const float* values = matrix.values + start;
+    const uint16_t* columns = matrix.column_of + start;
+    Vec sum = V::zero();
+    int32_t i = 0;
+    for (; i + kWidth <= size; i += kWidth) {
+      sum = V::fma(V::load(values + i), V::gather(x, columns + i), sum);
+    }
+    float total = V::sum(sum);
+    for (; i < size; ++i) total += values[i] * x[columns[i]];
+    y[row - from] = total;
+  }
+}
+
 constexpr KernelSet kSet = {
     V::kName,     V::kWidth,    V::kPair,     4,
     unstructured, blocked,      pack_shifted, pack_windows,
-    pack_transposed, store_transposed, activate,
+    every, depthwise_shifted, depthwise_windows, pack_transposed, store_transposed, dot_rows, activate,
 };

@@ -36,6 +36,12 @@ struct V {
     }
     return vld1q_f32(lanes);
   }
+  static Vec even(const float* p) { return vuzp1q_f32(load(p), load(p + 4)); }
+  static Vec gather(const float* p, const uint16_t* index) {
+    const float lanes[4] = {p[index[0]], p[index[1]], p[index[2]], p[index[3]]};
+    return vld1q_f32(lanes);
+  }
+  static float sum(Vec x) { return vaddvq_f32(x); }
   static void transpose(const float* from, ptrdiff_t pitch, float* to, ptrdiff_t to_pitch) {
     const float32x4x2_t a = vtrnq_f32(vld1q_f32(from), vld1q_f32(from + pitch));
     const float32x4x2_t b = vtrnq_f32(vld1q_f32(from + 2 * pitch), vld1q_f32(from + 3 * pitch));

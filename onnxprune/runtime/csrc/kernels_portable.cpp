@@ -36,6 +36,13 @@ struct V {
   static Vec take(Vec x, const float* p, const Window& w) {
     return map([&](int i) { return w.lanes >> i & 1 ? p[w.index[i]] : x.lane[i]; });
   }
+  static Vec even(const float* p) {
+    return map([&](int i) { return p[2 * i]; });
+  }
+  static Vec gather(const float* p, const uint16_t* index) {
+    return map([&](int i) { return p[index[i]]; });
+  }
+  static float sum(Vec x) { return x.lane[0] + x.lane[1] + x.lane[2] + x.lane[3]; }
   static void transpose(const float* from, ptrdiff_t pitch, float* to, ptrdiff_t to_pitch) {
     for (int i = 0; i < 4; ++i) {
       for (int j = 0; j < 4; ++j) to[j * to_pitch + i] = from[i * pitch + j];

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "convolution.h"
+#include "depthwise.h"
 #include "ort_abi.h"
 #include "packed.h"
 #include "product.h"
@@ -70,16 +71,18 @@ std::string listed(const std::vector<int64_t>& sizes) {
   return text + "]";
 }
 
+int64_t size_of(const std::vector<int64_t>& shape) {
+  int64_t total = 1;
+  for (int64_t axis : shape) total *= axis;
+  return total;
+}
+
 struct Tensor {
   const Value* value = nullptr;
   std::vector<int64_t> shape;
   int type = 0;
 
-  int64_t size() const {
-    int64_t total = 1;
-    for (int64_t axis : shape) total *= axis;
-    return total;
-  }
+  int64_t size() const { return size_of(shape); }
 };
 
 Tensor tensor_of(const Api* api, const Value* value) {
@@ -182,6 +185,12 @@ std::string node_name(const Api* api, const KernelInfo* info) {
 }
 
 enum InputIndex : size_t { kX, kValues, kColumns, kRowStarts, kBias, kResidual, kInputCount };
+enum DepthwiseInput : size_t {
+  kDepthwiseWeight = 1,
+  kDepthwiseBias,
+  kDepthwiseResidual,
+  kDepthwiseInputCount
+};
 
 constexpr const char* kInputNames[kInputCount] = {"X",          "values", "columns",
                                                   "row_starts", "bias",   "residual"};
@@ -210,7 +219,7 @@ SparseMatrix matrix_of(const Api* api, const KernelInfo* info, int64_t columns) 
     refuse("its weight has " + std::to_string(columns) + " columns; expected 1 to 65536");
   }
   if (row_starts.size() < 2) refuse("row_starts is too short for one row");
-  SparseMatrix matrix;
+  SparseMatrix matrix{};
   matrix.rows = size_t(row_starts.size() - 1);
   matrix.columns = size_t(columns);
   matrix.values = data_of<float>(api, values.value);
@@ -265,7 +274,7 @@ class Kernel {
  protected:
   virtual void run(KernelContext* context) = 0;
 
-  const Value* input(const KernelContext* context, InputIndex index) const {
+  const Value* input(const KernelContext* context, size_t index) const {
     size_t count = 0;
     check(api_, GetInputCount::of(api_)(context, &count));
     if (index >= count) return nullptr;
@@ -274,8 +283,8 @@ class Kernel {
     return value;
   }
 
-  const float* bias(const KernelContext* context, size_t rows) const {
-    const Value* value = input(context, kBias);
+  const float* bias(const KernelContext* context, size_t index, size_t rows) const {
+    const Value* value = input(context, index);
     if (!value) return nullptr;
     const Tensor tensor = tensor_of(api_, value);
     if (tensor.shape != std::vector<int64_t>{int64_t(rows)}) {
@@ -285,8 +294,9 @@ class Kernel {
     return data_of<float>(api_, value);
   }
 
-  const float* residual(const KernelContext* context, const std::vector<int64_t>& shape) const {
-    const Value* value = input(context, kResidual);
+  const float* residual(const KernelContext* context, size_t index,
+                        const std::vector<int64_t>& shape) const {
+    const Value* value = input(context, index);
     if (!value) return nullptr;
     const Tensor tensor = tensor_of(api_, value);
     if (tensor.shape != shape) {
@@ -304,28 +314,34 @@ class Kernel {
     return static_cast<float*>(data);
   }
 
-  // Runs tasks on the session's threads. What a task throws is thrown here.
+  // Runs tasks on the session's threads, their preparations first.
   template <class Tasks>
   void spread(const KernelContext* context, const Tasks& tasks) const {
+    parallel(context, tasks.preparations(), [&](size_t task) { tasks.prepare(task); });
+    parallel(context, tasks.count(), [&](size_t task) { tasks.run(task); });
+  }
+
+  // Calls `body` for each number below `count`. What it throws is thrown here.
+  template <class Body>
+  void parallel(const KernelContext* context, size_t count, const Body& body) const {
     struct Shared {
-      const Tasks* tasks;
+      const Body& body;
       std::mutex mutex;
       std::exception_ptr error;
-    } shared{&tasks, {}, nullptr};
-    const auto body = [](void* data, size_t task) {
+    } shared{body, {}, nullptr};
+    const auto one = [](void* data, size_t task) {
       auto* own = static_cast<Shared*>(data);
       try {
-        own->tasks->run(task);
+        own->body(task);
       } catch (...) {
         const std::lock_guard<std::mutex> lock(own->mutex);
         own->error = std::current_exception();
       }
     };
-    const size_t count = tasks.count();
     if (count == 1) {
-      body(&shared, 0);
+      one(&shared, 0);
     } else if (count > 1) {
-      check(api_, ParallelFor::of(api_)(context, body, count, 0, &shared));
+      check(api_, ParallelFor::of(api_)(context, one, count, 0, &shared));
     }
     if (shared.error) std::rethrow_exception(shared.error);
   }
@@ -334,82 +350,46 @@ class Kernel {
   std::string where_;
 };
 
-class ConvolutionKernel : public Kernel {
+// The attributes of a convolution's window, with one or two spatial axes.
+class WindowAttributes {
  public:
-  ConvolutionKernel(const Api* api, const KernelInfo* info) : Kernel(api, info, "SparseConv") {
-    const Attributes attributes(api, info);
+  explicit WindowAttributes(const Attributes& attributes) : attributes_(attributes) {
     const std::vector<int64_t> kernel = attributes.integers("kernel_shape");
     flat_ = kernel.size() == 1;
     if (kernel.empty() || kernel.size() > 2) {
       refuse("kernel_shape is " + listed(kernel) + "; expected one or two sizes");
     }
-    spec_.channels = attributes.integer("in_channels", 0);
-    read(attributes, "kernel_shape", spec_.kernel, 1, 1);
-    read(attributes, "strides", spec_.strides, 1, 1);
-    read(attributes, "dilations", spec_.dilations, 1, 1);
-    read_pads(attributes);
-    if (spec_.channels < 1) {
-      refuse("in_channels is " + std::to_string(spec_.channels) + "; expected 1 or more");
+    read("kernel_shape", spec_.kernel);
+    read("strides", spec_.strides);
+    read("dilations", spec_.dilations);
+    read_pads();
+    if (spec_.kernel[0] * spec_.kernel[1] > 65536) {
+      refuse("kernel_shape is " + listed(kernel) + "; at most 65536 taps are supported");
     }
-    spec_.activation = attributes.activation(&spec_.alpha, &spec_.beta);
-    spec_.x_tiled = attributes.tiled("x_layout");
-    spec_.y_tiled = attributes.tiled("y_layout");
-    const int64_t taps = spec_.kernel[0] * spec_.kernel[1];
-    if (spec_.channels > 65536 || taps > 65536) refuse("its weight has more than 65536 columns");
-    const SparseMatrix matrix = matrix_of(api, info, spec_.channels * taps);
-    weights_ = std::make_unique<PackedWeights>(matrix, size_t(taps), spec_.reads_in_place(),
-                                               block_of(attributes, matrix), kernels());
   }
 
- protected:
-  void run(KernelContext* context) override {
-    const Tensor x = tensor_of(api_, input(context, kX));
-    const size_t rank = flat_ ? 3 : 4;
-    if (x.shape.size() != rank || x.shape[1] != spec_.channels) {
-      refuse("X has the shape " + listed(x.shape) + "; expected " + std::to_string(rank) +
-             " axes with " + std::to_string(spec_.channels) + " channels");
-    }
-    ConvolutionCall call{};
-    call.batch = x.shape[0];
-    call.height = flat_ ? 1 : x.shape[2];
-    call.width = x.shape[rank - 1];
-    call.out_height = spec_.output_size(0, call.height);
-    call.out_width = spec_.output_size(1, call.width);
-    if (call.height * call.width * spec_.channels > INT32_MAX) {
-      refuse("an image of X has " + std::to_string(call.height * call.width * spec_.channels) +
-             " elements; at most 2147483647 are supported");
-    }
-    std::vector<int64_t> shape{call.batch, int64_t(weights_->rows()), call.out_height,
-                               call.out_width};
-    if (flat_) shape.erase(shape.begin() + 2);
-    call.x = data_of<float>(api_, x.value);
-    call.bias = bias(context, weights_->rows());
-    call.residual = residual(context, shape);
-    call.y = output(context, shape);
-    spread(context, ConvolutionTasks(spec_, *weights_, kernels(), call));
-  }
+  const WindowSpec& spec() const { return spec_; }
+  bool flat() const { return flat_; }
 
  private:
   // One or two values into (height, width); the height of a one-dimensional node is 1.
-  void read(const Attributes& attributes, const char* name, int64_t (&to)[2], int64_t least,
-            int64_t height) const {
-    const std::vector<int64_t> values = attributes.integers(name);
+  void read(const char* name, int64_t (&to)[2]) const {
+    const std::vector<int64_t> values = attributes_.integers(name);
     if (values.size() != (flat_ ? 1u : 2u)) {
       refuse(std::string(name) + " is " + listed(values) + "; expected " + (flat_ ? "one" : "two") +
              " values");
     }
-    to[0] = flat_ ? height : values[0];
+    to[0] = flat_ ? 1 : values[0];
     to[1] = values.back();
-    for (int64_t value : to) {
-      if (value < least || value > 65536) {
-        refuse(std::string(name) + " is " + listed(values) + "; expected " + std::to_string(least) +
-               " to 65536");
+    for (int64_t value : values) {
+      if (value < 1 || value > 65536) {
+        refuse(std::string(name) + " is " + listed(values) + "; expected 1 to 65536");
       }
     }
   }
 
-  void read_pads(const Attributes& attributes) {
-    const std::vector<int64_t> values = attributes.integers("pads");
+  void read_pads() {
+    const std::vector<int64_t> values = attributes_.integers("pads");
     if (values.size() != (flat_ ? 2u : 4u)) {
       refuse("pads is " + listed(values) + "; expected " + (flat_ ? "two" : "four") + " values");
     }
@@ -426,14 +406,128 @@ class ConvolutionKernel : public Kernel {
     }
   }
 
+  const Attributes& attributes_;
+  WindowSpec spec_;
+  bool flat_ = false;
+};
+
+// An input of one or two spatial axes, and what a window makes of it.
+struct Images {
+  int64_t batch, height, width;
+  std::vector<int64_t> output_shape;
+};
+
+Images images_of(const Tensor& x, const WindowSpec& window, bool flat, int64_t channels,
+                 int64_t outputs) {
+  const size_t rank = flat ? 3 : 4;
+  if (x.shape.size() != rank || x.shape[1] != channels) {
+    refuse("X has the shape " + listed(x.shape) + "; expected " + std::to_string(rank) +
+           " axes with " + std::to_string(channels) + " channels");
+  }
+  Images images{x.shape[0], flat ? 1 : x.shape[2], x.shape[rank - 1], {}};
+  const int64_t size = images.height * images.width * channels;
+  if (size > INT32_MAX) {
+    refuse("an image of X has " + std::to_string(size) +
+           " elements; at most 2147483647 are supported");
+  }
+  images.output_shape = {images.batch, outputs, window.output_size(0, images.height),
+                         window.output_size(1, images.width)};
+  if (flat) images.output_shape.erase(images.output_shape.begin() + 2);
+  return images;
+}
+
+class ConvolutionKernel : public Kernel {
+ public:
+  static constexpr const char* kType = "SparseConv";
+
+  ConvolutionKernel(const Api* api, const KernelInfo* info) : Kernel(api, info, kType) {
+    const Attributes attributes(api, info);
+    const WindowAttributes window(attributes);
+    flat_ = window.flat();
+    spec_.window = window.spec();
+    spec_.channels = attributes.integer("in_channels", 0);
+    if (spec_.channels < 1 || spec_.channels > 65536) {
+      refuse("in_channels is " + std::to_string(spec_.channels) + "; expected 1 to 65536");
+    }
+    spec_.activation = attributes.activation(&spec_.alpha, &spec_.beta);
+    spec_.x_tiled = attributes.tiled("x_layout");
+    spec_.y_tiled = attributes.tiled("y_layout");
+    const size_t taps = spec_.window.taps();
+    const SparseMatrix matrix = matrix_of(api, info, spec_.channels * int64_t(taps));
+    weights_ = std::make_unique<PackedWeights>(matrix, taps, spec_.reads_in_place(),
+                                               block_of(attributes, matrix), kernels());
+  }
+
+ protected:
+  void run(KernelContext* context) override {
+    const Tensor x = tensor_of(api_, input(context, kX));
+    const auto rows = int64_t(weights_->rows());
+    const Images images = images_of(x, spec_.window, flat_, spec_.channels, rows);
+    ConvolutionCall call{};
+    call.batch = images.batch;
+    call.height = images.height;
+    call.width = images.width;
+    call.x = data_of<float>(api_, x.value);
+    call.bias = bias(context, kBias, weights_->rows());
+    call.residual = residual(context, kResidual, images.output_shape);
+    call.y = output(context, images.output_shape);
+    if (size_of(images.output_shape) == 0) return;
+    spread(context, ConvolutionTasks(spec_, *weights_, kernels(), call));
+  }
+
+ private:
   ConvolutionSpec spec_;
   bool flat_ = false;
   std::unique_ptr<PackedWeights> weights_;
 };
 
+class DepthwiseKernel : public Kernel {
+ public:
+  static constexpr const char* kType = "DepthwiseConv";
+
+  DepthwiseKernel(const Api* api, const KernelInfo* info) : Kernel(api, info, kType) {
+    const Attributes attributes(api, info);
+    const WindowAttributes window(attributes);
+    flat_ = window.flat();
+    spec_.window = window.spec();
+    spec_.activation = attributes.activation(&spec_.alpha, &spec_.beta);
+  }
+
+ protected:
+  void run(KernelContext* context) override {
+    const Tensor x = tensor_of(api_, input(context, kX));
+    const Tensor weight = tensor_of(api_, input(context, kDepthwiseWeight));
+    const auto taps = int64_t(spec_.window.taps());
+    if (weight.shape.size() != 2 || weight.shape[1] != taps) {
+      refuse("weight has the shape " + listed(weight.shape) + "; expected (channels, " +
+             std::to_string(taps) + ")");
+    }
+    DepthwiseSpec spec = spec_;
+    spec.channels = weight.shape[0];
+    const Images images = images_of(x, spec.window, flat_, spec.channels, spec.channels);
+    DepthwiseCall call{};
+    call.batch = images.batch;
+    call.height = images.height;
+    call.width = images.width;
+    call.x = data_of<float>(api_, x.value);
+    call.weights = data_of<float>(api_, weight.value);
+    call.bias = bias(context, kDepthwiseBias, size_t(spec.channels));
+    call.residual = residual(context, kDepthwiseResidual, images.output_shape);
+    call.y = output(context, images.output_shape);
+    if (size_of(images.output_shape) == 0) return;
+    spread(context, DepthwiseTasks(spec, kernels(), call));
+  }
+
+ private:
+  DepthwiseSpec spec_;
+  bool flat_ = false;
+};
+
 class ProductKernel : public Kernel {
  public:
-  ProductKernel(const Api* api, const KernelInfo* info) : Kernel(api, info, "SparseMatMul") {
+  static constexpr const char* kType = "SparseMatMul";
+
+  ProductKernel(const Api* api, const KernelInfo* info) : Kernel(api, info, kType) {
     const Attributes attributes(api, info);
     spec_.features = attributes.integer("in_features", 0);
     spec_.activation = attributes.activation(&spec_.alpha, &spec_.beta);
@@ -453,10 +547,15 @@ class ProductKernel : public Kernel {
     shape.back() = int64_t(weights_->rows());
     ProductCall call{};
     call.tokens = x.size() / spec_.features;
+    call.matrix = {weights_->rows(), size_t(spec_.features),
+                   data_of<float>(api_, input(context, kValues)),
+                   data_of<uint16_t>(api_, input(context, kColumns)),
+                   data_of<int32_t>(api_, input(context, kRowStarts))};
     call.x = data_of<float>(api_, x.value);
-    call.bias = bias(context, weights_->rows());
-    call.residual = residual(context, shape);
+    call.bias = bias(context, kBias, weights_->rows());
+    call.residual = residual(context, kResidual, shape);
     call.y = output(context, shape);
+    if (size_of(shape) == 0) return;
     spread(context, ProductTasks(spec_, *weights_, kernels(), call));
   }
 
@@ -467,27 +566,20 @@ class ProductKernel : public Kernel {
 
 template <class KernelType>
 Status* create(const CustomOp*, const Api* api, const KernelInfo* info, void** kernel) {
-  const char* type = std::is_same_v<KernelType, ConvolutionKernel> ? "SparseConv" : "SparseMatMul";
-  std::string where = std::string(type) + " " + node_name(api, info);
+  const std::string where = std::string(KernelType::kType) + " " + node_name(api, info);
   return guarded(api, where, [&] { *kernel = static_cast<Kernel*>(new KernelType(api, info)); });
 }
 
+// What both kinds of operators have in common. Sessions of older versions read fewer slots.
 template <class KernelType>
-CustomOp operator_of(const char* (*name)(const CustomOp*)) {
+CustomOp operator_of(uint32_t version) {
   CustomOp op{};
-  op.version = kApiVersion;
-  op.get_name = name;
+  op.version = version;
+  op.get_name = [](const CustomOp*) -> const char* { return KernelType::kType; };
   op.get_execution_provider = [](const CustomOp*) -> const char* { return nullptr; };
-  op.get_input_type = [](const CustomOp*, size_t index) -> int {
-    return index == kColumns ? kUint16 : index == kRowStarts ? kInt32 : kFloat;
-  };
-  op.get_input_count = [](const CustomOp*) -> size_t { return kInputCount; };
   op.get_output_type = [](const CustomOp*, size_t) -> int { return kFloat; };
   op.get_output_count = [](const CustomOp*) -> size_t { return 1; };
   op.destroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-  op.get_input_characteristic = [](const CustomOp*, size_t index) -> int {
-    return index >= kBias ? kOptional : kRequired;
-  };
   op.get_output_characteristic = [](const CustomOp*, size_t) -> int { return kRequired; };
   op.get_input_memory = [](const CustomOp*, size_t) -> int { return 0; };
   op.get_variadic_input_arity = [](const CustomOp*) -> int { return 1; };
@@ -500,21 +592,7 @@ CustomOp operator_of(const char* (*name)(const CustomOp*)) {
   };
   op.get_start_version = [](const CustomOp*) -> int { return 1; };
   op.get_end_version = [](const CustomOp*) -> int { return INT32_MAX; };
-  return op;
-}
-
-// Of the versions of ONNX Runtime that are loaded, sessions of older ones read fewer slots.
-CustomOp convolution_operator(uint32_t version) {
-  CustomOp op =
-      operator_of<ConvolutionKernel>([](const CustomOp*) -> const char* { return "SparseConv"; });
-  op.version = version;
-  // Each task reads its part of the residual before it writes the same part of the output, so both
-  // can be one, which saves fetching the output's old content into the cache.
-  op.get_may_inplace = [](int** inputs, int** outputs) -> size_t {
-    *inputs = new int[1]{int(kResidual)};
-    *outputs = new int[1]{0};
-    return 1;
-  };
+  op.get_may_inplace = [](int**, int**) -> size_t { return 0; };
   op.release_may_inplace = [](int* inputs, int* outputs) {
     delete[] inputs;
     delete[] outputs;
@@ -524,11 +602,50 @@ CustomOp convolution_operator(uint32_t version) {
   return op;
 }
 
-const CustomOp& product_operator() {
-  static const CustomOp op =
-      operator_of<ProductKernel>([](const CustomOp*) -> const char* { return "SparseMatMul"; });
+// Each task of a convolution reads its part of the residual before it writes the same part of the
+// output, so both can be one, which saves fetching the output's old content into the cache.
+template <int Residual>
+size_t over_residual(int** inputs, int** outputs) {
+  *inputs = new int[1]{Residual};
+  *outputs = new int[1]{0};
+  return 1;
+}
+
+template <class KernelType>
+CustomOp sparse_operator(uint32_t version) {
+  CustomOp op = operator_of<KernelType>(version);
+  op.get_input_type = [](const CustomOp*, size_t index) -> int {
+    return index == kColumns ? kUint16 : index == kRowStarts ? kInt32 : kFloat;
+  };
+  op.get_input_count = [](const CustomOp*) -> size_t { return kInputCount; };
+  op.get_input_characteristic = [](const CustomOp*, size_t index) -> int {
+    return index >= kBias ? kOptional : kRequired;
+  };
   return op;
 }
+
+CustomOp depthwise_operator(uint32_t version) {
+  CustomOp op = operator_of<DepthwiseKernel>(version);
+  op.get_input_type = [](const CustomOp*, size_t) -> int { return kFloat; };
+  op.get_input_count = [](const CustomOp*) -> size_t { return kDepthwiseInputCount; };
+  op.get_input_characteristic = [](const CustomOp*, size_t index) -> int {
+    return index >= kDepthwiseBias ? kOptional : kRequired;
+  };
+  op.get_may_inplace = over_residual<kDepthwiseResidual>;
+  return op;
+}
+
+// All operators, for the version of ONNX Runtime that has loaded the library.
+struct Operators {
+  CustomOp convolution, depthwise, product;
+
+  explicit Operators(uint32_t version)
+      : convolution(sparse_operator<ConvolutionKernel>(version)),
+        depthwise(depthwise_operator(version)),
+        product(sparse_operator<ProductKernel>(version)) {
+    convolution.get_may_inplace = over_residual<kResidual>;
+  }
+};
 
 // Whether ONNX Runtime is at least of a minor version. Asking it for a table that it does not have
 // would make it print an error.
@@ -557,18 +674,18 @@ ONNXPRUNE_EXPORT onnxprune::ort::Status* RegisterCustomOps(
   const ort::Api* api = base->get_api(ort::kApiVersion);
   if (!api) return nullptr;  // older than 1.17, which ONNX Runtime has said
   return guarded(api, "registration", [&] {
-    // A domain holds no more than two pointers, and sessions may use it until the process ends.
+    // A domain holds no more than pointers, and sessions may use it until the process ends.
     static std::mutex mutex;
     static ort::OpDomain* domain = nullptr;
-    static ort::CustomOp convolution;
     const std::lock_guard<std::mutex> lock(mutex);
     if (!domain) {
-      ort::OpDomain* made = nullptr;
-      convolution = convolution_operator(
+      static const Operators operators(
           runs(*base, ort::kInplaceVersion) ? ort::kInplaceVersion : ort::kApiVersion);
+      ort::OpDomain* made = nullptr;
       check(api, ort::CreateDomain::of(api)(kDomain, &made));
-      check(api, ort::AddToDomain::of(api)(made, &convolution));
-      check(api, ort::AddToDomain::of(api)(made, &product_operator()));
+      check(api, ort::AddToDomain::of(api)(made, &operators.convolution));
+      check(api, ort::AddToDomain::of(api)(made, &operators.depthwise));
+      check(api, ort::AddToDomain::of(api)(made, &operators.product));
       domain = made;
     }
     check(api, ort::AddDomain::of(api)(options, domain));

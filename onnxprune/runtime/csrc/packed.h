@@ -9,15 +9,6 @@
 
 namespace onnxprune {
 
-// Compressed rows, as the model file holds them. The arrays belong to someone else.
-struct SparseMatrix {
-  size_t rows = 0;
-  size_t columns = 0;
-  const float* values = nullptr;
-  const uint16_t* column_of = nullptr;
-  const int32_t* row_starts = nullptr;
-};
-
 // Columns are cut into blocks whose slab fits into the first-level cache, rows into chunks that
 // can be computed apart. Within a block, rows are sorted by their number of entries, so that
 // neighbours have loops of the same length, which processors predict.

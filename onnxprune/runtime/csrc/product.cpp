@@ -7,20 +7,50 @@
 #include "tiles.h"
 
 namespace onnxprune {
+namespace {
+
+// So few that a tile would be nearly empty: each row is a scalar product.
+constexpr int64_t kFewTokens = 6;
+
+}  // namespace
 
 ProductTasks::ProductTasks(const ProductSpec& spec, const PackedWeights& weights,
                            const KernelSet& kernels, const ProductCall& call)
     : spec_(spec), weights_(weights), kernels_(kernels), call_(call) {
+  if (few()) {
+    tiles_ = size_t(call.tokens);
+    splits_ = std::min(weights.chunk_count(), 2 * processors());
+    return;
+  }
   tiles_ = size_t(tile_count(call.tokens));
   splits_ = row_splits(weights, tiles_, tile_size(call.tokens, 0), 5.0);
 }
 
+bool ProductTasks::few() const { return call_.tokens <= kFewTokens; }
+
+void ProductTasks::run_rows(int64_t token, size_t from, size_t to) const {
+  const ptrdiff_t offset = token * ptrdiff_t(weights_.rows()) + ptrdiff_t(from);
+  float* y = call_.y + offset;
+  kernels_.dot_rows(call_.matrix, from, to, call_.x + token * spec_.features, y);
+  for (size_t row = 0; row < to - from; ++row) {
+    if (call_.bias) y[row] += call_.bias[from + row];
+    if (call_.residual) y[row] += call_.residual[offset + ptrdiff_t(row)];
+  }
+  if (spec_.activation != Activation::kNone) {
+    kernels_.activate(spec_.activation, spec_.alpha, spec_.beta, y, to - from);
+  }
+}
+
 void ProductTasks::run(size_t task) const {
   const size_t split = task % splits_;
-  const int64_t first_token = int64_t(task / splits_) * kTile;
-  const int count = tile_size(call_.tokens, int64_t(task / splits_));
   const size_t from = weights_.chunk_count() * split / splits_;
   const size_t to = weights_.chunk_count() * (split + 1) / splits_;
+  if (few()) {
+    run_rows(int64_t(task / splits_), weights_.chunk_start(from), weights_.chunk_start(to));
+    return;
+  }
+  const int64_t first_token = int64_t(task / splits_) * kTile;
+  const int count = tile_size(call_.tokens, int64_t(task / splits_));
   const size_t first_row = weights_.chunk_start(from);
   const size_t rows = weights_.chunk_start(to) - first_row;
   const auto outputs = ptrdiff_t(weights_.rows());

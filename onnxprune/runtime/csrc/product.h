@@ -19,16 +19,23 @@ struct ProductCall {
   const float* residual;  // or null
   float* y;
   int64_t tokens;
+  SparseMatrix matrix;    // the same weights, row by row
 };
 
 class ProductTasks {
  public:
   ProductTasks(const ProductSpec&, const PackedWeights&, const KernelSet&, const ProductCall&);
 
+  size_t preparations() const { return 0; }
+  void prepare(size_t) const {}
+
   size_t count() const { return tiles_ * splits_; }
   void run(size_t task) const;
 
  private:
+  void run_rows(int64_t token, size_t from, size_t to) const;
+  bool few() const;
+
   const ProductSpec& spec_;
   const PackedWeights& weights_;
   const KernelSet& kernels_;

@@ -40,7 +40,7 @@ class Buffer {
 };
 
 struct Scratch {
-  Buffer slab, sums, taps, windows;
+  Buffer slab, sums, taps, windows, phases;
 };
 
 inline Scratch& scratch() {

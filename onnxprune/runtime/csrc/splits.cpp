@@ -8,21 +8,20 @@
 #endif
 
 namespace onnxprune {
-namespace {
 
 size_t processors() {
+  static const size_t count = [] {
 #if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return size_t(std::max(1, CPU_COUNT(&set)));
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return size_t(std::max(1, CPU_COUNT(&set)));
 #endif
-  return std::max(1u, std::thread::hardware_concurrency());
+    return size_t(std::max(1u, std::thread::hardware_concurrency()));
+  }();
+  return count;
 }
 
-}  // namespace
-
 size_t row_splits(const PackedWeights& weights, size_t tiles, int pixels, double pack_cycles) {
-  // ONNX Runtime's interface does not tell how many threads a session has.
-  static const size_t available = processors();
+  const size_t available = processors();
   if (available == 1 || tiles == 0) return 1;
   // Measured on one core: about 0.75 cycles for a non-zero and vector of 16 pixels.
   const double vectors = double(pixels + 15) / 16;

@@ -1,0 +1,113 @@
+r"""Does the library of sparse kernels work in several versions of ONNX Runtime?
+
+Each version is installed into a folder of its own, and a process that sees only it runs a pruned
+network with convolutions of all kinds, dense and compiled, and an encoder layer.
+
+python benchmarks/runtime_versions.py
+python benchmarks/runtime_versions.py --versions 1.17.3 1.20.1
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import sparse_runtime
+import torch
+import torchvision
+from record import write_results
+
+from onnxprune.runtime import compile_model, library_path
+
+VERSIONS = ("1.17.3", "1.18.1", "1.19.2", "1.20.1", "1.22.1", "1.23.2", "1.24.1")
+
+CHILD = """
+import json, sys
+import numpy as np
+import onnxruntime as ort
+
+library, *pairs = sys.argv[1:]
+found = []
+for dense, compiled in zip(pairs[::2], pairs[1::2]):
+    for threads in (1, 2):
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        plain = ort.InferenceSession(dense, options, providers=["CPUExecutionProvider"])
+        options.register_custom_ops_library(library)
+        sparse = ort.InferenceSession(compiled, options, providers=["CPUExecutionProvider"])
+        shape = [2 if isinstance(size, str) else size for size in plain.get_inputs()[0].shape]
+        x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        y, z = (s.run(None, {"x": x})[0] for s in (plain, sparse))
+        again = sparse.run(None, {"x": x})[0]
+        found.append({
+            "threads": threads,
+            "difference": float(np.abs(y - z).max() / np.sqrt(np.mean(y**2))),
+            "repeatable": bool((z == again).all()),
+        })
+print(json.dumps({"onnxruntime": ort.__version__, "numpy": np.__version__, "runs": found}))
+"""
+
+
+def main() -> None:
+    """Try every version."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--versions", nargs="+", default=list(VERSIONS))
+    parser.add_argument("--name", default="runtime_versions")
+    arguments = parser.parse_args()
+    sparse_runtime.MODELS.update(
+        resnet18=(torchvision.models.resnet18, (3, 96, 96)),
+        mobilenet_v3_small=(torchvision.models.mobilenet_v3_small, (3, 96, 96)),
+        encoder=(partial(sparse_runtime.encoder, 128, 4, 2), (40, 128)),
+    )
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = [
+            str(path)
+            for name in ("resnet18", "mobilenet_v3_small", "encoder")
+            for path in written(name, Path(folder))
+        ]
+        for version in arguments.versions:
+            results.append({"asked": version} | tried(version, pairs, Path(folder) / version))
+            print(results[-1], flush=True)
+    write_results(arguments.name, {"versions": arguments.versions, "sparsity": 0.9}, results)
+
+
+def written(name: str, folder: Path) -> tuple[Path, Path]:
+    """A pruned network, and the same compiled."""
+    pruned, compiled = folder / f"{name}.onnx", folder / f"{name}.compiled.onnx"
+    sparse_runtime.export(
+        name, pruned, lambda weight: sparse_runtime.magnitude(weight, 0.9, "unstructured")
+    )
+    compiled.write_bytes(compile_model(pruned).proto.SerializeToString())
+    return pruned, compiled
+
+
+def tried(version: str, pairs: list[str], site: Path) -> dict[str, Any]:
+    """What a process with this version of ONNX Runtime finds."""
+    older = int(version.split(".")[1]) < 19  # built against the first NumPy
+    packages = [f"onnxruntime=={version}", "numpy<2" if older else "numpy"]
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(site), *packages]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"installed": False, "error": done.stderr.strip().splitlines()[-1]}
+    process = subprocess.run(
+        [sys.executable, "-S", "-c", CHILD, str(library_path()), *pairs],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(site)},
+    )
+    if process.returncode:
+        return {"installed": True, "error": process.stderr.strip()[-500:]}
+    return {"installed": True, **json.loads(process.stdout.splitlines()[-1])}
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()

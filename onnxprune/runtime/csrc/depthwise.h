@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "geometry.h"
+
+namespace onnxprune {
+
+// What a DepthwiseConv node says: each channel is convolved with a kernel of its own. Its weights
+// are dense; it is here so that the plain layout need not change between two sparse convolutions.
+struct DepthwiseSpec {
+  int64_t channels = 0;
+  WindowSpec window;
+  Activation activation = Activation::kNone;
+  float alpha = 0, beta = 0;
+};
+
+struct DepthwiseCall {
+  const float* x;
+  const float* weights;   // (channels, taps)
+  const float* bias;      // or null
+  const float* residual;  // or null
+  float* y;
+  int64_t batch, height, width;
+};
+
+class DepthwiseTasks {
+ public:
+  DepthwiseTasks(const DepthwiseSpec&, const KernelSet&, const DepthwiseCall&);
+
+  size_t preparations() const { return 0; }
+  void prepare(size_t) const {}
+
+  size_t count() const { return size_t(call_.batch) * (geometry_.phased() ? 1 : tiles_) * parts_; }
+  void run(size_t task) const;
+
+ private:
+  void run_tile(DepthwiseWork work, int64_t image, int64_t tile, const Shift* shifts) const;
+  void run_phased(int64_t image, uint32_t from, uint32_t to) const;
+
+  const DepthwiseSpec& spec_;
+  const KernelSet& kernels_;
+  DepthwiseCall call_;
+  Geometry geometry_;
+  size_t tiles_, parts_;
+  std::vector<Shift> shifts_;  // of all tiles, where the input is split into phases
+};
+
+}  // namespace onnxprune

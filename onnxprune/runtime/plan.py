@@ -1,0 +1,224 @@
+"""Which layers of a model become sparse operators."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto
+
+from onnxprune.globs import matches
+from onnxprune.runtime.cost import Thresholds, positions
+from onnxprune.runtime.graph import GraphIndex, label
+from onnxprune.runtime.layers import (
+    LINEAR,
+    Layer,
+    StaysDense,
+    absorb,
+    read_depthwise,
+    read_layer,
+)
+from onnxprune.runtime.layouts import LayoutRule, tiled_values
+from onnxprune.runtime.record import LayerRecord
+from onnxprune.runtime.rows import SparseRows, block_rows
+from onnxprune.runtime.sizes import Sizes
+
+WeightKey = tuple[str, bool, float]
+"""A stored weight, whether it is transposed, and what it is multiplied by."""
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What is replaced, and how.
+
+    Attributes:
+        thresholds: From which sparsity on a layer is replaced.
+        layouts: Which convolutions read tiled values.
+        include: Globs over names of nodes and weights, or `op:TYPE`; only these are replaced.
+        exclude: Globs of those that stay dense.
+    """
+
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    layouts: LayoutRule = "pointwise"
+    include: Sequence[str] = ("*",)
+    exclude: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight in the form that sparse operators read.
+
+    Attributes:
+        rows: Its compressed rows.
+        block: Neighbouring rows that share their columns.
+        sparsity: Zeros, as a share.
+    """
+
+    rows: SparseRows
+    block: int
+    sparsity: float
+
+    @classmethod
+    def of(cls, matrix: np.ndarray) -> "Weight":
+        """Compress a matrix `(rows, columns)`."""
+        zeros = matrix.size - int(np.count_nonzero(matrix))
+        return cls(SparseRows.of(matrix), block_rows(matrix), zeros / matrix.size)
+
+
+class Plan:
+    """What becomes of each layer of a model.
+
+    Args:
+        proto: The model, optimised; it is not changed.
+        options: What is replaced.
+        times_ms: Measured times of layers, dense and sparse, by node.
+        least_speedup: Dense time over sparse time from which a layer is replaced that was measured;
+            None lets `options` decide on all.
+
+    Attributes:
+        proto: The model.
+        index: Its graph.
+        sizes: Its shapes.
+        chosen: The layers that become sparse operators, by node.
+        companions: Depthwise convolutions between them, by node; see `_find_companions`.
+        tiled: Values that are tiled.
+    """
+
+    def __init__(
+        self,
+        proto: ModelProto,
+        options: CompileOptions,
+        times_ms: Mapping[int, tuple[float, float]] | None = None,
+        least_speedup: float | None = None,
+    ) -> None:
+        self.proto = proto
+        self.index = GraphIndex(proto.graph)
+        self.sizes = Sizes.of(proto)
+        self.chosen: dict[int, Layer] = {}
+        self.companions: dict[int, Layer] = {}
+        self._options = options
+        self._times_ms = times_ms or {}
+        self._least_speedup = least_speedup
+        self._weights: dict[WeightKey, Weight] = {}
+        self._taken: set[int] = set()
+        self._records: dict[int, LayerRecord] = {}
+        for number, node in enumerate(proto.graph.node):
+            if node.op_type in LINEAR:
+                self._look_at(number, node)
+        self._find_companions()
+        self.tiled = tiled_values(self.index, self.sizes, self.chosen, options.layouts)
+
+    @property
+    def replaced(self) -> list[Layer]:
+        """All layers that operators of the library take the place of."""
+        return [*self.chosen.values(), *self.companions.values()]
+
+    def records(self) -> list[LayerRecord]:
+        """What becomes of each layer, in graph order."""
+        found = []
+        for number, record in self._records.items():
+            layer = self.chosen.get(number)
+            if layer is not None and layer.kind == "conv":
+                layouts = {"x_layout": self.layout(layer.x), "y_layout": self.layout(layer.output)}
+                record = record.model_copy(update=layouts)
+            found.append(record)
+        return found
+
+    def leave_dense(self, reason: str) -> None:
+        """Give up every layer, for a reason that the records then state."""
+        for number in self.chosen:
+            update = {"sparse": False, "reason": reason, "fused": []}
+            self._records[number] = self._records[number].model_copy(update=update)
+        self.chosen.clear()
+        self.companions.clear()
+        self.tiled.clear()
+
+    def layout(self, value: str) -> str:
+        """Layout of a value."""
+        return "tiled" if value in self.tiled else "plain"
+
+    def weight(self, layer: Layer) -> Weight:
+        """A layer's weight, compressed once for all layers that share it."""
+        key = weight_key(layer)
+        if key not in self._weights:
+            self._weights[key] = Weight.of(layer.matrix(self.index))
+        return self._weights[key]
+
+    def _look_at(self, number: int, node: NodeProto) -> None:
+        facts: dict[str, Any] = {"name": label(node), "op_type": node.op_type, "sparse": False}
+        try:
+            layer = read_layer(self.index, self.sizes, number)
+        except StaysDense as reason:
+            if not self._multiplies_activations(node):
+                self._records[number] = LayerRecord(**facts, reason=str(reason))
+            return
+        facts |= {"weight": layer.weight, "shape": list(layer.weight_shape)}
+        if not self._selected(node, layer):
+            self._records[number] = LayerRecord(**facts, reason="not selected")
+            return
+        weight = self.weight(layer)
+        count = positions(layer, self.sizes, layer.output)
+        facts |= {"sparsity": weight.sparsity, "block": weight.block}
+        full = absorb(self.index, self.sizes, layer, self._taken)
+        times = self._times_ms.get(number)
+        if times is not None:
+            facts |= {"dense_ms": times[0], "sparse_ms": times[1]}
+        if times is None or self._least_speedup is None:
+            refusal = self._options.thresholds.refusal(layer, weight.sparsity, weight.block, count)
+        else:
+            slow = times[0] < times[1] * self._least_speedup
+            refusal = f"measured to be less than {self._least_speedup:g}× faster" if slow else ""
+        if refusal:
+            self._records[number] = LayerRecord(**facts, reason=refusal)
+            return
+        self._taken.update(full.absorbed)
+        self.chosen[number] = full
+        self._records[number] = LayerRecord(**facts | {"sparse": True, "fused": list(full.fused)})
+
+    def _find_companions(self) -> None:
+        """Depthwise convolutions that read what a sparse one makes.
+
+        ONNX Runtime computes them in a layout of its own, and would convert what lies between them
+        and the sparse convolutions, in both directions.
+        """
+        made = {layer.output for layer in self.chosen.values() if layer.kind == "conv"}
+        for number in range(len(self.proto.graph.node)):
+            layer = read_depthwise(self.index, self.sizes, number)
+            if layer is None or layer.x not in made or number in self._taken:
+                continue
+            full = absorb(self.index, self.sizes, layer, self._taken)
+            self._taken.update(full.absorbed)
+            self.companions[number] = full
+            update = {"reason": "dense, but in the layout of the sparse layer before it"}
+            record = self._records[number]
+            self._records[number] = record.model_copy(update={**update, "fused": list(full.fused)})
+
+    def _multiplies_activations(self, node: NodeProto) -> bool:
+        """Whether nothing stored goes into a product, so that it is no layer."""
+        return node.op_type in ("MatMul", "FusedMatMul") and not any(
+            name in self.index.stored or name in self.index.overridable or self._unpacked(name)
+            for name in node.input[:2]
+        )
+
+    def _unpacked(self, value: str) -> bool:
+        """Whether a value is computed from stored ones only, as dequantised weights are."""
+        maker = self.index.makers.get(value)
+        if maker is None:
+            return False
+        inputs = [name for name in self.index.graph.node[maker].input if name]
+        return bool(inputs) and all(name in self.index.stored for name in inputs)
+
+    def _selected(self, node: NodeProto, layer: Layer) -> bool:
+        def named(globs: Iterable[str]) -> bool:
+            return any(
+                matches(name, node.op_type, glob)
+                for glob in globs
+                for name in (label(node), layer.weight)
+            )
+
+        return named(self._options.include) and not named(self._options.exclude)
+
+
+def weight_key(layer: Layer) -> WeightKey:
+    """What layers with the same compressed weight have in common."""
+    return layer.weight, layer.transposed, layer.scale

@@ -1,0 +1,171 @@
+"""Writing sparse operators into a graph."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from onnxprune.runtime.graph import label, names_read
+from onnxprune.runtime.layers import Layer
+from onnxprune.runtime.library import DOMAIN, VERSION
+from onnxprune.runtime.plan import Plan, Weight, WeightKey, weight_key
+
+PARTS = ("values", "columns", "row_starts")
+"""What is appended to a weight's name for each of the three tensors that take its place."""
+
+
+def rewrite(plan: Plan) -> None:
+    """Put the operators of a plan in place, and drop what nothing reads any more.
+
+    Changes the plan's model, after which the plan describes what it was before. An operator stands
+    where the last of the nodes stood that it absorbs, so all that it reads is computed before.
+    """
+    graph = plan.proto.graph
+    last = {max(layer.absorbed): layer for layer in plan.replaced}
+    taken = {number for layer in plan.replaced for number in layer.absorbed}
+    writer = _Writer({*plan.index.stored, *plan.index.makers, *(v.name for v in graph.input)})
+    nodes = []
+    for number, node in enumerate(graph.node):
+        if number in last:
+            layer = last[number]
+            layouts = {value: plan.layout(value) for value in (layer.x, layer.output)}
+            name = label(graph.node[layer.node])
+            if layer.kind == "depthwise":
+                nodes.append(writer.depthwise(layer, layer.matrix(plan.index), name))
+            else:
+                nodes.append(writer.operator(layer, plan.weight(layer), name, layouts))
+        elif number not in taken:
+            nodes.append(node)
+    known = {value.name for value in graph.value_info} | plan.index.outputs
+    for layer in plan.replaced:
+        shape = plan.sizes.certain(layer.output)
+        if layer.output not in known and shape is not None:
+            kind = TensorProto.FLOAT
+            graph.value_info.append(helper.make_tensor_value_info(layer.output, kind, shape))
+    kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(writer.tensors)
+    plan.proto.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    _drop_unread(plan.proto)
+
+
+def layer_models(
+    plan: Plan, layer: Layer, weight: Weight, shapes: Mapping[str, Sequence[int]]
+) -> tuple[ModelProto, ModelProto]:
+    """A layer with what it absorbs as models of their own, dense and sparse.
+
+    Args:
+        plan: What it comes from.
+        layer: The layer.
+        weight: Its weight.
+        shapes: Whole shapes of the values that it reads.
+    """
+    graph = plan.proto.graph
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name])
+        for name in dict.fromkeys([layer.x, *([layer.residual] if layer.residual else [])])
+    ]
+    output = helper.make_tensor_value_info(layer.output, TensorProto.FLOAT, None)
+    writer = _Writer(set())
+    plain = {layer.x: "plain", layer.output: "plain"}
+    operator = writer.operator(layer, weight, label(graph.node[layer.node]), plain)
+    nodes = [graph.node[number] for number in layer.absorbed]
+    read = dict.fromkeys(name for node in nodes for name in node.input)
+    stored = [plan.index.stored[name] for name in read if name in plan.index.stored]
+    dense = helper.make_graph(nodes, "dense", inputs, [output], stored)
+    sparse = helper.make_graph([operator], "sparse", inputs, [output], writer.tensors)
+    opsets = list(plan.proto.opset_import)
+    version = plan.proto.ir_version
+    return (
+        helper.make_model(dense, opset_imports=opsets, ir_version=version),
+        helper.make_model(
+            sparse,
+            opset_imports=[*opsets, helper.make_opsetid(DOMAIN, VERSION)],
+            ir_version=version,
+        ),
+    )
+
+
+class _Writer:
+    """Makes operators and the tensors that they read.
+
+    Args:
+        names: Names that are taken.
+
+    Attributes:
+        tensors: The tensors.
+    """
+
+    def __init__(self, names: set[str]) -> None:
+        self._names = names
+        self._stored: dict[WeightKey, list[str]] = {}
+        self.tensors: list[TensorProto] = []
+
+    def operator(
+        self, layer: Layer, weight: Weight, name: str, layouts: Mapping[str, str]
+    ) -> NodeProto:
+        """The sparse operator of a layer."""
+        key = weight_key(layer)
+        if key not in self._stored:
+            self._stored[key] = [
+                self._store(f"{layer.weight}.{part}", getattr(weight.rows, part)) for part in PARTS
+            ]
+        attributes = self._attributes(layer)
+        if weight.block > 1:
+            attributes["block"] = weight.block
+        if layer.kind == "conv":
+            attributes |= {"x_layout": layouts[layer.x], "y_layout": layouts[layer.output]}
+        kind = "SparseConv" if layer.kind == "conv" else "SparseMatMul"
+        inputs = self._inputs(layer, self._stored[key], name)
+        return helper.make_node(kind, inputs, [layer.output], name, domain=DOMAIN, **attributes)
+
+    def depthwise(self, layer: Layer, weight: np.ndarray, name: str) -> NodeProto:
+        """The operator of a depthwise convolution, whose weight is `(channels, taps)`."""
+        inputs = self._inputs(layer, [self._store(f"{layer.weight}.taps", weight)], name)
+        attributes = self._attributes(layer)
+        return helper.make_node(
+            "DepthwiseConv", inputs, [layer.output], name, domain=DOMAIN, **attributes
+        )
+
+    def _inputs(self, layer: Layer, weight: Sequence[str], name: str) -> list[str]:
+        bias = "" if layer.bias is None else self._store(f"{name}.bias", layer.bias)
+        inputs = [layer.x, *weight, bias, layer.residual or ""]
+        while not inputs[-1]:
+            inputs.pop()
+        return inputs
+
+    @staticmethod
+    def _attributes(layer: Layer) -> dict[str, Any]:
+        attributes = dict(layer.attributes)
+        if layer.activation.name:
+            attributes |= {
+                "activation": layer.activation.name,
+                "alpha": layer.activation.alpha,
+                "beta": layer.activation.beta,
+            }
+        return attributes
+
+    def _store(self, name: str, array: np.ndarray) -> str:
+        count, fresh = 0, name
+        while fresh in self._names:
+            count += 1
+            fresh = f"{name}_{count}"
+        self._names.add(fresh)
+        self.tensors.append(numpy_helper.from_array(array, fresh))
+        return fresh
+
+
+def _drop_unread(proto: ModelProto) -> None:
+    """Remove initializers and value infos that nothing reads or makes."""
+    graph = proto.graph
+    read = {name for node in graph.node for name in names_read(node)}
+    read |= {value.name for value in (*graph.output, *graph.input)}
+    made = {name for node in graph.node for name in node.output}
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name not in read:
+            del graph.initializer[place]
+    for place in reversed(range(len(graph.value_info))):
+        if graph.value_info[place].name not in made:
+            del graph.value_info[place]

@@ -1,0 +1,78 @@
+"""ONNX Runtime's own optimisation as the first step, whatever the size of the model."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune import model as model_files
+from onnxprune.errors import UnsupportedModelError
+from onnxprune.runtime import compile_model
+
+from .helpers import check_equal, compiled, net, normal, operators, sparse
+
+
+def network() -> onnx.ModelProto:
+    return net(
+        "g (float[N, 600] x) => (float[N, 40] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) }",
+        w=sparse(90, 600).T,
+        v=sparse(40, 90).T,
+    )
+
+
+def test_models_that_one_message_cannot_hold(monkeypatch: pytest.MonkeyPatch, kernels: bool):
+    """ONNX Runtime then reads and writes the tensors beside the model."""
+    source = network()
+    monkeypatch.setattr(model_files, "fits_in_one_message", lambda proto: False)
+    result = compiled(source)
+    assert all(tensor.data_location == 0 for tensor in result.proto.graph.initializer)
+    check_equal(source, result, {"x": normal(3, 600)}, kernels, replaced=2)
+
+
+def test_external_data(tmp_path: Path, kernels: bool):
+    model_files.write(network(), tmp_path / "model.onnx", external=True)
+    result = compiled(tmp_path / "model.onnx")
+    check_equal(network(), result, {"x": normal(3, 600)}, kernels, replaced=2)
+
+
+def test_functions_and_constants_are_resolved(kernels: bool):
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18, "own" : 1]>'
+        "g (float[N, 12] x) => (float[N, 20] y)"
+        "{ t = Identity(w) k = Transpose(t) y = own.layer(x, k) }"
+        '<domain: "own", opset_import: ["" : 18]>'
+        "layer (x, k) => (y) { m = MatMul(x, k) y = Relu(m) }"
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(sparse(20, 12), "w"))
+    result = compiled(proto)
+    assert operators(result.proto) == ["SparseMatMul"]
+    check_equal(proto, result, {"x": normal(3, 12)}, kernels, replaced=1)
+
+
+def test_sparse_initializers(kernels: bool):
+    source = network()
+    stored = compiled(source)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(source)
+    for tensor in list(proto.graph.initializer):
+        array = onnx.numpy_helper.to_array(tensor)
+        places = np.flatnonzero(array)
+        proto.graph.initializer.remove(tensor)
+        proto.graph.sparse_initializer.append(
+            onnx.helper.make_sparse_tensor(
+                onnx.numpy_helper.from_array(array.ravel()[places], tensor.name),
+                onnx.numpy_helper.from_array(places.astype(np.int64)),
+                array.shape,
+            )
+        )
+    result = compiled(proto)
+    assert result.record.replaced == stored.record.replaced
+    check_equal(source, result, {"x": normal(3, 600)}, kernels)
+
+
+def test_what_onnx_runtime_refuses():
+    proto = net("g (float[N, 12] x) => (float[N, 12] y) { y = Relu(x) }")
+    proto.opset_import[0].version = 999
+    with pytest.raises(UnsupportedModelError, match="cannot be compiled"):
+        compile_model(proto)
