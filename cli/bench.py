@@ -165,8 +165,8 @@ def command(
     from rich.progress import Progress
 
     from onnxprune.model import read
-    from onnxprune.validate import BenchResult, bench
     from onnxprune.random_inputs import batched_shapes
+    from onnxprune.validate import BenchResult, bench
     from onnxprune.validate.latency_result import batches_json
 
     batches = list(dict.fromkeys(size for sizes in batch_lists for size in sizes)) or [1]
