@@ -29,9 +29,7 @@ BLOCK = 4
 
 def encoder(width: int = 768, heads: int = 12, layers: int = 12) -> nn.Module:
     """Encoder layers on embeddings; by default of BERT-base's shape."""
-    layer = nn.TransformerEncoderLayer(
-        width, heads, 4 * width, activation="gelu", batch_first=True
-    )
+    layer = nn.TransformerEncoderLayer(width, heads, 4 * width, activation="gelu", batch_first=True)
     network = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
     for parameter in network.parameters():  # the layers are copies of one
         if parameter.ndim > 1:
@@ -151,7 +149,9 @@ def apart(dense: Path, compiled: Path) -> dict[str, Any]:
     }
 
 
-def compare(dense: Path, compiled: Path, batch: int, threads: int, seconds: float) -> dict[str, Any]:
+def compare(
+    dense: Path, compiled: Path, batch: int, threads: int, seconds: float
+) -> dict[str, Any]:
     """Time of the dense model over that of the compiled one."""
     result = bench([dense, compiled], batch=batch, threads=threads, max_seconds=seconds)
     speedup = result.models[1].speedup
