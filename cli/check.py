@@ -1,6 +1,7 @@
 """`onnxprune check`: the gate for artifacts in CI."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -21,6 +22,7 @@ _STYLES = {"pass": "green", "fail": "bold red", "error": "bold red", "skipped": 
 @common.recipe_option
 @click.option("--junit", metavar="FILE", help="Write the result as JUnit XML.")
 @click.option("--markdown", metavar="FILE", help="Write the result as Markdown.")
+@click.option("--html", metavar="FILE", help="Write the result as a page.")
 @click.option(
     "--annotations/--no-annotations",
     default=None,
@@ -39,6 +41,7 @@ def command(
     recipe: str | None,
     junit: str | None,
     markdown: str | None,
+    html: str | None,
     annotations: bool | None,
     shapes: tuple[str, ...],
     threads: int | None,
@@ -63,7 +66,7 @@ def command(
     from onnxprune.validate.gate_report import junit_xml
     from onnxprune.validate.gate_report import markdown as markdown_text
 
-    for path in (junit, markdown):
+    for path in (junit, markdown, html):
         if path is not None:
             check_writable(path)
     console = common.message_console()
@@ -84,6 +87,10 @@ def command(
         atomic_write_text(junit, junit_xml(result))
     if markdown is not None:
         atomic_write_text(markdown, markdown_text(result))
+    if html is not None:
+        from onnxprune.validate.result_report import write_gate_report
+
+        write_gate_report(result, Path(html))
     if as_json:
         common.print_json(result.to_json())
         for check_result in result.checks:

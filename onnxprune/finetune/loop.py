@@ -16,7 +16,8 @@ from onnxprune.finetune.batch import Batch
 from onnxprune.finetune.batches import BatchSource
 from onnxprune.finetune.checkpoint import Checkpoint, CheckpointStore
 from onnxprune.finetune.divergence import LossWatch
-from onnxprune.finetune.losses import Objective, accuracy_metrics
+from onnxprune.finetune.losses import Objective
+from onnxprune.finetune.measurement import Measurement
 from onnxprune.finetune.optim import learning_rate
 from onnxprune.finetune.plan import Plan, observation_steps
 from onnxprune.finetune.pruner import Event, Pruner
@@ -127,6 +128,7 @@ class Trainer:
             self.settings.seed,
             self.sharded,
         )
+        self.measurement = Measurement(self.stepper, self.objective, self.evaluation_teacher)
         self.ablation = Ablation(self.stepper, self.batches, self.ranks)
         self.watch = LossWatch(self.settings.explosion, self.loss_scale)
         self.lr_scale = 1.0
@@ -292,7 +294,7 @@ class Trainer:
         if event.masks is not None:
             self._prune(event, event.masks)
         if event.put_off:
-            self._record({"kind": "wait", **self._place_in_schedule(), "put_off": event.put_off})
+            self._record("wait", **self._shares(), put_off=event.put_off)
 
     def _prune(self, event: Event, masks: Mapping[str, Tensor]) -> None:
         before = self.masks.zeros
@@ -301,22 +303,18 @@ class Trainer:
         self._mask_average()
         self.pruner.started(self.step)
         self._record(
-            {
-                "kind": "event",
-                **self._place_in_schedule(),
-                "pruned": self.masks.zeros - before,
-                "closed": event.closed,
-                "harvested": event.harvested,
-                "waited": event.waited,
-                "kept": self.masks.kept,
-            }
+            "event",
+            **self._shares(),
+            pruned=self.masks.zeros - before,
+            closed=event.closed,
+            harvested=event.harvested,
+            waited=event.waited,
+            kept=self.masks.kept,
         )
 
-    def _place_in_schedule(self) -> dict[str, Any]:
-        """Where an event stands: what the schedule asks for from this step on, and what is so."""
+    def _shares(self) -> dict[str, float]:
+        """What the schedule asks for from this step on, and what is so."""
         return {
-            "step": self.step,
-            "progress": self._progress,
             "target_sparsity": self.plan.events[self.step] / self.masks.total,
             "sparsity": self.masks.sparsity,
         }
@@ -327,16 +325,12 @@ class Trainer:
             return
         count = self.pruner.observe(self.step)
         self._record(
-            {
-                "kind": "shed",
-                "step": self.step,
-                "progress": self._progress,
-                "since": count.since,
-                "kept": count.kept,
-                "shed": count.total,
-                "shed_relative": count.total_relative,
-                "tensors": {name: number for name, number in count.shed.items() if number},
-            }
+            "shed",
+            since=count.since,
+            kept=count.kept,
+            shed=count.total,
+            shed_relative=count.total_relative,
+            tensors={name: number for name, number in count.shed.items() if number},
         )
 
     def _check_masks(self) -> None:
@@ -402,16 +396,12 @@ class Trainer:
         samples, seconds = self._samples, time.monotonic() - self._counted_at
         loss = self._check_losses()
         self._record(
-            {
-                "kind": "train",
-                "step": self.step,
-                "epoch": self.step / self.plan.steps_per_epoch,
-                "progress": self._progress,
-                "loss": loss,
-                "lr": self.stepper.optimizer.param_groups[0]["lr"],
-                "sparsity": self.masks.sparsity,
-                "images_per_s": samples / max(seconds, 1e-9),
-            }
+            "train",
+            epoch=self.step / self.plan.steps_per_epoch,
+            loss=loss,
+            lr=self.stepper.optimizer.param_groups[0]["lr"],
+            sparsity=self.masks.sparsity,
+            images_per_s=samples / max(seconds, 1e-9),
         )
 
     def _check_losses(self) -> float:
@@ -455,15 +445,11 @@ class Trainer:
         if self.ranks.is_main:
             self.observer.rewound(self.step, self.masks.sparsity, rollbacks - 1)
         self._record(
-            {
-                "kind": "rollback",
-                "step": self.step,
-                "failed_at": failed_at,
-                "progress": self._progress,
-                "sparsity": self.masks.sparsity,
-                "reason": diverged.reason,
-                "lr_scale": self.lr_scale,
-            }
+            "rollback",
+            failed_at=failed_at,
+            sparsity=self.masks.sparsity,
+            reason=diverged.reason,
+            lr_scale=self.lr_scale,
         )
         self.save()
         self._went_back_to = self.step
@@ -516,42 +502,19 @@ class Trainer:
             return
         average = self.stepper.average
         model = self.module if average is None else average.module
-        sums: dict[str, float] = {}
-        count = 0
-        model.eval()
-        with torch.no_grad(), self.accelerator.autocast():
-            for batch in self.evaluation():
-                for key, value in self._measured(model, batch).items():
-                    sums[key] = sums.get(key, 0.0) + value
-                count += len(batch)
+        metrics = self.measurement.means(model, self.evaluation())
         self._record(
-            {
-                "kind": "eval",
-                "step": self.step,
-                "epoch": self.step / self.plan.steps_per_epoch,
-                "progress": self._progress,
-                "sparsity": self.masks.sparsity,
-                "metrics": {name: total / count for name, total in sums.items()},
-            }
+            "eval",
+            epoch=self.step / self.plan.steps_per_epoch,
+            sparsity=self.masks.sparsity,
+            metrics=metrics,
         )
 
-    def _measured(self, model: nn.Module, batch: Batch) -> dict[str, float]:
-        """Sums of metrics over a batch."""
-        teacher = self.evaluation_teacher
-        batch = batch.to(self.device)
-        wanted = None if teacher is None else self.stepper.teacher_outputs(teacher, batch)
-        sums: dict[str, float] = {}
-        for part, expected in _parts(batch, wanted, self.micro_batch):
-            entry = accuracy_metrics(
-                self.stepper.forward(model, part), part, expected, self.objective
-            )
-            for key, value in entry.items():
-                sums[key] = sums.get(key, 0.0) + value
-        return sums
-
-    def _record(self, entry: dict[str, Any]) -> None:
+    def _record(self, kind: str, **facts: Any) -> None:
+        """A line of the log, with the step that the run is at."""
         if self.ranks.is_main:
-            self.observer.record(entry)
+            entry = {"kind": kind, "step": self.step, "progress": self._progress}
+            self.observer.record(entry | facts)
 
     def _message(self, text: str) -> None:
         if self.ranks.is_main:
@@ -571,13 +534,3 @@ class _DivergedError(Exception):
         super().__init__(reason)
         self.reason = reason
         self.state = state
-
-
-def _parts(
-    batch: Batch, teacher: Mapping[str, Tensor] | None, size: int | None
-) -> Iterator[tuple[Batch, dict[str, Tensor] | None]]:
-    size = size or len(batch)
-    for number, part in enumerate(batch.split(size)):
-        rows = slice(number * size, (number + 1) * size)
-        expected = None if teacher is None else {n: t[rows] for n, t in teacher.items()}
-        yield part, expected

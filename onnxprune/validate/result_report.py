@@ -7,6 +7,7 @@ from typing import Any
 
 from onnxprune.model import atomic_write_text
 from onnxprune.validate import report_format as fmt
+from onnxprune.validate.gate import GateResult
 from onnxprune.validate.report_page import Group, facts_table, present, render_page
 from onnxprune.validate.report_plots import Table
 from onnxprune.validate.report_plots_bench import (
@@ -63,6 +64,19 @@ def write_result_report(path: Path, out: Path) -> None:
         OutputError: `out` cannot be written.
     """
     atomic_write_text(Path(out), build_result_report(path))
+
+
+def write_gate_report(result: GateResult, out: Path) -> None:
+    """Write the page for the result of a gate to the file `out`.
+
+    Args:
+        result: What `check` found.
+        out: The HTML file.
+
+    Raises:
+        OutputError: `out` cannot be written.
+    """
+    atomic_write_text(Path(out), _gate_page(GateRecord.model_validate(result.to_json())))
 
 
 def _render(

@@ -197,3 +197,21 @@ def test_a_tampered_model_does_not_pass(command: Command, line: list[object], pr
     onnx.save(proto, pruned)
     result = command(*line, "--json").expect(1).json
     assert statuses(result)["metadata.true_to_file"] == "fail"
+
+
+def test_the_page_says_whether_it_may_ship(
+    command: Command, line: list[object], policy: Path, tmp_path: Path
+) -> None:
+    """It is the page that `report` makes of the JSON, also of a model that cannot be read."""
+    page, other = tmp_path / "gate.html", tmp_path / "report.html"
+    outcome = command(*line, "--json", "--html", page).expect(0)
+    (tmp_path / "gate.json").write_text(outcome.out, encoding="utf-8")
+    command("report", tmp_path / "gate.json", "-o", other).expect(0)
+    assert page.read_bytes() == other.read_bytes()
+    assert "every check passed" in page.read_text(encoding="utf-8")
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(b"no model")
+    command("check", damaged, "--policy", policy, "--html", page).expect(3)
+    assert "at least one check did not pass" in page.read_text(encoding="utf-8")
+    nowhere = tmp_path / "gone" / "gate.html"
+    command("check", damaged, "--policy", policy, "--html", nowhere).expect(2)

@@ -159,8 +159,12 @@ def test_texts_of_different_lengths(tmp_path: Path) -> None:
             distill={"weight": 0.0},
         )
         results = prune(tmp_path / "model.onnx", tmp_path / f"{fill}.onnx", recipe)
-    assert results["validation"]["pruned"]["top1"] > 0.9
-    assert results["validation"]["samples"] == 120
+    validation = results["validation"]
+    assert validation["pruned"]["top1"] > 0.9
+    assert validation["samples"] == 120
+    found = validation["against_dense"]["top1"]
+    change = validation["pruned"]["top1"] - validation["dense"]["top1"]
+    assert (found["gained"] - found["lost"]) / 120 == pytest.approx(change)
     losses = [e["loss"] for e in log(tmp_path / "29.run") if e["kind"] == "train"]
     other = [e["loss"] for e in log(tmp_path / "5.run") if e["kind"] == "train"]
     np.testing.assert_allclose(losses, other, rtol=1e-5)
