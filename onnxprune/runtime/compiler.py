@@ -7,11 +7,12 @@ from onnx import ModelProto
 
 from onnxprune import model as model_files
 from onnxprune.errors import UnsupportedModelError
+from onnxprune.export.metadata import read_metadata
 from onnxprune.model import OnnxModel
 from onnxprune.runtime.front import optimized
 from onnxprune.runtime.library import is_compiled
 from onnxprune.runtime.plan import CompileOptions, Plan
-from onnxprune.runtime.record import CompiledRecord, sparsity_statement, write_record
+from onnxprune.runtime.record import CompiledRecord, write_record
 from onnxprune.runtime.rewriting import rewrite
 from onnxprune.version import __version__
 
@@ -80,7 +81,7 @@ def replaced(source: OnnxModel, plan: Plan) -> CompiledModel:
         source_sha256=source.sha256,
         replaced=len(plan.chosen),
         layers=plan.records(),
-        sparsity=sparsity_statement(source.proto),
+        sparsity=read_metadata(source.proto),
     )
     if not plan.chosen:
         untouched = ModelProto()

@@ -6,11 +6,10 @@ from typing import Any, Literal
 from onnx import ModelProto
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from onnxprune.export.metadata import KEY as SPARSITY_KEY
+
 KEY = "onnxprune.compiled"
 """Key of the entry in `ModelProto.metadata_props`."""
-
-SPARSITY_KEY = "onnxprune.sparsity"
-"""Key under which a pruned model describes itself; a compiled one must not keep it as it was."""
 
 
 class LayerRecord(BaseModel):
@@ -78,16 +77,4 @@ def read_record(proto: ModelProto) -> CompiledRecord | None:
                 return CompiledRecord.model_validate_json(entry.value)
             except ValidationError:
                 return None
-    return None
-
-
-def sparsity_statement(proto: ModelProto) -> dict[str, Any] | None:
-    """What a model says under `onnxprune.sparsity`; None if nothing, or no JSON object."""
-    for entry in proto.metadata_props:
-        if entry.key == SPARSITY_KEY:
-            try:
-                value = json.loads(entry.value)
-            except (ValueError, RecursionError):
-                return None
-            return value if isinstance(value, dict) else None
     return None

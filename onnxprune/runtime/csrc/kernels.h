@@ -145,8 +145,7 @@ struct DepthwiseWork {
 struct KernelSet {
   const char* name;
   int width;       // floats of a vector
-  int pair;        // most rows of a group in unstructured weights, 1 or 4
-  int block_rows;  // rows of a group in blocked weights
+  int group_rows;  // most rows of a group in unstructured weights, 1 or 4
 
   // An entry of a group of four rows: uint16 slab_rows[4], float values[4]; of one row: uint32
   // slab_row, float value; of blocked weights: uint32 slab_row, float values[4].

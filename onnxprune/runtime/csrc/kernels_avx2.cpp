@@ -18,7 +18,7 @@ struct V {
   using Vec = __m256;
   static constexpr const char* kName = "avx2";
   static constexpr int kWidth = 8;
-  static constexpr int kPair = 1;
+  static constexpr int kGroupRows = 1;
   static constexpr int kBlockVectors = 2;
   static constexpr int kSquare = 8;
 

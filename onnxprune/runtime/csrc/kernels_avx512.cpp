@@ -25,7 +25,7 @@ struct V {
   using Vec = __m512;
   static constexpr const char* kName = "avx512";
   static constexpr int kWidth = 16;
-  static constexpr int kPair = 4;
+  static constexpr int kGroupRows = 4;
   static constexpr int kBlockVectors = 4;
   static constexpr int kSquare = 8;
 

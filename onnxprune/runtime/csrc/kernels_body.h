@@ -279,7 +279,7 @@ void unstructured_rows(const BlockWork& work, const Target& target) {
   for (size_t g = 0; g < work.group_count; ++g) {
     const Group& group = work.groups[g];
     ahead.step();
-    if constexpr (V::kPair == 4) {
+    if constexpr (V::kGroupRows == 4) {
       if (group.rows == 4) {
         entries = four_rows<N>(group, work, target, entries);
         continue;
@@ -589,7 +589,7 @@ void dot_rows(const SparseMatrix& matrix, size_t from, size_t to, const float* x
 }
 
 constexpr KernelSet kSet = {
-    V::kName,     V::kWidth,    V::kPair,     4,
+    V::kName,     V::kWidth,    V::kGroupRows,
     unstructured, blocked,      pack_shifted, pack_windows,
     every, depthwise_shifted, depthwise_windows, pack_transposed, store_transposed, dot_rows, activate,
 };

@@ -10,7 +10,7 @@ struct V {
   using Vec = float32x4_t;
   static constexpr const char* kName = "neon";
   static constexpr int kWidth = 4;
-  static constexpr int kPair = 1;
+  static constexpr int kGroupRows = 1;
   static constexpr int kBlockVectors = 4;
   static constexpr int kSquare = 4;
 

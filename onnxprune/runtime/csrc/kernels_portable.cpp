@@ -13,7 +13,7 @@ struct V {
   };
   static constexpr const char* kName = "portable";
   static constexpr int kWidth = 4;
-  static constexpr int kPair = 1;
+  static constexpr int kGroupRows = 1;
   static constexpr int kBlockVectors = 2;
   static constexpr int kSquare = 4;
 

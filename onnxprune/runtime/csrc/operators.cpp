@@ -499,7 +499,7 @@ class DepthwiseKernel : public Kernel {
     const Tensor weight = tensor_of(api_, input(context, kDepthwiseWeight));
     const auto taps = int64_t(spec_.window.taps());
     if (weight.shape.size() != 2 || weight.shape[1] != taps) {
-      refuse("weight has the shape " + listed(weight.shape) + "; expected (channels, " +
+      refuse("taps has the shape " + listed(weight.shape) + "; expected (channels, " +
              std::to_string(taps) + ")");
     }
     DepthwiseSpec spec = spec_;

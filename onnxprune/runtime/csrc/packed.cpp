@@ -104,7 +104,7 @@ void PackedWeights::add_groups(const SparseMatrix& matrix, const std::vector<int
   });
   size_t rows;
   for (size_t at = 0; at < runs.size(); at += rows) {
-    rows = kernels_.pair == 4 && runs.size() - at >= 4 ? 4 : 1;
+    rows = kernels_.group_rows == 4 && runs.size() - at >= 4 ? 4 : 1;
     const size_t length = runs[at].entries.size();
     Group group{{0, 0, 0, 0}, uint32_t(rows), uint32_t(length)};
     for (size_t r = 0; r < rows; ++r) {
