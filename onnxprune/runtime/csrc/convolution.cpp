@@ -69,7 +69,7 @@ void ConvolutionTasks::run(size_t task) const {
   ptrdiff_t channel_stride = geometry_.in_pixels();
   const Shift* shifts = nullptr;
   const WindowList* windows = nullptr;
-  Shift whole;
+  Shift whole{};
   if (source_ == Source::kWindows) {
     windows = geometry_.windows(own, int64_t(tile), kernels_.width);
   } else if (source_ == Source::kShifted) {
@@ -81,12 +81,10 @@ void ConvolutionTasks::run(size_t task) const {
   } else {
     source += first_pixel * spec_.channels;
     channel_stride = count;
-    whole = {0, first_pixels(count)};
+    whole = unshifted(0, count);
     shifts = &whole;
   }
 
-  const int pitch = slab_pitch(count);
-  work.slab_pitch = uint32_t(pitch) * sizeof(float);
   for (size_t block = 0; block < weights_.block_count(); ++block) {
     if (in_place) {
       work.slab = source + ptrdiff_t(weights_.block_start(block)) * count;
@@ -96,9 +94,9 @@ void ConvolutionTasks::run(size_t task) const {
       size_t size;
       const SlabRow* slab_rows = weights_.block(block, &size);
       if (windows) {
-        kernels_.pack_windows(slab, pitch, slab_rows, size, source, windows, count);
+        kernels_.pack_windows(slab, slab_rows, size, source, windows, count);
       } else {
-        kernels_.pack_shifted(slab, pitch, slab_rows, size, source, channel_stride, shifts, count);
+        kernels_.pack_shifted(slab, slab_rows, size, source, channel_stride, shifts, count);
       }
       work.slab = slab;
     }

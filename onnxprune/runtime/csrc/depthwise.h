@@ -32,19 +32,23 @@ class DepthwiseTasks {
   size_t preparations() const { return 0; }
   void prepare(size_t) const {}
 
-  size_t count() const { return size_t(call_.batch) * (geometry_.phased() ? 1 : tiles_) * parts_; }
+  size_t count() const {
+    return size_t(call_.batch) * (geometry_.shifts_suffice() ? 1 : tiles_) * parts_;
+  }
   void run(size_t task) const;
 
  private:
-  void run_tile(DepthwiseWork work, int64_t image, int64_t tile, const Shift* shifts) const;
-  void run_phased(int64_t image, uint32_t from, uint32_t to) const;
+  DepthwiseWork work(int64_t image, uint32_t from, uint32_t to) const;
+  Target target(int64_t image, int64_t tile) const;
+  void run_channels(int64_t image, uint32_t from, uint32_t to) const;
+  void run_tile(int64_t image, int64_t tile, uint32_t from, uint32_t to) const;
 
   const DepthwiseSpec& spec_;
   const KernelSet& kernels_;
   DepthwiseCall call_;
   Geometry geometry_;
   size_t tiles_, parts_;
-  std::vector<Shift> shifts_;  // of all tiles, where the input is split into phases
+  std::vector<Shift> shifts_;  // (tiles, taps), where those suffice
 };
 
 }  // namespace onnxprune

@@ -1,6 +1,7 @@
 #include "geometry.h"
 
 #include <algorithm>
+#include <array>
 
 #include "tiles.h"
 
@@ -94,32 +95,51 @@ void Geometry::mark_borders() {
 }
 
 void Geometry::split(const KernelSet& kernels, const float* channel, float* phases) const {
-  const int64_t step = spec_.strides[1];
-  for (const Phase& phase : phases_) {
-    for (int64_t y = phase.row, to = 0; y < height_; y += spec_.strides[0], ++to) {
-      kernels.every(channel + y * width_ + phase.column, size_t(width_ - phase.column), size_t(step),
-                    phases + to * out_width_);
+  const int64_t down = spec_.strides[0], right = spec_.strides[1];
+  for (int64_t top = 0; top < down; ++top) {
+    std::array<float*, 2> columns{};  // where the first two columns go
+    for (size_t i = 0; i < phases_.size(); ++i) {
+      const Phase& phase = phases_[i];
+      float* to = phases + ptrdiff_t(i) * phase_size();
+      if (phase.row != top) continue;
+      if (right == 2) {
+        columns[size_t(phase.column)] = to;
+        continue;
+      }
+      for (int64_t y = top; y < height_; y += down, to += out_width_) {
+        const float* from = channel + y * width_;
+        float* at = to;
+        for (int64_t x = phase.column; x < width_; x += right) *at++ = from[x];
+      }
     }
-    phases += phase_size();
+    if (top < height_ && (columns[0] || columns[1])) {
+      const auto rows = size_t((height_ - top + down - 1) / down);
+      kernels.part_columns(channel + top * width_, ptrdiff_t(down * width_), rows, size_t(width_),
+                           columns[0], columns[1], ptrdiff_t(out_width_));
+    }
   }
 }
 
 const Shift* Geometry::shifts(Scratch& scratch, int64_t tile) const {
   auto* taps = scratch.taps.array<Shift>(spec_.taps());
-  const int64_t first_pixel = tile * kTile;
-  const PixelBits all = first_pixels(tile_size(out_pixels(), tile));
+  const auto first_pixel = ptrdiff_t(tile * kTile);
+  const Shift all = unshifted(first_pixel, tile_size(out_pixels(), tile));
   if (spec_.pointwise()) {
-    taps[0] = {ptrdiff_t(first_pixel), all};
+    taps[0] = all;
     return taps;
   }
   const auto word = size_t(tile);
-  for (size_t ky = 0; ky < rows_inside_.size(); ++ky) {
-    for (size_t kx = 0; kx < columns_inside_.size(); ++kx) {
-      const Bits& row = rows_inside_[ky];
-      const Bits& column = columns_inside_[kx];
-      taps[ky * columns_inside_.size() + kx] = {
-          ptrdiff_t(first_pixel) + tap_shifts_[ky * columns_inside_.size() + kx],
-          {row[word] & column[word] & all.low, row[word + 1] & column[word + 1] & all.high}};
+  Shift* tap = taps;
+  for (const Bits& row : rows_inside_) {
+    for (const Bits& column : columns_inside_) {
+      const uint64_t low = row[word] & column[word], high = row[word + 1] & column[word + 1];
+      tap->shift = first_pixel + tap_shifts_[size_t(tap - taps)];
+      tap->whole = all.whole;
+      for (int i = 0; i < kMaxTile / 16; ++i) {
+        tap->inside[i] = uint16_t((i < 4 ? low >> 16 * i : high) & all.inside[i]);
+        tap->whole = tap->whole && tap->inside[i] == all.inside[i];
+      }
+      ++tap;
     }
   }
   return taps;

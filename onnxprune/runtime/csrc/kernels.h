@@ -20,6 +20,9 @@ namespace onnxprune {
 constexpr int kTile = 64;
 constexpr int kMaxTile = 80;
 
+// Floats from one row of a slab to the next for a tile of `count` pixels: whole cache lines.
+constexpr int slab_pitch(int count) { return (count + 15) / 16 * 16; }
+
 enum class Activation : int {
   kNone,
   kRelu,
@@ -60,7 +63,6 @@ struct BlockWork {
   size_t group_count;
   const void* entries;     // of the first group
   const float* slab;
-  uint32_t slab_pitch;     // bytes from one row of the slab to the next
   float* sums;             // (rows, kMaxTile) partial sums, row `row - first_row`
   uint32_t first_row;
   const float* bias;       // per output row, or null
@@ -78,16 +80,13 @@ struct SparseMatrix {
   const int32_t* row_starts;
 };
 
-// A bit for each pixel of a tile.
-struct PixelBits {
-  uint64_t low, high;
-};
-
 // Pixels of a tile as one tap of the kernel sees them: `shift` floats from the tile's first pixel,
-// and whether they lie inside the image.
+// with a bit for each pixel that lies inside the image. Where `whole` is set, all pixels do, and so
+// many that no vector is a part of one only.
 struct Shift {
   ptrdiff_t shift;
-  PixelBits inside;
+  uint16_t inside[kMaxTile / 16];
+  bool whole;
 };
 
 // The same where pixels are not neighbours. Lane i of one vector of a slab row is float
@@ -132,7 +131,7 @@ inline void prefetch(const float* address) {
 #endif
 }
 
-// A depthwise convolution of some channels of one tile.
+// A depthwise convolution of some channels.
 struct DepthwiseWork {
   const float* x;            // first pixel of channel 0
   ptrdiff_t channel_stride;
@@ -147,24 +146,30 @@ struct KernelSet {
   int width;       // floats of a vector
   int group_rows;  // most rows of a group in unstructured weights, 1 or 4
 
-  // An entry of a group of four rows: uint16 slab_rows[4], float values[4]; of one row: uint32
+  // An entry of a group of four rows: uint8 slab_rows[4], float values[4]; of one row: uint32
   // slab_row, float value; of blocked weights: uint32 slab_row, float values[4].
   void (*unstructured)(const BlockWork&, const Target&);
   void (*blocked)(const BlockWork&, const Target&);
 
-  // Fill a slab with `slab_pitch` floats a row; pixels beyond `count` of the last vector are zero.
-  void (*pack_shifted)(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
-                       const float* source, ptrdiff_t channel_stride, const Shift* taps, int count);
-  void (*pack_windows)(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
-                       const float* source, const WindowList* taps, int count);
-  // Copies the first of each `step` floats.
-  void (*every)(const float* from, size_t size, size_t step, float* to);
-  void (*depthwise_shifted)(const DepthwiseWork&, const Shift* taps, const Target&);
+  // Fill a slab; pixels beyond `count` of the last vector are zero.
+  void (*pack_shifted)(float* slab, const SlabRow* rows, size_t row_count, const float* source,
+                       ptrdiff_t channel_stride, const Shift* taps, int count);
+  void (*pack_windows)(float* slab, const SlabRow* rows, size_t row_count, const float* source,
+                       const WindowList* taps, int count);
+  // Parts `rows` rows of `size` floats, `pitch` apart, into their even and their odd columns, rows
+  // of which are `to_pitch` apart. Either may be null.
+  void (*part_columns)(const float* from, ptrdiff_t pitch, size_t rows, size_t size, float* even,
+                       float* odd, ptrdiff_t to_pitch);
+  // All tiles of each channel; `taps` are (tiles, taps), the target is that of the first tile, and
+  // `last_count` are the pixels of the last one.
+  void (*depthwise_shifted)(const DepthwiseWork&, const Shift* taps, size_t tiles, int last_count,
+                            Target);
+  // One tile.
   void (*depthwise_windows)(const DepthwiseWork&, const WindowList* taps, const Target&);
   // Row j of the slab is column j of a (tokens, features) matrix; and the way back, in which the
   // residual is added and the activation applied.
-  void (*pack_transposed)(float* slab, ptrdiff_t slab_pitch, const float* source, ptrdiff_t pitch,
-                          size_t columns, int count);
+  void (*pack_transposed)(float* slab, const float* source, ptrdiff_t pitch, size_t columns,
+                          int count);
   void (*store_transposed)(const float* sums, size_t rows, const Target&);
   // y[row] = x · the row of a sparse matrix, for rows `from` to `to`.
   void (*dot_rows)(const SparseMatrix&, size_t from, size_t to, const float* x, float* y);

@@ -24,29 +24,36 @@ struct V {
 
   static Vec load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
-  static __m256i lanes(uint64_t bits) {
+  using Bits = __m256i;
+  static Bits bits_of(uint64_t bits) {
     const __m256i powers = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     const __m256i set = _mm256_set1_epi32(static_cast<int>(bits & 255));
     return _mm256_cmpeq_epi32(_mm256_and_si256(set, powers), powers);
   }
-  static Vec load_bits(const float* p, uint64_t bits) {
-    return _mm256_maskload_ps(p, lanes(bits));
+  static Vec load_bits(const float* p, Bits bits) { return _mm256_maskload_ps(p, bits); }
+  // c + a times the floats at p that have a bit, others as zero.
+  static Vec fma_bits(const float* p, Bits bits, Vec a, Vec c) {
+    return fma(load_bits(p, bits), a, c);
   }
   static void store_head(float* p, Vec v, int count) {
-    _mm256_maskstore_ps(p, lanes((1u << count) - 1), v);
+    _mm256_maskstore_ps(p, bits_of((1u << count) - 1), v);
   }
   static Vec take(Vec x, const float* p, const Window& w) {
     const __m256i index = _mm256_load_si256(reinterpret_cast<const __m256i*>(w.index));
-    const __m256 low = _mm256_maskload_ps(p, lanes(w.needed));
-    const __m256 high = _mm256_maskload_ps(p + 8, lanes(w.needed >> 8));
+    const __m256 low = _mm256_maskload_ps(p, bits_of(w.needed));
+    const __m256 high = _mm256_maskload_ps(p + 8, bits_of(w.needed >> 8));
     const __m256i beyond = _mm256_cmpgt_epi32(index, _mm256_set1_epi32(7));
     const __m256 taken = _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index),
                                           _mm256_permutevar8x32_ps(high, index),
                                           _mm256_castsi256_ps(beyond));
-    return _mm256_blendv_ps(x, taken, _mm256_castsi256_ps(lanes(w.lanes)));
+    return _mm256_blendv_ps(x, taken, _mm256_castsi256_ps(bits_of(w.lanes)));
   }
-  static Vec even(const float* p) {
-    const __m256 mixed = _mm256_shuffle_ps(load(p), load(p + 8), 0x88);
+  static Vec even(Vec low, Vec high) {
+    const __m256 mixed = _mm256_shuffle_ps(low, high, 0x88);
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xD8));
+  }
+  static Vec odd(Vec low, Vec high) {
+    const __m256 mixed = _mm256_shuffle_ps(low, high, 0xDD);
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xD8));
   }
   static Vec gather(const float* p, const uint16_t* index) {

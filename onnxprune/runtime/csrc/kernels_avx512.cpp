@@ -31,8 +31,12 @@ struct V {
 
   static Vec load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
-  static Vec load_bits(const float* p, uint64_t bits) {
-    return _mm512_maskz_loadu_ps(static_cast<__mmask16>(bits), p);
+  using Bits = __mmask16;
+  static Bits bits_of(uint64_t bits) { return static_cast<__mmask16>(bits); }
+  static Vec load_bits(const float* p, Bits bits) { return _mm512_maskz_loadu_ps(bits, p); }
+  // c + a times the floats at p that have a bit, others as zero.
+  static Vec fma_bits(const float* p, Bits bits, Vec a, Vec c) {
+    return _mm512_mask3_fmadd_ps(_mm512_maskz_loadu_ps(bits, p), a, c, bits);
   }
   static void store_head(float* p, Vec v, int count) {
     _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), v);
@@ -43,10 +47,14 @@ struct V {
     const __m512 taken = _mm512_permutex2var_ps(low, _mm512_load_si512(w.index), high);
     return _mm512_mask_blend_ps(static_cast<__mmask16>(w.lanes), x, taken);
   }
-  // Every second of 2 × kWidth floats.
-  static Vec even(const float* p) {
+  // The floats at even, and at odd places.
+  static Vec even(Vec low, Vec high) {
     const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    return _mm512_permutex2var_ps(load(p), index, load(p + 16));
+    return _mm512_permutex2var_ps(low, index, high);
+  }
+  static Vec odd(Vec low, Vec high) {
+    const __m512i index = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return _mm512_permutex2var_ps(low, index, high);
   }
   static Vec gather(const float* p, const uint16_t* index) {
     const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
@@ -58,6 +66,10 @@ struct V {
   }
   static Vec zero() { return _mm512_setzero_ps(); }
   static Vec broadcast(float x) { return _mm512_set1_ps(x); }
+  // Four floats again and again, and one of them in all places.
+  static Vec repeat_four(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+  template <int I>
+  static Vec spread(Vec fours) { return _mm512_permute_ps(fours, I * 0x55); }
   static Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
   static Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
   static Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }

@@ -99,7 +99,7 @@ void activate(Activation kind, float alpha, float beta, float* data, size_t size
   }
   if (i < size) {
     const int rest = static_cast<int>(size - i);
-    const Vec x = V::load_bits(data + i, (uint64_t{1} << rest) - 1);
+    const Vec x = V::load_bits(data + i, V::bits_of((uint64_t{1} << rest) - 1));
     V::store_head(data + i, activated(kind, x, a, b), rest);
   }
 }
@@ -175,10 +175,10 @@ inline void complete(Row<N>& row, const Target& target, uint32_t index, int from
   if (target.residual) {
     const float* residual =
         target.residual + ptrdiff_t(index) * target.residual_pitch + from * kWidth;
+    const auto rest = V::bits_of((uint64_t{1} << tail) - 1);
     row.each([&](Vec& a, int i) {
-      a = V::add(a, i < N - 1 || whole
-                        ? V::load(residual + i * kWidth)
-                        : V::load_bits(residual + i * kWidth, (uint64_t{1} << tail) - 1));
+      a = V::add(a, i < N - 1 || whole ? V::load(residual + i * kWidth)
+                                       : V::load_bits(residual + i * kWidth, rest));
     });
   }
   const Vec low = V::broadcast(target.low), high = V::broadcast(target.high);
@@ -208,9 +208,11 @@ inline void finish(Row<N>& row, const BlockWork& work, const Target& target, uin
   }
 }
 
-inline const float* slab_row(const BlockWork& work, uint32_t row) {
-  return reinterpret_cast<const float*>(reinterpret_cast<const char*>(work.slab) +
-                                        size_t{row} * work.slab_pitch);
+// A row of a slab for tiles of N vectors.
+template <int N>
+inline const float* slab_row(const BlockWork& work, size_t row) {
+  constexpr size_t kPitch = slab_pitch(N * kWidth);
+  return work.slab + row * kPitch;
 }
 
 template <int N>
@@ -219,7 +221,7 @@ inline const char* one_row(const Group& group, const BlockWork& work, const Targ
   Row<N> row;
   begin(row, work, group.row[0], 0);
   for (uint32_t i = 0; i < group.length; ++i, entries += 8) {
-    row.multiply_add(slab_row(work, *reinterpret_cast<const uint32_t*>(entries)),
+    row.multiply_add(slab_row<N>(work, *reinterpret_cast<const uint32_t*>(entries)),
                      V::broadcast(*reinterpret_cast<const float*>(entries + 4)));
   }
   finish(row, work, target, group.row[0], 0);
@@ -227,8 +229,9 @@ inline const char* one_row(const Group& group, const BlockWork& work, const Targ
 }
 
 // Four rows in one loop: its end, which processors often mispredict, then costs each row less, and
-// so does reading which rows of the slab are meant.
-template <int N>
+// so does reading which rows of the slab are meant. What limits it is how much processors load from
+// the first-level cache, so four weights come by one load and are spread from the register.
+template <int N, class Set = V>
 inline const char* four_rows(const Group& group, const BlockWork& work, const Target& target,
                              const char* entries) {
   Row<N> a, b, c, d;
@@ -236,13 +239,13 @@ inline const char* four_rows(const Group& group, const BlockWork& work, const Ta
   begin(b, work, group.row[1], 0);
   begin(c, work, group.row[2], 0);
   begin(d, work, group.row[3], 0);
-  for (uint32_t i = 0; i < group.length; ++i, entries += 24) {
-    const uint64_t rows = *reinterpret_cast<const uint64_t*>(entries);
-    const float* values = reinterpret_cast<const float*>(entries + 8);
-    a.multiply_add(slab_row(work, rows & 0xFFFF), V::broadcast(values[0]));
-    b.multiply_add(slab_row(work, rows >> 16 & 0xFFFF), V::broadcast(values[1]));
-    c.multiply_add(slab_row(work, rows >> 32 & 0xFFFF), V::broadcast(values[2]));
-    d.multiply_add(slab_row(work, uint32_t(rows >> 48)), V::broadcast(values[3]));
+  for (uint32_t i = 0; i < group.length; ++i, entries += 20) {
+    const uint32_t rows = *reinterpret_cast<const uint32_t*>(entries);
+    const Vec weights = Set::repeat_four(reinterpret_cast<const float*>(entries + 4));
+    a.multiply_add(slab_row<N>(work, rows & 0xFF), Set::template spread<0>(weights));
+    b.multiply_add(slab_row<N>(work, rows >> 8 & 0xFF), Set::template spread<1>(weights));
+    c.multiply_add(slab_row<N>(work, rows >> 16 & 0xFF), Set::template spread<2>(weights));
+    d.multiply_add(slab_row<N>(work, rows >> 24), Set::template spread<3>(weights));
   }
   finish(a, work, target, group.row[0], 0);
   finish(b, work, target, group.row[1], 0);
@@ -309,6 +312,8 @@ inline void block_step(Rows<N>& rows, const float* pixels, Vec wa, Vec wb, Vec w
 template <int N>
 inline void block_rows(const Group& group, const BlockWork& work, const Target& target,
                       const char* entries, int from) {
+  const auto pitch = size_t(slab_pitch(target.count));
+  const float* slab = work.slab + from * kWidth;
   Rows<N> rows;
   begin(rows.a, work, group.row[0], from);
   begin(rows.b, work, group.row[1], from);
@@ -316,9 +321,9 @@ inline void block_rows(const Group& group, const BlockWork& work, const Target& 
   begin(rows.d, work, group.row[3], from);
   for (uint32_t i = 0; i < group.length; ++i, entries += 20) {
     const float* values = reinterpret_cast<const float*>(entries + 4);
-    const float* pixels = slab_row(work, *reinterpret_cast<const uint32_t*>(entries));
-    block_step<0, N>(rows, pixels + from * kWidth, V::broadcast(values[0]), V::broadcast(values[1]), V::broadcast(values[2]),
-                     V::broadcast(values[3]));
+    const float* pixels = slab + *reinterpret_cast<const uint32_t*>(entries) * pitch;
+    block_step<0, N>(rows, pixels, V::broadcast(values[0]), V::broadcast(values[1]),
+                     V::broadcast(values[2]), V::broadcast(values[3]));
   }
   finish(rows.a, work, target, group.row[0], from);
   finish(rows.b, work, target, group.row[1], from);
@@ -364,35 +369,31 @@ void blocked(const BlockWork& work, const Target& target) {
   }
 }
 
-// The bits of `pixels` from pixel `from` on.
-inline uint64_t bits_from(const PixelBits& pixels, int from) {
-  constexpr uint64_t kFull = (uint64_t{1} << kWidth) - 1;
-  return (from < 64 ? pixels.low >> from : pixels.high >> (from - 64)) & kFull;
+// The pixels of vector `index` of a tile that lie inside the image.
+inline typename V::Bits inside(const Shift& tap, int index) {
+  const int from = index * kWidth;
+  return V::bits_of(uint64_t{tap.inside[from / 16]} >> from % 16 & ((uint64_t{1} << kWidth) - 1));
 }
 
 template <int N>
-inline bool all_inside(const PixelBits& pixels) {
-  constexpr int kBits = N * kWidth;
-  constexpr uint64_t kLow = kBits >= 64 ? ~uint64_t{0} : (uint64_t{1} << kBits % 64) - 1;
-  constexpr uint64_t kHigh = kBits > 64 ? (uint64_t{1} << (kBits - 64) % 64) - 1 : 0;
-  return (pixels.low & kLow) == kLow && (pixels.high & kHigh) == kHigh;
-}
-
-template <int N>
-void pack_shifted_rows(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
-                       const float* source, ptrdiff_t channel_stride, const Shift* taps) {
-  for (size_t k = 0; k < row_count; ++k, slab += slab_pitch) {
-    const Shift& tap = taps[rows[k].tap];
-    const float* from = source + ptrdiff_t(rows[k].channel) * channel_stride + tap.shift;
-    Row<N> row;
-    if (all_inside<N>(tap.inside)) {
-      row.each([&](Vec& x, int i) { x = V::load(from + i * kWidth); });
-    } else {
-      row.each([&](Vec& x, int i) {
-        x = V::load_bits(from + i * kWidth, bits_from(tap.inside, i * kWidth));
-      });
+void pack_shifted_rows(float* slab, const SlabRow* rows, size_t row_count, const float* source,
+                       ptrdiff_t channel_stride, const Shift* taps) {
+  constexpr int kPitch = slab_pitch(N * kWidth);
+  for (size_t k = 0; k < row_count;) {
+    const uint32_t number = rows[k].tap;
+    const Shift& tap = taps[number];
+    typename V::Bits bits[N];
+    for (int i = 0; i < N; ++i) bits[i] = inside(tap, i);
+    for (; k < row_count && rows[k].tap == number; ++k, slab += kPitch) {
+      const float* from = source + ptrdiff_t(rows[k].channel) * channel_stride + tap.shift;
+      Row<N> row;
+      if (tap.whole) {
+        row.each([&](Vec& x, int i) { x = V::load(from + i * kWidth); });
+      } else {
+        row.each([&](Vec& x, int i) { x = V::load_bits(from + i * kWidth, bits[i]); });
+      }
+      row.each([&](Vec& x, int i) { V::store(slab + i * kWidth, x); });
     }
-    row.each([&](Vec& x, int i) { V::store(slab + i * kWidth, x); });
   }
 }
 
@@ -408,7 +409,6 @@ inline void with_vectors(int vectors, const Function& function) {
 
 struct ShiftedPacking {
   float* slab;
-  ptrdiff_t slab_pitch;
   const SlabRow* rows;
   size_t row_count;
   const float* source;
@@ -417,58 +417,94 @@ struct ShiftedPacking {
 
   template <int N>
   void run() const {
-    pack_shifted_rows<N>(slab, slab_pitch, rows, row_count, source, channel_stride, taps);
+    pack_shifted_rows<N>(slab, rows, row_count, source, channel_stride, taps);
   }
 };
 
-void pack_shifted(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
-                  const float* source, ptrdiff_t channel_stride, const Shift* taps, int count) {
-  with_vectors<kVectors>(
-      vectors_of(count),
-      ShiftedPacking{slab, slab_pitch, rows, row_count, source, channel_stride, taps});
+void pack_shifted(float* slab, const SlabRow* rows, size_t row_count, const float* source,
+                  ptrdiff_t channel_stride, const Shift* taps, int count) {
+  with_vectors<kVectors>(vectors_of(count),
+                         ShiftedPacking{slab, rows, row_count, source, channel_stride, taps});
 }
 
-void every(const float* from, size_t size, size_t step, float* to) {
-  size_t at = 0;
-  if (step == 2) {
-    for (; at + 2 * kWidth <= size; at += 2 * kWidth, to += kWidth) V::store(to, V::even(from + at));
+void part_columns(const float* from, ptrdiff_t pitch, size_t rows, size_t size, float* even,
+                  float* odd, ptrdiff_t to_pitch) {
+  constexpr uint64_t kFull = (uint64_t{1} << kWidth) - 1;
+  const size_t rest = size % (2 * kWidth);
+  const uint64_t bits = (uint64_t{1} << rest) - 1;
+  const auto low_bits = V::bits_of(bits & kFull), high_bits = V::bits_of(bits >> kWidth);
+  const int evens = static_cast<int>((rest + 1) / 2), odds = static_cast<int>(rest / 2);
+  for (size_t y = 0; y < rows; ++y, from += pitch) {
+    size_t at = 0;
+    for (; at + 2 * kWidth <= size; at += 2 * kWidth) {
+      const Vec low = V::load(from + at), high = V::load(from + at + kWidth);
+      if (even) V::store(even + at / 2, V::even(low, high));
+      if (odd) V::store(odd + at / 2, V::odd(low, high));
+    }
+    if (rest) {
+      const Vec low = V::load_bits(from + at, low_bits);
+      const Vec high = rest > kWidth ? V::load_bits(from + at + kWidth, high_bits) : V::zero();
+      if (even) V::store_head(even + at / 2, V::even(low, high), evens);
+      if (odd && odds) V::store_head(odd + at / 2, V::odd(low, high), odds);
+    }
+    if (even) even += to_pitch;
+    if (odd) odd += to_pitch;
   }
-  for (; at < size; at += step) *to++ = from[at];
 }
 
-struct ShiftedDepthwise {
-  const DepthwiseWork& work;
+template <int N>
+inline void depthwise_tile(const float* source, const float* weights, size_t tap_count, Vec start,
+                           const Shift* taps, const Target& target, uint32_t channel) {
+  Row<N> row;
+  row.each([&](Vec& a, int) { a = start; });
+  for (size_t i = 0; i < tap_count; ++i) {
+    const Shift& tap = taps[i];
+    const Vec weight = V::broadcast(weights[i]);
+    const float* from = source + tap.shift;
+    if (tap.whole) {
+      row.multiply_add(from, weight);
+    } else {
+      row.each([&](Vec& a, int v) { a = V::fma_bits(from + v * kWidth, inside(tap, v), weight, a); });
+    }
+  }
+  complete(row, target, channel, 0, target.count - (N - 1) * kWidth);
+}
+
+struct DepthwiseTile {
+  const float* source;
+  const float* weights;
+  size_t tap_count;
+  Vec start;
   const Shift* taps;
   const Target& target;
+  uint32_t channel;
 
   template <int N>
   void run() const {
-    const float* weights = work.weights + size_t{work.from} * work.taps;
-    for (uint32_t channel = work.from; channel < work.to; ++channel) {
-      const float* source = work.x + ptrdiff_t(channel) * work.channel_stride;
-      Row<N> row;
-      const Vec start = work.bias ? V::broadcast(work.bias[channel]) : V::zero();
-      row.each([&](Vec& a, int) { a = start; });
-      for (size_t tap = 0; tap < work.taps; ++tap) {
-        const Vec weight = V::broadcast(*weights++);
-        const float* from = source + taps[tap].shift;
-        const PixelBits inside = taps[tap].inside;
-        if (all_inside<N>(inside)) {
-          row.multiply_add(from, weight);
-        } else {
-          row.each([&](Vec& a, int i) {
-            const Vec x = V::load_bits(from + i * kWidth, bits_from(inside, i * kWidth));
-            a = V::fma(x, weight, a);
-          });
-        }
-      }
-      complete(row, target, channel, 0, target.count - (N - 1) * kWidth);
-    }
+    depthwise_tile<N>(source, weights, tap_count, start, taps, target, channel);
   }
 };
 
-void depthwise_shifted(const DepthwiseWork& work, const Shift* taps, const Target& target) {
-  with_vectors<kVectors>(vectors_of(target.count), ShiftedDepthwise{work, taps, target});
+void depthwise_shifted(const DepthwiseWork& work, const Shift* taps, size_t tiles, int last_count,
+                       Target target) {
+  const Target first = target;
+  for (uint32_t channel = work.from; channel < work.to; ++channel) {
+    const float* source = work.x + ptrdiff_t(channel) * work.channel_stride;
+    const float* weights = work.weights + size_t{channel} * work.taps;
+    const Vec start = work.bias ? V::broadcast(work.bias[channel]) : V::zero();
+    target = first;
+    target.count = kTile;
+    for (size_t tile = 0; tile + 1 < tiles; ++tile) {
+      depthwise_tile<kTile / kWidth>(source, weights, work.taps, start, taps + tile * work.taps,
+                                     target, channel);
+      target.y += kTile;
+      if (target.residual) target.residual += kTile;
+    }
+    target.count = last_count;
+    with_vectors<kVectors>(vectors_of(last_count),
+                           DepthwiseTile{source, weights, work.taps, start,
+                                         taps + (tiles - 1) * work.taps, target, channel});
+  }
 }
 
 void depthwise_windows(const DepthwiseWork& work, const WindowList* taps, const Target& target) {
@@ -496,10 +532,11 @@ void depthwise_windows(const DepthwiseWork& work, const WindowList* taps, const 
   }
 }
 
-void pack_windows(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t row_count,
-                  const float* source, const WindowList* taps, int count) {
+void pack_windows(float* slab, const SlabRow* rows, size_t row_count, const float* source,
+                  const WindowList* taps, int count) {
   const int vectors = vectors_of(count);
-  for (size_t k = 0; k < row_count; ++k, slab += slab_pitch) {
+  const int pitch = slab_pitch(count);
+  for (size_t k = 0; k < row_count; ++k, slab += pitch) {
     const Window* window = taps[rows[k].tap].first;
     const Window* const end = window + taps[rows[k].tap].size;
     for (int i = 0; i < vectors; ++i) {
@@ -512,25 +549,25 @@ void pack_windows(float* slab, ptrdiff_t slab_pitch, const SlabRow* rows, size_t
   }
 }
 
-void pack_transposed(float* slab, ptrdiff_t slab_pitch, const float* source, ptrdiff_t pitch,
-                     size_t columns, int count) {
+void pack_transposed(float* slab, const float* source, ptrdiff_t pitch, size_t columns, int count) {
+  const int to_pitch = slab_pitch(count);
   const int padded = vectors_of(count) * kWidth;
   int token = 0;
   for (; token + V::kSquare <= count; token += V::kSquare) {
     size_t column = 0;
     for (; column + V::kSquare <= columns; column += V::kSquare) {
       V::transpose(source + token * pitch + ptrdiff_t(column), pitch,
-                   slab + ptrdiff_t(column) * slab_pitch + token, slab_pitch);
+                   slab + ptrdiff_t(column) * to_pitch + token, to_pitch);
     }
     for (; column < columns; ++column) {
       for (int i = token; i < token + V::kSquare; ++i) {
-        slab[ptrdiff_t(column) * slab_pitch + i] = source[i * pitch + ptrdiff_t(column)];
+        slab[ptrdiff_t(column) * to_pitch + i] = source[i * pitch + ptrdiff_t(column)];
       }
     }
   }
   for (; token < padded; ++token) {
     for (size_t column = 0; column < columns; ++column) {
-      slab[ptrdiff_t(column) * slab_pitch + token] =
+      slab[ptrdiff_t(column) * to_pitch + token] =
           token < count ? source[token * pitch + ptrdiff_t(column)] : 0.0f;
     }
   }
@@ -591,5 +628,5 @@ void dot_rows(const SparseMatrix& matrix, size_t from, size_t to, const float* x
 constexpr KernelSet kSet = {
     V::kName,     V::kWidth,    V::kGroupRows,
     unstructured, blocked,      pack_shifted, pack_windows,
-    every, depthwise_shifted, depthwise_windows, pack_transposed, store_transposed, dot_rows, activate,
+    part_columns, depthwise_shifted, depthwise_windows, pack_transposed, store_transposed, dot_rows, activate,
 };

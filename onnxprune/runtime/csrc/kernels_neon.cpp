@@ -16,12 +16,18 @@ struct V {
 
   static Vec load(const float* p) { return vld1q_f32(p); }
   static void store(float* p, Vec v) { vst1q_f32(p, v); }
-  static Vec load_bits(const float* p, uint64_t bits) {
+  using Bits = uint64_t;
+  static Bits bits_of(uint64_t bits) { return bits; }
+  static Vec load_bits(const float* p, Bits bits) {
     float lanes[4] = {0, 0, 0, 0};
     for (int i = 0; i < 4; ++i) {
       if (bits >> i & 1) lanes[i] = p[i];
     }
     return vld1q_f32(lanes);
+  }
+  // c + a times the floats at p that have a bit, others as zero.
+  static Vec fma_bits(const float* p, Bits bits, Vec a, Vec c) {
+    return fma(load_bits(p, bits), a, c);
   }
   static void store_head(float* p, Vec v, int count) {
     float lanes[4];
@@ -36,7 +42,8 @@ struct V {
     }
     return vld1q_f32(lanes);
   }
-  static Vec even(const float* p) { return vuzp1q_f32(load(p), load(p + 4)); }
+  static Vec even(Vec low, Vec high) { return vuzp1q_f32(low, high); }
+  static Vec odd(Vec low, Vec high) { return vuzp2q_f32(low, high); }
   static Vec gather(const float* p, const uint16_t* index) {
     const float lanes[4] = {p[index[0]], p[index[1]], p[index[2]], p[index[3]]};
     return vld1q_f32(lanes);

@@ -27,8 +27,14 @@ struct V {
     return map([&](int i) { return p[i]; });
   }
   static void store(float* p, Vec v) { memcpy(p, v.lane, sizeof v.lane); }
-  static Vec load_bits(const float* p, uint64_t bits) {
+  using Bits = uint64_t;
+  static Bits bits_of(uint64_t bits) { return bits; }
+  static Vec load_bits(const float* p, Bits bits) {
     return map([&](int i) { return bits >> i & 1 ? p[i] : 0.0f; });
+  }
+  // c + a times the floats at p that have a bit, others as zero.
+  static Vec fma_bits(const float* p, Bits bits, Vec a, Vec c) {
+    return fma(load_bits(p, bits), a, c);
   }
   static void store_head(float* p, Vec v, int count) {
     for (int i = 0; i < count; ++i) p[i] = v.lane[i];
@@ -36,8 +42,11 @@ struct V {
   static Vec take(Vec x, const float* p, const Window& w) {
     return map([&](int i) { return w.lanes >> i & 1 ? p[w.index[i]] : x.lane[i]; });
   }
-  static Vec even(const float* p) {
-    return map([&](int i) { return p[2 * i]; });
+  static Vec even(Vec low, Vec high) {
+    return map([&](int i) { return i < 2 ? low.lane[2 * i] : high.lane[2 * i - 4]; });
+  }
+  static Vec odd(Vec low, Vec high) {
+    return map([&](int i) { return i < 2 ? low.lane[2 * i + 1] : high.lane[2 * i - 3]; });
   }
   static Vec gather(const float* p, const uint16_t* index) {
     return map([&](int i) { return p[index[i]]; });

@@ -64,13 +64,11 @@ void ProductTasks::run(size_t task) const {
   work.sums = own.sums.array<float>(rows * size_t(kMaxTile));
   float* slab = own.slab.array<float>(weights_.largest_block() * size_t(kMaxTile));
   work.slab = slab;
-  const int pitch = slab_pitch(count);
-  work.slab_pitch = uint32_t(pitch) * sizeof(float);
   const float* source = call_.x + first_token * spec_.features;
   for (size_t block = 0; block < weights_.block_count(); ++block) {
     size_t size;
     weights_.block(block, &size);
-    kernels_.pack_transposed(slab, pitch, source + ptrdiff_t(weights_.block_start(block)),
+    kernels_.pack_transposed(slab, source + ptrdiff_t(weights_.block_start(block)),
                              ptrdiff_t(spec_.features), size, count);
     weights_.multiply(block, from, to, work, target);
   }

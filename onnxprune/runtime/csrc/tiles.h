@@ -16,14 +16,11 @@ inline int tile_size(int64_t pixels, int64_t tile) {
   return int(tile + 1 == tile_count(pixels) ? pixels - tile * kTile : kTile);
 }
 
-// Floats from one row of a packed slab to the next, whole cache lines.
-inline int slab_pitch(int count) { return (count + 15) / 16 * 16; }
-
-inline PixelBits first_pixels(int count) {
-  const auto ones = [](int bits) {
-    return bits >= 64 ? ~uint64_t{0} : (uint64_t{1} << std::max(bits, 0)) - 1;
-  };
-  return {ones(count), ones(count - 64)};
+// A tap that sees the pixels of a tile themselves.
+inline Shift unshifted(ptrdiff_t shift, int count) {
+  Shift tap{shift, {}, count % 16 == 0};
+  for (int i = 0; i < count; ++i) tap.inside[i / 16] = uint16_t(tap.inside[i / 16] | 1u << i % 16);
+  return tap;
 }
 
 }  // namespace onnxprune
