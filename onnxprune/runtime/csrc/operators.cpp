@@ -1,9 +1,11 @@
 // The operators SparseConv and SparseMatMul for ONNX Runtime; docs/reference/sparse-operators.md
 // says what they compute.
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <initializer_list>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -12,6 +14,7 @@
 
 #include "convolution.h"
 #include "depthwise.h"
+#include "half.h"
 #include "ort_abi.h"
 #include "packed.h"
 #include "product.h"
@@ -195,26 +198,29 @@ enum DepthwiseInput : size_t {
 constexpr const char* kInputNames[kInputCount] = {"X",          "values", "columns",
                                                   "row_starts", "bias",   "residual"};
 
-Tensor constant(const Api* api, const KernelInfo* info, InputIndex index, int type,
-                const char* type_name) {
+Tensor constant(const Api* api, const KernelInfo* info, InputIndex index,
+                std::initializer_list<int> types, const char* type_names) {
   int is_constant = 0;
   const Value* value = nullptr;
   check(api, GetConstantInput::of(api)(info, index, &is_constant, &value));
   const std::string name = kInputNames[index];
   if (!is_constant || !value) refuse(name + " is not an initializer; weights must be constant");
   const Tensor tensor = tensor_of(api, value);
-  if (tensor.shape.size() != 1 || tensor.type != type) {
+  if (tensor.shape.size() != 1 ||
+      std::find(types.begin(), types.end(), tensor.type) == types.end()) {
     refuse(name + " has the shape " + listed(tensor.shape) + " and the element type " +
-           std::to_string(tensor.type) + "; expected one axis of " + type_name);
+           std::to_string(tensor.type) + "; expected one axis of " + type_names);
   }
   return tensor;
 }
 
-// The weights of a node, after everything has been checked that the kernels rely on.
-SparseMatrix matrix_of(const Api* api, const KernelInfo* info, int64_t columns) {
-  const Tensor values = constant(api, info, kValues, kFloat, "float32");
-  const Tensor column_of = constant(api, info, kColumns, kUint16, "uint16");
-  const Tensor row_starts = constant(api, info, kRowStarts, kInt32, "int32");
+// The weights of a node, after everything has been checked that the kernels rely on. Values that
+// are stored as float16 are expanded into `expanded`, which has to live as long as the matrix.
+SparseMatrix matrix_of(const Api* api, const KernelInfo* info, int64_t columns,
+                       std::vector<float>& expanded) {
+  const Tensor values = constant(api, info, kValues, {kFloat, kFloat16}, "float32 or float16");
+  const Tensor column_of = constant(api, info, kColumns, {kUint16}, "uint16");
+  const Tensor row_starts = constant(api, info, kRowStarts, {kInt32}, "int32");
   if (columns < 1 || columns > 65536) {
     refuse("its weight has " + std::to_string(columns) + " columns; expected 1 to 65536");
   }
@@ -222,7 +228,14 @@ SparseMatrix matrix_of(const Api* api, const KernelInfo* info, int64_t columns) 
   SparseMatrix matrix{};
   matrix.rows = size_t(row_starts.size() - 1);
   matrix.columns = size_t(columns);
-  matrix.values = data_of<float>(api, values.value);
+  if (values.type == kFloat16) {
+    const uint16_t* halves = data_of<uint16_t>(api, values.value);
+    expanded.resize(size_t(values.size()));
+    std::transform(halves, halves + expanded.size(), expanded.begin(), float_of_half);
+    matrix.values = expanded.data();
+  } else {
+    matrix.values = data_of<float>(api, values.value);
+  }
   matrix.column_of = data_of<uint16_t>(api, column_of.value);
   matrix.row_starts = data_of<int32_t>(api, row_starts.value);
   if (values.size() != column_of.size()) {
@@ -453,7 +466,8 @@ class ConvolutionKernel : public Kernel {
     spec_.x_tiled = attributes.tiled("x_layout");
     spec_.y_tiled = attributes.tiled("y_layout");
     const size_t taps = spec_.window.taps();
-    const SparseMatrix matrix = matrix_of(api, info, spec_.channels * int64_t(taps));
+    std::vector<float> expanded;
+    const SparseMatrix matrix = matrix_of(api, info, spec_.channels * int64_t(taps), expanded);
     weights_ = std::make_unique<PackedWeights>(matrix, taps, spec_.reads_in_place(),
                                                block_of(attributes, matrix), kernels());
   }
@@ -531,7 +545,7 @@ class ProductKernel : public Kernel {
     const Attributes attributes(api, info);
     spec_.features = attributes.integer("in_features", 0);
     spec_.activation = attributes.activation(&spec_.alpha, &spec_.beta);
-    const SparseMatrix matrix = matrix_of(api, info, spec_.features);
+    const SparseMatrix matrix = matrix_of(api, info, spec_.features, expanded_);
     weights_ = std::make_unique<PackedWeights>(matrix, 1, true, block_of(attributes, matrix),
                                                kernels());
   }
@@ -548,7 +562,8 @@ class ProductKernel : public Kernel {
     ProductCall call{};
     call.tokens = x.size() / spec_.features;
     call.matrix = {weights_->rows(), size_t(spec_.features),
-                   data_of<float>(api_, input(context, kValues)),
+                   expanded_.empty() ? data_of<float>(api_, input(context, kValues))
+                                     : expanded_.data(),
                    data_of<uint16_t>(api_, input(context, kColumns)),
                    data_of<int32_t>(api_, input(context, kRowStarts))};
     call.x = data_of<float>(api_, x.value);
@@ -561,6 +576,7 @@ class ProductKernel : public Kernel {
 
  private:
   ProductSpec spec_;
+  std::vector<float> expanded_;
   std::unique_ptr<PackedWeights> weights_;
 };
 
@@ -615,7 +631,8 @@ template <class KernelType>
 CustomOp sparse_operator(uint32_t version) {
   CustomOp op = operator_of<KernelType>(version);
   op.get_input_type = [](const CustomOp*, size_t index) -> int {
-    return index == kColumns ? kUint16 : index == kRowStarts ? kInt32 : kFloat;
+    static constexpr int kTypes[]{kFloat, kAnyType, kUint16, kInt32, kFloat, kFloat};
+    return kTypes[index];
   };
   op.get_input_count = [](const CustomOp*) -> size_t { return kInputCount; };
   op.get_input_characteristic = [](const CustomOp*, size_t index) -> int {
