@@ -8,6 +8,7 @@ from onnxprune.cli import common
 
 if TYPE_CHECKING:
     from onnxprune.runtime import CompiledRecord
+    from onnxprune.runtime.half import StoredValues
     from onnxprune.runtime.layouts import LayoutRule
 
 
@@ -38,6 +39,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="Which convolutions read values that lie in memory tile by tile.",
 )
+@click.option(
+    "--values",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="How values that are not zero are stored. float16 rounds them; the operators compute in "
+    "float32 either way.",
+)
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=SIZES", help="As x=1,3,224,224.")
 @common.threads_option
 @common.json_option
@@ -50,6 +59,7 @@ def command(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     layouts: str,
+    values: str,
     shapes: tuple[str, ...],
     threads: int | None,
     as_json: bool,
@@ -85,6 +95,7 @@ def command(
             model,
             output,
             options,
+            values=cast("StoredValues", values),
             tune_seconds=tune_seconds if tune else None,
             threads=threads,
             shapes=common.parse_shapes(shapes) or None,
@@ -121,9 +132,11 @@ def _print(record: "CompiledRecord", output: str) -> None:
     if not record.replaced:
         console.print(f"nothing to gain from sparse kernels: {output} is the model as it was")
         return
+    rounded = sum(layer.values == "float16" for layer in record.layers)
+    stored = f", {rounded} of them with values rounded to float16" if rounded else ""
     console.print(
-        f"{record.replaced} of {len(record.layers)} layers have sparse kernels; the outputs differ "
-        f"by at most {record.largest_difference:.1e} of their root mean square"
+        f"{record.replaced} of {len(record.layers)} layers have sparse kernels{stored}; the "
+        f"outputs differ by at most {record.largest_difference:.1e} of their root mean square"
     )
     console.print(f'{output}: open it with onnxprune.runtime.session("{output}")')
 

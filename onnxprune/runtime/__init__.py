@@ -11,6 +11,7 @@ options that a caller builds. None of this needs PyTorch.
 from onnxprune.runtime.artifact import compile_file
 from onnxprune.runtime.compiler import CompiledModel, compile_model
 from onnxprune.runtime.cost import Thresholds
+from onnxprune.runtime.half import with_half_values
 from onnxprune.runtime.library import (
     available,
     instruction_set,
@@ -43,4 +44,5 @@ __all__ = [
     "register",
     "session",
     "tune",
+    "with_half_values",
 ]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from onnxprune import model as model_files
 from onnxprune.runtime.compiler import CompiledModel, compile_model, read_plain
+from onnxprune.runtime.half import StoredValues, with_half_values
 from onnxprune.runtime.library import check_kernels
 from onnxprune.runtime.plan import CompileOptions
-from onnxprune.runtime.proof import prove
+from onnxprune.runtime.proof import prove, rounding
 from onnxprune.runtime.tuning import tune
 
 
@@ -17,6 +18,7 @@ def compile_file(
     output: str | os.PathLike[str],
     options: CompileOptions | None = None,
     *,
+    values: StoredValues = "float32",
     tune_seconds: float | None = None,
     threads: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
@@ -30,6 +32,7 @@ def compile_file(
         path: The `.onnx` file.
         output: Where to write.
         options: What is replaced, and how.
+        values: How values that are not zero are stored; see `with_half_values`.
         tune_seconds: Measure for at most so long what is fastest; None goes by `options` alone.
         threads: Threads within an operator while measuring; None leaves it to ONNX Runtime.
         shapes: Input name -> whole shape, for axes that the model leaves open.
@@ -59,5 +62,8 @@ def compile_file(
         )
     if compiled.record.replaced:
         compiled = compiled.with_difference(prove(loaded, compiled.proto, shapes=shapes))
+        if values == "float16":
+            compiled = with_half_values(compiled)
+            compiled = compiled.with_difference(rounding(loaded, compiled.proto, shapes=shapes))
     model_files.write(compiled.proto, output)
     return compiled

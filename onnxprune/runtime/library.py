@@ -19,6 +19,9 @@ VERSION = 1
 """Version of their operator set."""
 
 _STEM = "_kernels"
+_REGISTERED = "onnxprune.registered"
+"""Entry in session options that know the operators; a second time, ONNX Runtime refuses them."""
+
 _SUFFIXES = (".so", ".pyd", ".dylib", ".dll")
 _REMEDY = (
     "install a C++17 compiler and then the package again "
@@ -80,6 +83,8 @@ def register(
 ) -> None:
     """Make the sparse operators known to sessions that are opened with these options.
 
+    Options that know them already stay as they are.
+
     Args:
         sess_options: `onnxruntime.SessionOptions`; changed in place.
         path: The library's file; by default the one of this package.
@@ -88,8 +93,11 @@ def register(
         MissingKernelsError: The library was not built, or ONNX Runtime refuses it.
     """
     file = library_path() if path is None else Path(path)
+    if _is_registered(sess_options):
+        return
     try:
         sess_options.register_custom_ops_library(str(file))
+        sess_options.add_session_config_entry(_REGISTERED, "1")
     except Exception as error:
         raise MissingKernelsError(
             "ONNX Runtime does not load the library of sparse kernels",
@@ -97,6 +105,13 @@ def register(
             got=str(error).strip().partition("\n")[0],
             remedy=_REMEDY,
         ) from error
+
+
+def _is_registered(sess_options: "onnxruntime.SessionOptions") -> bool:
+    try:
+        return bool(sess_options.get_session_config_entry(_REGISTERED) == "1")
+    except RuntimeError:  # there is no such entry
+        return False
 
 
 def instruction_set() -> str:

@@ -66,6 +66,43 @@ def prove(
     return largest
 
 
+def rounding(
+    source: Source,
+    compiled: ModelProto,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+) -> float:
+    """How far a compiled model with rounded values is from its source, on random inputs.
+
+    How much is too much only the model's own data can tell, so there is no bound.
+
+    Args:
+        source: The model before.
+        compiled: The model after, proven equal before its values were rounded.
+        shapes: Input name -> whole shape, for axes that the model leaves open.
+        seed: Seed of the inputs.
+
+    Returns:
+        The largest difference of any output, as a share of the output's root mean square.
+
+    Raises:
+        UnsupportedModelError: An output is not finite where the source's is.
+    """
+    loaded = model_files.read(source)
+    feeds = random_inputs(loaded.inputs, shapes=shapes, seed=seed)
+    expected = _outputs(loaded, loaded.proto, feeds)
+    found = _outputs(loaded, compiled, feeds)
+    largest = max(map(difference, expected, found), default=0.0)
+    if not np.isfinite(largest):
+        raise UnsupportedModelError(
+            "with values rounded to float16 the model computes what is not finite",
+            where=loaded.label,
+            remedy="store its values as float32",
+        )
+    return largest
+
+
 def difference(expected: np.ndarray, found: np.ndarray) -> float:
     """Largest difference as a share of the root mean square; of integers the share that differs."""
     if expected.shape != found.shape:

@@ -26,6 +26,9 @@ class LayerRecord(BaseModel):
     sparse: bool = Field(description="Whether a sparse operator took its place.")
     reason: str = Field("", description="Why it stays dense; empty where it does not.")
     fused: list[str] = Field(default_factory=list, description="What the operator also computes.")
+    values: Literal["float32", "float16"] = Field(
+        "float32", description="How a sparse operator's values are stored."
+    )
     x_layout: str = Field("plain", description="Layout of what it reads.")
     y_layout: str = Field("plain", description="Layout of what it makes.")
     dense_ms: float | None = Field(None, description="Measured time of the dense layer.")

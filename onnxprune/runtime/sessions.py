@@ -68,7 +68,8 @@ def session(
             DenseSpeedWarning,
             stacklevel=2,
         )
-    if reason is not None or wanted != [_CPU]:
+    names = [provider if isinstance(provider, str) else provider[0] for provider in wanted]
+    if reason is not None or names != [_CPU]:
         return _open(os.fspath(path), options, wanted, loaded.label)
     compiled = compile_model(loaded, CompileOptions())
     if not compiled.record.replaced:

@@ -94,6 +94,25 @@ def test_options(command: Command, pruned: Path):
 
 
 @needs_kernels
+def test_float16_values_and_what_rounding_costs(command: Command, pruned: Path, compiled: Path):
+    output = pruned.with_name("half.onnx")
+    command_line = ("compile", pruned, "-o", output, "--values", "float16")
+    text = command(*command_line).expect(0).out
+    assert "1 of them with values rounded to float16" in text
+    facts = command(*command_line, "--json").expect(0).json
+    assert facts["layers"][0]["values"] == "float16"
+    assert facts["layers"][1]["values"] == "float32"
+    exact = command("compile", pruned, "-o", compiled, "--json").expect(0).json
+    assert exact["layers"][0]["values"] == "float32"
+    assert exact["largest_difference"] < 1e-5 < facts["largest_difference"] < 1e-2
+    kept = np.count_nonzero(numpy_helper.to_array(onnx.load(pruned).graph.initializer[0]))
+    saved = compiled.stat().st_size - output.stat().st_size
+    assert abs(saved - 2 * kept) < 100
+    expected = session(pruned).run(None, {"x": X})[0]
+    np.testing.assert_allclose(session(output).run(None, {"x": X})[0], expected, atol=0.01)
+
+
+@needs_kernels
 def test_tuning_shows_times(command: Command, pruned: Path):
     output = pruned.with_name("compiled.onnx")
     options = ("--tune", "--tune-seconds", 5, "--threads", 1, "--json")

@@ -62,7 +62,8 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
 
 def weight(values: np.ndarray, columns: np.ndarray, starts: np.ndarray, width: int) -> np.ndarray:
     """The matrix that compressed rows stand for, row by row."""
-    assert (values.dtype, columns.dtype, starts.dtype) == (np.float32, np.uint16, np.int32)
+    assert values.dtype in (np.float32, np.float16)
+    assert (columns.dtype, starts.dtype) == (np.uint16, np.int32)
     assert starts[0] == 0
     assert starts[-1] == len(values) == len(columns)
     matrix = np.zeros((len(starts) - 1, width))

@@ -102,6 +102,26 @@ def test_options_that_a_caller_builds(ready: Path, expected: np.ndarray):
     np.testing.assert_allclose(session.run(None, FEEDS)[0], expected, atol=1e-5)
 
 
+@pytest.mark.usefixtures("need_kernels")
+def test_options_can_be_used_again(ready: Path, plain: Path, expected: np.ndarray):
+    options = onnxruntime.SessionOptions()
+    runtime.register(options)
+    for path in (ready, plain, ready):
+        np.testing.assert_allclose(
+            runtime.session(path, options).run(None, FEEDS)[0], expected, atol=1e-5
+        )
+
+
+@pytest.mark.usefixtures("need_kernels")
+def test_a_provider_with_options_is_the_same_provider(plain: Path, tmp_path: Path):
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    session = runtime.session(plain, options, [("CPUExecutionProvider", {})])
+    session.run(None, FEEDS)
+    assert operators_of(session) == {"SparseConv"}
+
+
 @pytest.mark.usefixtures("no_library")
 def test_without_kernels_a_plain_model_runs_and_says_that_it_is_not_faster(
     plain: Path, expected: np.ndarray

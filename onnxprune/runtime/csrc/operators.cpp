@@ -44,7 +44,8 @@ class ConvolutionKernel : public Kernel {
     spec_.x_tiled = attributes.tiled("x_layout");
     spec_.y_tiled = attributes.tiled("y_layout");
     const size_t taps = spec_.window.taps();
-    const SparseMatrix matrix = matrix_of(api, info, spec_.channels * int64_t(taps));
+    std::vector<float> expanded;
+    const SparseMatrix matrix = matrix_of(api, info, spec_.channels * int64_t(taps), expanded);
     weights_ = std::make_unique<PackedWeights>(matrix, taps, spec_.reads_in_place(),
                                                block_of(attributes, matrix), kernels());
   }
@@ -122,7 +123,7 @@ class ProductKernel : public Kernel {
     const Attributes attributes(api, info);
     spec_.features = attributes.integer("in_features", 0);
     spec_.activation = attributes.activation(&spec_.alpha, &spec_.beta);
-    const SparseMatrix matrix = matrix_of(api, info, spec_.features);
+    const SparseMatrix matrix = matrix_of(api, info, spec_.features, expanded_);
     weights_ = std::make_unique<PackedWeights>(matrix, 1, true, block_of(attributes, matrix),
                                                kernels());
   }
@@ -139,7 +140,8 @@ class ProductKernel : public Kernel {
     ProductCall call{};
     call.tokens = x.size() / spec_.features;
     call.matrix = {weights_->rows(), size_t(spec_.features),
-                   data_of<float>(api_, input(context, kValues)),
+                   expanded_.empty() ? data_of<float>(api_, input(context, kValues))
+                                     : expanded_.data(),
                    data_of<uint16_t>(api_, input(context, kColumns)),
                    data_of<int32_t>(api_, input(context, kRowStarts))};
     call.x = data_of<float>(api_, x.value);
@@ -152,6 +154,7 @@ class ProductKernel : public Kernel {
 
  private:
   ProductSpec spec_;
+  std::vector<float> expanded_;
   std::unique_ptr<PackedWeights> weights_;
 };
 
@@ -206,7 +209,8 @@ template <class KernelType>
 CustomOp sparse_operator(uint32_t version) {
   CustomOp op = operator_of<KernelType>(version);
   op.get_input_type = [](const CustomOp*, size_t index) -> int {
-    return index == kColumns ? kUint16 : index == kRowStarts ? kInt32 : kFloat;
+    static constexpr int kTypes[]{kFloat, kAnyType, kUint16, kInt32, kFloat, kFloat};
+    return kTypes[index];
   };
   op.get_input_count = [](const CustomOp*) -> size_t { return kInputCount; };
   op.get_input_characteristic = [](const CustomOp*, size_t index) -> int {

@@ -32,7 +32,14 @@ struct ApiBase {
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2, kInvalidGraph = 10 };
 
 // Codes of ONNXTensorElementDataType.
-enum ElementType : int { kFloat = 1, kUint8 = 2, kUint16 = 4, kInt32 = 6, kFloat16 = 10 };
+enum ElementType : int {
+  kAnyType = 0,
+  kFloat = 1,
+  kUint8 = 2,
+  kUint16 = 4,
+  kInt32 = 6,
+  kFloat16 = 10
+};
 
 // Codes of OrtCustomOpInputOutputCharacteristic.
 enum Characteristic : int { kRequired = 0, kOptional = 1 };

@@ -1,5 +1,10 @@
 #include "sparse_inputs.h"
 
+#include <algorithm>
+#include <initializer_list>
+
+#include "half.h"
+
 namespace onnxprune {
 
 using namespace ort;
@@ -9,27 +14,29 @@ namespace {
 constexpr const char* kInputNames[kInputCount] = {"X",          "values", "columns",
                                                   "row_starts", "bias",   "residual"};
 
-Tensor constant(const Api* api, const KernelInfo* info, InputIndex index, int type,
-                const char* type_name) {
+Tensor constant(const Api* api, const KernelInfo* info, InputIndex index,
+                std::initializer_list<int> types, const char* type_names) {
   int is_constant = 0;
   const Value* value = nullptr;
   check(api, GetConstantInput::of(api)(info, index, &is_constant, &value));
   const std::string name = kInputNames[index];
   if (!is_constant || !value) refuse(name + " is not an initializer; weights must be constant");
   const Tensor tensor = tensor_of(api, value);
-  if (tensor.shape.size() != 1 || tensor.type != type) {
+  if (tensor.shape.size() != 1 ||
+      std::find(types.begin(), types.end(), tensor.type) == types.end()) {
     refuse(name + " has the shape " + listed(tensor.shape) + " and the element type " +
-           std::to_string(tensor.type) + "; expected one axis of " + type_name);
+           std::to_string(tensor.type) + "; expected one axis of " + type_names);
   }
   return tensor;
 }
 
 }  // namespace
 
-SparseMatrix matrix_of(const Api* api, const KernelInfo* info, int64_t columns) {
-  const Tensor values = constant(api, info, kValues, kFloat, "float32");
-  const Tensor column_of = constant(api, info, kColumns, kUint16, "uint16");
-  const Tensor row_starts = constant(api, info, kRowStarts, kInt32, "int32");
+SparseMatrix matrix_of(const Api* api, const KernelInfo* info, int64_t columns,
+                       std::vector<float>& expanded) {
+  const Tensor values = constant(api, info, kValues, {kFloat, kFloat16}, "float32 or float16");
+  const Tensor column_of = constant(api, info, kColumns, {kUint16}, "uint16");
+  const Tensor row_starts = constant(api, info, kRowStarts, {kInt32}, "int32");
   if (columns < 1 || columns > 65536) {
     refuse("its weight has " + std::to_string(columns) + " columns; expected 1 to 65536");
   }
@@ -37,7 +44,14 @@ SparseMatrix matrix_of(const Api* api, const KernelInfo* info, int64_t columns) 
   SparseMatrix matrix{};
   matrix.rows = size_t(row_starts.size() - 1);
   matrix.columns = size_t(columns);
-  matrix.values = data_of<float>(api, values.value);
+  if (values.type == kFloat16) {
+    const uint16_t* halves = data_of<uint16_t>(api, values.value);
+    expanded.resize(size_t(values.size()));
+    std::transform(halves, halves + expanded.size(), expanded.begin(), float_of_half);
+    matrix.values = expanded.data();
+  } else {
+    matrix.values = data_of<float>(api, values.value);
+  }
   matrix.column_of = data_of<uint16_t>(api, column_of.value);
   matrix.row_starts = data_of<int32_t>(api, row_starts.value);
   if (values.size() != column_of.size()) {
