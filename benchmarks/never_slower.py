@@ -75,7 +75,7 @@ def main() -> None:
         print(f"{choice}: {len(slower)} of {len(found)} certainly slower than {ALLOWED}")
 
 
-def measure(name: str, sparsity: float, threads: int, seconds: float, tune_seconds: float) -> Entry:
+def measure(name: str, sparsity: float, threads: int, settings: Mapping[str, Any]) -> Entry:
     """One network, compiled in both ways, against its dense model."""
     with tempfile.TemporaryDirectory() as folder:
         dense, pruned = Path(folder) / "dense.onnx", Path(folder) / "pruned.onnx"
