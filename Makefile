@@ -14,7 +14,10 @@ CXX ?= g++
 KERNELS := onnxprune/runtime/csrc
 STRESS := tests/runtime/native/stress.cpp $(filter-out %/operators.cpp,$(wildcard $(KERNELS)/*.cpp))
 
-.PHONY: demo demo-label-free test fuzz sanitize lint docs gpu-check gpu-wheels clean
+CROSS_CXX ?= aarch64-linux-gnu-g++
+EMULATOR ?= qemu-aarch64-static
+
+.PHONY: demo demo-label-free test fuzz sanitize neon lint docs gpu-check gpu-wheels clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed") if sys.version_info < (3, 11) else None'
@@ -60,6 +63,19 @@ sanitize:
 		ONNXPRUNE_KERNELS=$$kernels build/sanitize/$$build 60 || exit 1; done; done
 	if command -v valgrind; then \
 		ONNXPRUNE_KERNELS=avx2 valgrind -q --error-exitcode=9 build/sanitize/plain 6; fi
+
+# The kernels of ARM processors, compiled as they are shipped and run in an emulator: apt-get
+# install g++-aarch64-linux-gnu qemu-user-static. On such a processor: make neon CROSS_CXX=g++
+# EMULATOR=
+neon:
+	mkdir -p build/neon
+	$(CROSS_CXX) -std=c++17 -O3 -Wall -Wextra -Werror -fPIC -shared $(KERNELS)/*.cpp \
+		-o build/neon/kernels.so -pthread
+	$(CROSS_CXX) -std=c++17 -O3 -Wall -Wextra -Werror -static -I$(KERNELS) $(STRESS) \
+		-o build/neon/stress -pthread
+	for kernels in neon portable; do \
+		ONNXPRUNE_KERNELS=$$kernels $(EMULATOR) build/neon/stress 300 | tee build/neon/log; \
+		grep -q "^$$kernels: 300 rounds hold" build/neon/log || exit 1; done
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

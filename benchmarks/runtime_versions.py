@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import sparse_runtime
+import sparse_networks
 import torch
 import torchvision
 from record import write_results
@@ -60,10 +60,10 @@ def main() -> None:
     parser.add_argument("--versions", nargs="+", default=list(VERSIONS))
     parser.add_argument("--name", default="runtime_versions")
     arguments = parser.parse_args()
-    sparse_runtime.MODELS.update(
+    sparse_networks.NETWORKS.update(
         resnet18=(torchvision.models.resnet18, (3, 96, 96)),
         mobilenet_v3_small=(torchvision.models.mobilenet_v3_small, (3, 96, 96)),
-        encoder=(partial(sparse_runtime.encoder, 128, 4, 2), (40, 128)),
+        encoder=(partial(sparse_networks.encoder, 128, 4, 2), (40, 128)),
     )
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -81,9 +81,7 @@ def main() -> None:
 def written(name: str, folder: Path) -> tuple[Path, Path]:
     """A pruned network, and the same compiled."""
     pruned, compiled = folder / f"{name}.onnx", folder / f"{name}.compiled.onnx"
-    sparse_runtime.export(
-        name, pruned, lambda weight: sparse_runtime.magnitude(weight, 0.9, "unstructured")
-    )
+    sparse_networks.export_pruned(name, pruned, 0.9, "unstructured")
     compiled.write_bytes(compile_model(pruned).proto.SerializeToString())
     return pruned, compiled
 

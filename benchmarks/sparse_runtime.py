@@ -1,9 +1,9 @@
 r"""How much faster is a pruned model with sparse CPU kernels than dense in stock ONNX Runtime?
 
-Networks with the shapes of production models and random weights, pruned at once by magnitude in
-each weight; what they compute means nothing, and time does not depend on it. Each is compared with
-its own dense model under ONNX Runtime with all optimisations, side by side in one process, as
-`onnxprune bench` does; memory and loading in processes of their own.
+Each network is compared with its own dense model under ONNX Runtime with all optimisations, side by
+side in one process, as `onnxprune bench` does; memory and loading in processes of their own. A
+comparison takes a minute at most on an idle machine. What is measured is kept in a journal, so the
+same command goes on where it was cut off; new kernels or settings begin a new one.
 
 python benchmarks/sparse_runtime.py
 python benchmarks/sparse_runtime.py --models resnet50 --sparsities 0.9 --batches 1 --threads 1
@@ -11,69 +11,79 @@ python benchmarks/sparse_runtime.py --models resnet50 --sparsities 0.9 --batches
 
 import argparse
 import tempfile
-import warnings
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
-from record import write_results
-from torch import nn
+from journal import Entry, Journal
+from record import ROOT, write_results
+from sparse_networks import BLOCK, NETWORKS, export, export_pruned, runtime_digest
 
 from onnxprune.runtime import compile_model, instruction_set
 from onnxprune.validate import bench
 
-BLOCK = 4
-
-
-def encoder(width: int = 768, heads: int = 12, layers: int = 12) -> nn.Module:
-    """Encoder layers on embeddings; by default of BERT-base's shape."""
-    layer = nn.TransformerEncoderLayer(width, heads, 4 * width, activation="gelu", batch_first=True)
-    network = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-    for parameter in network.parameters():  # the layers are copies of one
-        if parameter.ndim > 1:
-            nn.init.xavier_uniform_(parameter)
-    return network
-
-
-MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "resnet50": (torchvision.models.resnet50, (3, 224, 224)),
-    "mobilenet_v3_large": (torchvision.models.mobilenet_v3_large, (3, 224, 224)),
-    "bert_base": (encoder, (128, 768)),
+GOALS = {
+    ("resnet50", "unstructured", 0.8): 2.0,
+    ("resnet50", "unstructured", 0.9): 3.5,
+    ("resnet50", "unstructured", 0.95): 5.0,
+    ("resnet50", f"block:{BLOCK}x1", 0.9): 5.0,
+    ("mobilenet_v3_large", "unstructured", 0.9): 1.8,
+    ("bert_base", "unstructured", 0.9): 3.0,
 }
+"""Speedups that the kernels aim at, by network, pattern and sparsity."""
 
 
 def main() -> None:
-    """Measure every combination that was asked for."""
+    """Measure every combination that was asked for and that the journal lacks."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--sparsities", nargs="+", type=float, default=[0.8, 0.9, 0.95])
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=NETWORKS,
+        default=["resnet50", "mobilenet_v3_large", "bert_base"],
+    )
+    parser.add_argument("--sparsities", nargs="*", type=float, default=[0.8, 0.9, 0.95])
     parser.add_argument("--block-sparsities", nargs="*", type=float, default=[0.9])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--seconds", type=float, default=20, help="for each comparison")
+    parser.add_argument("--minutes", type=float, help="stop then; the same command goes on")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "sparse_runtime")
     parser.add_argument("--name", default="sparse_runtime")
-    parser.add_argument("--shared", action="store_true", help="other programs ran meanwhile")
+    parser.add_argument(
+        "--shared",
+        action="store_true",
+        help="other programs run meanwhile: one thread is timed by the processor time of its calls",
+    )
     arguments = parser.parse_args()
     patterns = [("unstructured", s) for s in arguments.sparsities]
     patterns += [(f"block:{BLOCK}x1", s) for s in arguments.block_sparsities]
-    results = []
-    with tempfile.TemporaryDirectory() as folder:
-        for model in arguments.models:
-            dense = Path(folder) / f"{model}.onnx"
-            export(model, dense)
-            for pattern, sparsity in patterns:
-                compiled = Path(folder) / f"{model}.compiled.onnx"
-                facts = compile_pruned(model, pattern, sparsity, compiled, Path(folder))
-                facts |= apart(dense, compiled)
+    journal = Journal(arguments.work / "journal.jsonl")
+    deadline = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
+    results: list[Entry] = []
+    for name in arguments.models:
+        for pattern, sparsity in patterns:
+            with Pair(name, pattern, sparsity) as pair:
                 for batch in arguments.batches:
                     for threads in arguments.threads:
-                        entry = facts | compare(dense, compiled, batch, threads, arguments.seconds)
-                        print(entry, flush=True)
-                        results.append(entry)
+                        key = pair.key | {
+                            "batch": batch,
+                            "threads": threads,
+                            "seconds": arguments.seconds,
+                            "shared": arguments.shared,
+                            "runtime": runtime_digest(),
+                        }
+                        entry = journal.find(key)
+                        if entry is None and (deadline is None or time.monotonic() < deadline):
+                            entry = pair.measure(
+                                batch, threads, arguments.seconds, arguments.shared
+                            )
+                            journal.add(key, entry)
+                        if entry is not None:
+                            results.append(entry)
+                            print(line(entry), flush=True)
     settings = {
         "seconds": arguments.seconds,
         "shared": arguments.shared,
@@ -81,87 +91,81 @@ def main() -> None:
         "seed": 0,
     }
     write_results(arguments.name, settings, results)
+    print("\n".join(line(entry) for entry in results))
 
 
-def export(
-    name: str, path: Path, prune: Callable[[torch.Tensor], torch.Tensor] | None = None
-) -> None:
-    """Write a network, with its weights pruned by a function if there is one."""
-    make, shape = MODELS[name]
-    torch.manual_seed(0)
-    network = make().eval()
-    torch.backends.mha.set_fastpath_enabled(False)
-    if prune is not None:
-        with torch.no_grad():
-            for weight in network.parameters():
-                depthwise = weight.ndim == 4 and weight.shape[1] == 1
-                if weight.ndim > 1 and not depthwise:
-                    weight.copy_(prune(weight))
-    axes = {"x": {0: "batch"}, "y": {0: "batch"}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network,
-            (torch.zeros(1, *shape),),
-            path,
-            input_names=["x"],
-            output_names=["y"],
-            dynamic_axes=axes,
-            dynamo=False,
+class Pair:
+    """A network, dense and compiled; files and facts are made when they are first needed."""
+
+    def __init__(self, name: str, pattern: str, sparsity: float) -> None:
+        self.key = {"model": name, "pattern": pattern, "sparsity": sparsity}
+        self._facts: dict[str, Any] | None = None
+
+    def __enter__(self) -> "Pair":
+        self._folder = tempfile.TemporaryDirectory()
+        folder = Path(self._folder.name)
+        self._dense, self._compiled = folder / "dense.onnx", folder / "compiled.onnx"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def measure(self, batch: int, threads: int, seconds: float, shared: bool) -> Entry:
+        """Compare the two, in one process."""
+        if self._facts is None:
+            self._facts = self._made()
+        result = bench(
+            [self._dense, self._compiled],
+            batch=batch,
+            threads=threads,
+            max_seconds=seconds,
+            clock="cpu" if shared and threads == 1 else "wall",
         )
+        speedup = result.models[1].speedup
+        return self._facts | {
+            "batch": batch,
+            "threads": threads,
+            "speedup": {"ratio": speedup.ratio, "low": speedup.low, "high": speedup.high},
+            "goal": goal(self._facts),
+            "dense_ms": result.models[0].latency_ms["median"],
+            "sparse_ms": result.models[1].latency_ms["median"],
+            "busy_cores_of_others": result.environment["busy_cores_of_others"],
+        }
+
+    def _made(self) -> dict[str, Any]:
+        pruned = self._dense.with_name("pruned.onnx")
+        export(self.key["model"], self._dense)
+        export_pruned(self.key["model"], pruned, self.key["sparsity"], self.key["pattern"])
+        compiled = compile_model(pruned)
+        self._compiled.write_bytes(compiled.proto.SerializeToString())
+        apart = bench([self._dense, self._compiled], threads=1, rounds=5, processes=True)
+        return self.key | {
+            "sparse_layers": compiled.record.replaced,
+            "layers": len(compiled.record.layers),
+            "load_ms": [model.load_ms for model in apart.models],
+            "peak_memory_bytes": [model.peak_memory_bytes for model in apart.models],
+            "size_bytes": [model.size_bytes for model in apart.models],
+        }
 
 
-def compile_pruned(
-    name: str, pattern: str, sparsity: float, path: Path, folder: Path
-) -> dict[str, Any]:
-    """Prune and compile a network, and say how."""
-    pruned = folder / f"{name}.pruned.onnx"
-    export(name, pruned, lambda weight: magnitude(weight, sparsity, pattern))
-    compiled = compile_model(pruned)
-    path.write_bytes(compiled.proto.SerializeToString())
-    return {
-        "model": name,
-        "pattern": pattern,
-        "sparsity": sparsity,
-        "sparse_layers": compiled.record.replaced,
-        "layers": len(compiled.record.layers),
-    }
+def goal(facts: Entry) -> float | None:
+    """The speedup that was aimed at; None where there is no goal."""
+    return GOALS.get((facts["model"], facts["pattern"], facts["sparsity"]))
 
 
-def magnitude(weight: torch.Tensor, sparsity: float, pattern: str) -> torch.Tensor:
-    """The weight with its smallest values set to zero, one by one or in blocks of outputs."""
-    size = weight.abs()
-    if pattern != "unstructured" and len(weight) % BLOCK == 0:
-        blocks = size.reshape(len(weight) // BLOCK, BLOCK, *weight.shape[1:]).sum(1)
-        size = blocks.repeat_interleave(BLOCK, 0)
-    count = int(size.numel() * sparsity)
-    threshold = size.flatten().kthvalue(max(count, 1)).values
-    return weight * (size > threshold)
-
-
-def apart(dense: Path, compiled: Path) -> dict[str, Any]:
-    """What each model takes to load and to run once, in a process of its own."""
-    result = bench([dense, compiled], threads=1, rounds=5, processes=True)
-    return {
-        "load_ms": [model.load_ms for model in result.models],
-        "peak_memory_bytes": [model.peak_memory_bytes for model in result.models],
-        "size_bytes": [model.size_bytes for model in result.models],
-    }
-
-
-def compare(
-    dense: Path, compiled: Path, batch: int, threads: int, seconds: float
-) -> dict[str, Any]:
-    """Time of the dense model over that of the compiled one."""
-    result = bench([dense, compiled], batch=batch, threads=threads, max_seconds=seconds)
-    speedup = result.models[1].speedup
-    return {
-        "batch": batch,
-        "threads": threads,
-        "speedup": {"ratio": speedup.ratio, "low": speedup.low, "high": speedup.high},
-        "dense_ms": result.models[0].latency_ms["median"],
-        "sparse_ms": result.models[1].latency_ms["median"],
-    }
+def line(entry: Entry) -> str:
+    """A result beside its goal."""
+    speedup, aim = entry["speedup"], entry["goal"]
+    verdict = ""
+    if aim is not None:
+        short = speedup["high"] < aim
+        reached = speedup["ratio"] >= aim
+        verdict = f"goal {aim:.1f}x: {'reached' if reached else 'short' if short else 'within'}"
+    return (
+        f"{entry['model']:20} {entry['sparsity']:4.0%} {entry['pattern']:13} "
+        f"batch {entry['batch']} threads {entry['threads']}  "
+        f"{speedup['ratio']:5.2f}x [{speedup['low']:.2f}, {speedup['high']:.2f}]  {verdict}"
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))
 
 from analysis import by, interval, paired
-from lab import Entry, Lab
+from journal import Entry
+from lab import Lab
 from plots import Band, Panel, draw
 from record import write_results
 from runs import Run, Workplace, load_masks, supported

@@ -4,52 +4,19 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
-from runs import Run, Workplace, dense_run, digest, execute
+from journal import Entry, Journal, digest
+from runs import Run, Workplace, dense_run, execute
 from scales import Options
 
 from onnxprune.errors import Interrupted
-
-Entry = dict[str, Any]
-"""What came out of a job, as JSON values."""
-
-
-class Journal:
-    """Finished jobs, a line each, by the digest of their settings.
-
-    Several experiments may share one; lines that a kill cut short are passed over.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._entries: dict[str, Entry] = {}
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        for line in lines:
-            try:
-                record = json.loads(line)
-                self._entries[record["digest"]] = record["entry"]
-            except (ValueError, KeyError, TypeError):
-                continue
-
-    def find(self, key: Mapping[str, Any]) -> Entry | None:
-        """The entry of these settings; None if the job was not finished."""
-        return self._entries.get(digest(key))
-
-    def add(self, key: Mapping[str, Any], entry: Entry) -> None:
-        """Keep an entry with its settings."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"digest": digest(key), "key": key, "entry": entry}
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
-        self._entries[record["digest"]] = entry
 
 
 class Unfinished(SystemExit):

@@ -32,7 +32,8 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from analysis import by, front, interval, paired
 from data import CLASSES
-from lab import Entry, Lab
+from journal import Entry
+from lab import Lab
 from plots import Band, Panel, draw
 from record import write_results
 from runs import DENSE_WEIGHT_DECAY, Run, supported

@@ -22,7 +22,8 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))
 
 from analysis import by, interval, paired, rank_correlation
-from lab import Entry, Lab
+from journal import Entry
+from lab import Lab
 from plots import Band, Grid, Panel, draw, draw_grids
 from probes import CONTROL, CRITERIA, Point, describe, gain_json, gain_of, mean_curve, probe_all
 from record import write_results

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lab import Entry, Job, Lab
-from runs import Run, Tables, Workplace, digest, recipe_of
+from journal import Entry, digest
+from lab import Job, Lab
+from runs import Run, Tables, Workplace, recipe_of
 
 import onnxprune
 from onnxprune.cascade import Gain, gain_over_seeds

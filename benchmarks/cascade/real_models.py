@@ -23,13 +23,14 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))
 
 from analysis import by, interval, paired
-from lab import Entry, Job, Lab
+from journal import Entry, digest
+from lab import Job, Lab
 from plots import Band, Panel, draw
 from probes import CRITERIA, gain_json, gain_of, probe_model
 from real_tasks import Size, Task, character_accuracy, prepare_task
 from record import write_results
 from runs import METHODS as OWN_METHODS
-from runs import digest, supported, validation_of
+from runs import supported, validation_of
 from scales import options_of, parser_of
 
 import onnxprune

@@ -4,7 +4,6 @@ Everything goes through `onnxprune.prune`, as a user's run does. It trains the d
 with a target of 0; these are kept.
 """
 
-import hashlib
 import json
 import shutil
 import time
@@ -18,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from data import CLASSES, FASHION, Parts, prepare
+from journal import digest
 from networks import write_untrained
 from scales import Scale
 
@@ -123,11 +123,6 @@ def supported(method: str, tables: Tables | None = None) -> bool:
     except RecipeError:
         return False
     return True
-
-
-def digest(key: Mapping[str, Any]) -> str:
-    """A short name for settings."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

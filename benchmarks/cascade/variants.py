@@ -22,7 +22,8 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))
 
 from analysis import interval, paired
-from lab import Entry, Lab
+from journal import Entry
+from lab import Lab
 from methods import shed_share
 from record import write_results
 from runs import DENSE_WEIGHT_DECAY, Run, Tables

@@ -79,7 +79,13 @@ struct V {
   }
 };
 
+#if defined(__GNUC__)
+// With rows of more than ten vectors GCC leaves calls at the end of a row, for which it keeps sums
+// in memory all along.
+#define inline inline __attribute__((always_inline))
+#endif
 #include "kernels_body.h"
+#undef inline
 
 }  // namespace
 

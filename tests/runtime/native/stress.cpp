@@ -1,6 +1,6 @@
-// Random convolutions, depthwise convolutions and products on several threads, against sums in
-// double precision. Buffers end where their data end, so that sanitizers and valgrind notice an
-// access beyond. `make sanitize` builds and runs it. Argument: how many rounds.
+// Random convolutions, depthwise convolutions and products on several threads, and activations,
+// against double precision. Buffers end where their data end, so that sanitizers and valgrind notice an
+// access beyond. `make sanitize` and `make neon` build and run it. Argument: how many rounds.
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -203,6 +203,42 @@ void product(int round, int threads) {
   }
 }
 
+double activated(Activation kind, double x, double alpha, double beta) {
+  const auto sigmoid = [](double u) { return 1 / (1 + std::exp(-u)); };
+  const auto cut = [](double u, double low, double high) { return std::min(high, std::max(low, u)); };
+  switch (kind) {
+    case Activation::kNone: return x;
+    case Activation::kRelu: return std::max(x, 0.0);
+    case Activation::kClip: return cut(x, alpha, beta);
+    case Activation::kHardSwish: return x * cut(x / 6 + 0.5, 0, 1);
+    case Activation::kSilu: return x * sigmoid(x);
+    case Activation::kGelu: return x / 2 * (1 + std::erf(x / std::sqrt(2.0)));
+    case Activation::kGeluTanh: return x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x));
+    case Activation::kLeakyRelu: return x < 0 ? alpha * x : x;
+    case Activation::kHardSigmoid: return cut(alpha * x + beta, 0, 1);
+    case Activation::kSigmoid: return sigmoid(x);
+  }
+  return x;
+}
+
+void activations(int round) {
+  const float alpha = -0.5f, beta = 0.75f;
+  for (int kind = 0; kind <= int(Activation::kSigmoid); ++kind) {
+    Exact x(1 + below(40));
+    for (size_t i = 0; i < x.size; ++i) x.data[i] *= below(4) ? 4.0f : 200.0f;
+    const std::vector<float> before(x.data.get(), x.data.get() + x.size);
+    kernels().activate(Activation(kind), alpha, beta, x.data.get(), x.size);
+    for (size_t i = 0; i < x.size; ++i) {
+      if (!close(x.data[i], activated(Activation(kind), before[i], alpha, beta))) {
+        fail("an activation", round);
+      }
+    }
+    x.data[0] = NAN;
+    kernels().activate(Activation(kind), alpha, beta, x.data.get(), x.size);
+    if (!std::isnan(x.data[0])) fail("an activation of NaN", round);
+  }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -212,6 +248,7 @@ int main(int count, char** arguments) {
     convolution(round, threads);
     depthwise(round, threads);
     product(round, threads);
+    activations(round);
   }
   std::printf("%s: %d rounds hold\n", kernels().name, rounds);
 }
