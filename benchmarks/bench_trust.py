@@ -5,8 +5,8 @@
 - A model with an added operator of known cost, 5 % of its own: how often is it found slower?
 - Does a model's median differ from that of a plain loop, alone and beside another session?
 
-Odd repetitions use the given model, even ones an export of torchvision. `--shared` marks results of
-a machine that other programs used meanwhile.
+Repetitions take turns between the given model and exports of torchvision. `--shared` marks results
+of a machine that other programs used meanwhile.
 
 python benchmarks/bench_trust.py MODEL.onnx --questions same same-loaded slower
 python benchmarks/bench_trust.py MODEL.onnx --questions plain-loop --name bench_trust_loop
@@ -19,17 +19,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_models import exported, plain_loop, products_for, slowed
+import onnxruntime
+from bench_models import exported, inputs_of, products_for, slowed
+from plain_loops import compare
 from record import write_results
 
 from onnxprune.validate import BenchResult, bench
 
 SLOWER_BY = 0.05
-LOOPS = 30
 QUESTIONS = ("same", "same-loaded", "slower", "plain-loop")
 
 
@@ -39,9 +41,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path)
-    parser.add_argument("--network", default="mobilenet_v3_small", help="of torchvision")
+    parser.add_argument(
+        "--networks", nargs="+", default=["mobilenet_v3_small"], help="of torchvision"
+    )
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=6.0, help="longest time of a bench")
+    parser.add_argument(
+        "--loop-seconds", type=float, default=40.0, help="time of a comparison with a plain loop"
+    )
     parser.add_argument("--precision", type=float, default=0.01)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
@@ -51,10 +58,8 @@ def main() -> None:
     parser.add_argument("--name", default="bench_trust")
     arguments = parser.parse_args()
     began = time.perf_counter()
-    models = {
-        arguments.model.stem: arguments.model.read_bytes(),
-        arguments.network: exported(arguments.network),
-    }
+    models = {arguments.model.stem: arguments.model.read_bytes()}
+    models |= {name: exported(name) for name in arguments.networks}
     results: dict[str, Any] = {}
     if "same" in arguments.questions:
         results["same"] = _same(arguments, models)
@@ -143,29 +148,22 @@ def _slower(arguments: argparse.Namespace, models: dict[str, bytes]) -> dict[str
 
 
 def _plain_loop(arguments: argparse.Namespace, models: dict[str, bytes]) -> dict[str, Any]:
-    """Short loops and short benches in turns, since the machine's speed changes within minutes."""
+    """Medians of `bench`, alone and beside another session, against a plain loop in turns."""
     found: dict[str, Any] = {}
     for name, model in models.items():
-        rows = []
-        for seed in range(LOOPS):
-            before = plain_loop(model, arguments.threads, sessions=2)
-            alone = _bench(arguments, [(name, model)], seed, rounds=10)
-            between = plain_loop(model, arguments.threads, sessions=2)
-            pair = _bench(arguments, [(name, model), ("again", model)], seed, rounds=10)
-            after = plain_loop(model, arguments.threads, sessions=2)
-            rows.append(
-                {
-                    "loops_ms": [before, between, after],
-                    "alone": alone.models[0].latency_ms["median"] * 2 / (before + between) - 1,
-                    "interleaved": pair.models[0].latency_ms["median"] * 2 / (between + after) - 1,
-                }
+        feeds = inputs_of(onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]))
+        found[name] = {}
+        for key, sessions in (("alone", 1), ("interleaved", 2)):
+            result = compare(
+                model,
+                feeds,
+                threads=arguments.threads,
+                sessions=sessions,
+                seconds=arguments.loop_seconds,
+                clock=arguments.clock,
             )
-        found[name] = {"repetitions": rows}
-        for key in ("alone", "interleaved"):
-            values = np.array([row[key] for row in rows])
-            drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
-            interval = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
-            found[name] |= {key: float(np.median(values)), f"{key}_95": interval.tolist()}
+            print(name, key, result, file=sys.stderr, flush=True)
+            found[name][key] = asdict(result)
     return found
 
 

@@ -205,10 +205,11 @@ def trust_table() -> Iterator[str]:
     loops = _record("bench_trust_loop")
     for model, found in loops["results"]["plain_loop"].items():
         texts = [
-            f"{found[key]:+.1%} [{found[f'{key}_95'][0]:+.1%}, {found[f'{key}_95'][1]:+.1%}] {how}"
+            "{difference:+.1%} [{low:+.1%}, {high:+.1%}]".format(**found[key]) + f" {how}"
             for key, how in (("alone", "alone"), ("interleaved", "beside another session"))
         ]
-        rows.append((f"median of `{model}` against a plain loop", ", ".join(texts)))
+        title = f"median of `{model}` ({found['alone']['loop_ms']:.1f} ms) against a plain loop"
+        rows.append((title, ", ".join(texts)))
     yield from (_measured_on(record), _measured_on(loops), "")
     yield from _table(("question", "answer"), rows)
 

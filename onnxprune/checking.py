@@ -9,8 +9,9 @@ from onnxprune.errors import OnnxpruneError
 from onnxprune.model import OnnxModel, read
 from onnxprune.recipe import Recipe
 from onnxprune.stacking import make_padding
+from onnxprune.validate.detection_agreement import TARGET_CONF, DetectionAgreement
 from onnxprune.validate.gate import CheckResult, GateResult, failed_with, run_checks, skip_all
-from onnxprune.validate.named_metrics import is_built_in, make_metrics
+from onnxprune.validate.named_metrics import average_precision_of, is_built_in, make_metrics
 from onnxprune.validate.policy import Policy
 from onnxprune.validate.subject import Subject
 from onnxprune.validate.task_metrics import TaskMetric
@@ -73,11 +74,13 @@ def check(
             lacking["baseline"] = "the baseline cannot be read"
     samples = None
     metrics: list[TaskMetric] | None = []
+    agreement = None
     spec = data or settings.data.eval or settings.data.train
     if spec is not None and any(getattr(rules, name) is not None for name in _NEED_DATA):
-        target, name = dense or artifact, rules.accuracy.metric if rules.accuracy else "top1"
-        samples = inputs.get("data", lambda: _samples(spec, settings, target, name, allow_python))
+        target, name = dense or artifact, rules.accuracy.metric if rules.accuracy else None
+        samples = inputs.get("data", lambda: _samples(spec, settings, target, rules, allow_python))
         metrics = inputs.get("metric", lambda: _metrics(name, settings, allow_python))
+        agreement = _agreement(rules)
         if samples is None:
             lacking["data"] = "the data cannot be read"
         if metrics is None:
@@ -89,6 +92,7 @@ def check(
         dense,
         samples,
         metrics or [],
+        agreement,
         lacking,
         provider=provider or settings.validation.provider,
         threads=threads or settings.validation.threads,
@@ -123,16 +127,26 @@ def _recipe(source: Source | Recipe | None) -> Recipe:
     return Recipe.from_toml(source)
 
 
-def _metrics(name: str, recipe: Recipe, allow_python: bool) -> list[TaskMetric]:
+def _metrics(name: str | None, recipe: Recipe, allow_python: bool) -> list[TaskMetric]:
     """The metric of `[accuracy]`, if it is none of class scores."""
-    specs = [] if name in _OF_CLASSES else [name]
+    specs = [] if name is None or name in _OF_CLASSES else [name]
     return make_metrics(specs, blank=recipe.finetune.ctc_blank, allow_python=allow_python)
 
 
+def _agreement(rules: Policy) -> DetectionAgreement | None:
+    """How `[agreement]` compares detectors."""
+    if rules.detector_metric is None or rules.agreement is None:
+        return None
+    conf = TARGET_CONF if rules.agreement.conf is None else rules.agreement.conf
+    return DetectionAgreement(average_precision_of(rules.detector_metric), conf)
+
+
 def _samples(
-    spec: str, recipe: Recipe, model: OnnxModel, metric: str, allow_python: bool
+    spec: str, recipe: Recipe, model: OnnxModel, rules: Policy, allow_python: bool
 ) -> Samples:
-    of_classes = metric in _OF_CLASSES
+    metric = rules.accuracy.metric if rules.accuracy is not None else rules.detector_metric
+    of_classes = metric is None or metric in _OF_CLASSES
+    needs_targets = rules.accuracy is not None and is_built_in(rules.accuracy.metric)
     return open_data(
         spec,
         inputs=model.inputs,
@@ -140,6 +154,6 @@ def _samples(
         classes=recipe.data.classes,
         num_classes=model.class_count if of_classes else None,
         allow_python=allow_python,
-        targets="class" if of_classes else "array" if is_built_in(metric) else "either",
+        targets="class" if of_classes else "array" if needs_targets else "either",
         padding=make_padding(recipe.data, model.inputs),
     )

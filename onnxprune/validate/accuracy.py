@@ -5,30 +5,20 @@ are kept, so the size of the data set does not matter.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from onnxprune.errors import DataError, UnsupportedModelError, UsageError
-from onnxprune.model import ValueSpec
-from onnxprune.stacking import Padding, SampleLike, stack
+from onnxprune.errors import DataError, UsageError
+from onnxprune.validate.batches import SamplesLike, batch_outputs, batches, calls
+from onnxprune.validate.detection_agreement import DetectionAgreement
+from onnxprune.validate.detections import Detections
 from onnxprune.validate.difference import PairedDifference, paired_differences
 from onnxprune.validate.metrics import ClassMeter, FidelityMeter, class_scores
 from onnxprune.validate.session import ModelSource, Session, open_session
 from onnxprune.validate.task_metrics import TaskMetric
-
-
-class SamplesLike(Protocol):
-    """A set of samples, such as `onnxprune.calibration.Samples`.
-
-    If it has an attribute `padding`, that says which inputs are made from others.
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> SampleLike: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +88,7 @@ def evaluate(
     on_progress: Callable[[int, int], None] | None = None,
     keep_outputs: bool = False,
     metrics: Sequence[TaskMetric] = (),
+    agreement: DetectionAgreement | None = None,
 ) -> EvaluationResult:
     """Measure models on the same samples, by their first output.
 
@@ -118,8 +109,9 @@ def evaluate(
     `non_finite`, the share of samples whose output holds NaN or infinity, appears where it is above
     0; such a sample counts as wrong, and as agreeing with nothing.
 
-    None of these is measured beside metrics that take whole calls, as those of detectors, whose
-    outputs differ in the number and order of boxes.
+    None of these is measured of detectors, whose outputs differ in the number and order of boxes.
+    Their `agreement` is the average precision where boxes of the first model are the targets, see
+    `DetectionAgreement`.
 
     Args:
         models: One or more; the first is the reference.
@@ -132,6 +124,8 @@ def evaluate(
         keep_outputs: Keep every model's first output.
         metrics: What is measured beside these, each under its own name. With any, labels of outputs
             that are no class scores are left to them.
+        agreement: How detectors are compared; None takes what the first of `metrics` for detectors
+            asks for. With one, models are taken for detectors even without such a metric.
 
     Raises:
         UsageError: The models differ in inputs or in the shape of their output.
@@ -147,28 +141,62 @@ def evaluate(
     sessions = [open_session(model, provider, threads) for model in models]
     check_same_inputs(sessions)
     meters = [_Meter(session.label, keep_outputs, metrics) for session in sessions]
-    whole_calls = any(metric.whole_calls for metric in metrics)
+    agreement = agreement or DetectionAgreement.beside(metrics)
+    whole_calls = agreement is not None or any(metric.whole_calls for metric in metrics)
     done = 0
-    for feeds, targets in _batches(samples, batch_size):
-        count = len(next(iter(feeds.values())))
-        reference: np.ndarray | None = None
-        for session, meter in zip(sessions, meters, strict=True):
-            if whole_calls:
-                for rows, outputs in calls(session, feeds, count):
-                    meter.add_rows(outputs, None if targets is None else targets[rows])
-                continue
-            outputs = batch_outputs(session, feeds, count, all_of_them=bool(metrics))
-            output = next(iter(outputs.values()))
-            meter.add(output, targets if targets is not None and targets.ndim == 1 else None)
-            meter.add_rows(outputs, targets)
-            if reference is None:
-                reference = output
-            else:
-                meter.compare(output, reference, meters[0].label)
-        done += count
+    for feeds, targets in batches(samples, batch_size):
+        if whole_calls:
+            _add_calls(sessions, meters, feeds, targets, agreement)
+        else:
+            _add_outputs(sessions, meters, feeds, targets)
+        done += _count(feeds)
         if on_progress is not None:
             on_progress(done, len(samples))
-    return EvaluationResult(done, [meter.result(meters[0]) for meter in meters])
+    return EvaluationResult(done, [meter.result(meters[0], agreement) for meter in meters])
+
+
+def _count(feeds: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(feeds.values())))
+
+
+def _add_outputs(
+    sessions: Sequence[Session],
+    meters: Sequence["_Meter"],
+    feeds: Mapping[str, np.ndarray],
+    targets: np.ndarray | None,
+) -> None:
+    """Run all models on a batch, and compare their outputs with the first one's."""
+    reference: np.ndarray | None = None
+    for session, meter in zip(sessions, meters, strict=True):
+        outputs = batch_outputs(session, feeds, _count(feeds), all_of_them=bool(meter.metrics))
+        output = next(iter(outputs.values()))
+        meter.add(output, targets if targets is not None and targets.ndim == 1 else None)
+        meter.add_rows(outputs, targets)
+        if reference is None:
+            reference = output
+        else:
+            meter.compare(output, reference, meters[0].label)
+
+
+def _add_calls(
+    sessions: Sequence[Session],
+    meters: Sequence["_Meter"],
+    feeds: Mapping[str, np.ndarray],
+    targets: np.ndarray | None,
+    agreement: DetectionAgreement | None,
+) -> None:
+    """Run all models on a batch, and compare the boxes of detectors with the first one's."""
+    reference: list[Detections] | None = None
+    for session, meter in zip(sessions, meters, strict=True):
+        found: list[Detections] = []
+        for rows, outputs in calls(session, feeds, _count(feeds)):
+            meter.add_rows(outputs, None if targets is None else targets[rows])
+            if agreement is not None and len(sessions) > 1:
+                found += agreement.precision.outputs.read(outputs, rows.stop - rows.start)
+        if reference is None:
+            reference = found
+        elif agreement is not None:
+            meter.agreeing.append(agreement.rows(found, reference))
 
 
 def check_same_inputs(sessions: Sequence[Session]) -> None:
@@ -189,136 +217,6 @@ def check_same_inputs(sessions: Sequence[Session]) -> None:
             )
 
 
-def _batches(
-    samples: SamplesLike, batch_size: int
-) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray | None]]:
-    """Batches of stacked inputs and targets; a new shape begins a new batch."""
-    held: list[SampleLike] = []
-    padding: Padding | None = getattr(samples, "padding", None)
-
-    def stacked() -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        batch = stack(held, padding)
-        return batch.inputs, batch.labels
-
-    for index in range(len(samples)):
-        sample = samples[index]
-        if held and (len(held) == batch_size or _shapes(sample) != _shapes(held[0])):
-            yield stacked()
-            held = []
-        held.append(sample)
-    yield stacked()
-
-
-def _shapes(sample: SampleLike) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape for name, array in sample.inputs.items()}
-
-
-def batch_outputs(
-    session: Session, feeds: Mapping[str, np.ndarray], count: int, *, all_of_them: bool
-) -> dict[str, np.ndarray]:
-    """Outputs of a batch of any size, also from a model with a fixed batch size.
-
-    Args:
-        session: The model.
-        feeds: Input name -> `(count, ...)`; floats are converted to the model's own precision.
-        count: Number of samples.
-        all_of_them: All outputs with a batch axis, or the first one only.
-
-    Returns:
-        Output name -> `(count, ...)`, the first output first.
-
-    Raises:
-        UnsupportedModelError: The first output has no batch axis.
-    """
-    size = _fixed_batch(session) or count
-    parts: dict[str, list[np.ndarray]] = {}
-    for rows, outputs in calls(session, feeds, count):
-        found = list(outputs.items())
-        for index, (name, output) in enumerate(found if all_of_them else found[:1]):
-            try:
-                cut = _rows(output, rows.stop - rows.start, size, session)
-                parts.setdefault(name, []).append(cut)
-            except UnsupportedModelError:
-                if index == 0:
-                    raise
-    return {
-        name: own[0] if len(own) == 1 else np.concatenate(own)
-        for name, own in parts.items()
-        if sum(map(len, own)) == count
-    }
-
-
-def calls(
-    session: Session, feeds: Mapping[str, np.ndarray], count: int
-) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-    """The rows and outputs of each call that a batch takes.
-
-    A model with a fixed batch size runs at that one, and its last outputs have rows of padding.
-
-    Args:
-        session: The model.
-        feeds: Input name -> `(count, ...)`; floats are converted to the model's own precision.
-        count: Number of samples.
-    """
-    size = _fixed_batch(session) or count
-    for start in range(0, count, size):
-        rows = slice(start, min(start + size, count))
-        piece = {spec.name: _feed(feeds[spec.name][rows], spec, size) for spec in session.inputs}
-        yield rows, session.run(piece)
-
-
-def _fixed_batch(session: Session) -> int | None:
-    sizes = {spec.shape[0] for spec in session.inputs if spec.shape}
-    fixed = {size for size in sizes if isinstance(size, int)}
-    if len(fixed) > 1:
-        raise UnsupportedModelError(
-            "the inputs differ in their fixed batch size",
-            where=session.label,
-            got=", ".join(f"{spec.name} {spec.describe()}" for spec in session.inputs),
-            expected="one size of the first axis of all inputs",
-        )
-    return fixed.pop() if fixed else None
-
-
-def _feed(rows: np.ndarray, spec: ValueSpec, size: int) -> np.ndarray:
-    """Rows for one call: padded with the last row to `size`; one value for a scalar input."""
-    if spec.shape == ():
-        if (rows != rows[0]).any():
-            raise DataError(
-                "a scalar input cannot differ within a batch",
-                where=f"input {spec.name!r}",
-                got=np.unique(rows),
-                remedy="use a batch size of 1",
-            )
-        rows = rows[0]
-    elif len(rows) < size:
-        rows = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)])
-    if spec.dtype is not None and rows.dtype != spec.dtype and rows.dtype.kind == "f":
-        rows = rows.astype(spec.dtype)
-    return rows
-
-
-def _rows(output: Any, rows: int, size: int, session: Session) -> np.ndarray:
-    name = session.outputs[0].name
-    if not isinstance(output, np.ndarray) or output.dtype.kind not in "biuf":
-        raise UnsupportedModelError(
-            "the first output is no tensor of numbers",
-            where=f"{session.label}, output {name!r}",
-            got=type(output).__name__,
-        )
-    if output.ndim and output.shape[0] == size:
-        return output[:rows]
-    if size == 1:
-        return output[None]
-    raise UnsupportedModelError(
-        "the first output has no batch axis",
-        where=f"{session.label}, output {name!r}",
-        got=f"shape {output.shape} for {size} samples",
-        expected=f"({size}, ...)",
-        remedy="use a batch size of 1",
-    )
-
-
 class _Meter:
     """All that is kept of one model."""
 
@@ -328,6 +226,7 @@ class _Meter:
         self._rows: list[list[np.ndarray]] = [[] for _ in metrics]
         self.classes = ClassMeter()
         self.fidelity: FidelityMeter | None = None
+        self.agreeing: list[np.ndarray] = []
         self._kept: list[np.ndarray] | None = [] if keep_outputs else None
         self._non_finite = 0
         self._count = 0
@@ -385,7 +284,7 @@ class _Meter:
         self.fidelity = self.fidelity or FidelityMeter()
         self.fidelity.add(output, reference)
 
-    def result(self, reference: "_Meter") -> ModelAccuracy:
+    def result(self, reference: "_Meter", agreement: DetectionAgreement | None) -> ModelAccuracy:
         """Everything measured, after the last batch."""
         self.classes.finish()
         metrics = self.classes.metrics()
@@ -400,6 +299,8 @@ class _Meter:
         measured = list(zip(self.metrics, rows, strict=True))
         for metric, own in measured:
             metrics[metric.name] = metric.weighing(own).once(len(own))
+        if agreement is not None and self.agreeing:
+            metrics["agreement"] = agreement.value(np.concatenate(self.agreeing))
         if self._non_finite:
             metrics["non_finite"] = self._non_finite / self._count
         return ModelAccuracy(

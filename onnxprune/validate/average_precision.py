@@ -7,7 +7,7 @@ needs.
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,8 +81,20 @@ class MeanAveragePrecision:
                 got=f"boxes of {len(found)} samples",
                 expected=f"of {len(checked)}",
             )
-        images = np.empty(len(checked), dtype=object)
-        images[:] = _matched(found, checked, _THRESHOLDS[self.name])
+        return self.judged(found, [rows[rows[:, 4] >= 0] for rows in checked])
+
+    def judged(self, found: Sequence[Detections], targets: Sequence[np.ndarray]) -> np.ndarray:
+        """An object for each sample, as `rows` gives them.
+
+        Args:
+            found: Boxes of each sample.
+            targets: x1, y1, x2, y2 and class of the targets of each sample, `(boxes, 5)`.
+
+        Raises:
+            MissingDependencyError: pycocotools is not installed.
+        """
+        images = np.empty(len(found), dtype=object)
+        images[:] = _matched(found, targets, _THRESHOLDS[self.name])
         return images
 
     def weighing(self, rows: np.ndarray) -> Weighing:
@@ -165,12 +177,11 @@ def _checked(targets: np.ndarray | None, name: str) -> np.ndarray:
 
 
 def _matched(
-    found: list[Detections], targets: np.ndarray, thresholds: tuple[float, ...]
+    found: Sequence[Detections], targets: Sequence[np.ndarray], thresholds: tuple[float, ...]
 ) -> list[_Image]:
     """Which boxes are hits, by pycocotools."""
     truth, boxes = [], []
-    wanted = [rows[rows[:, 4] >= 0] for rows in targets]
-    for image, (rows, own) in enumerate(zip(wanted, found, strict=True)):
+    for image, (rows, own) in enumerate(zip(targets, found, strict=True)):
         truth += [_annotation(image, row[:4], row[4]) for row in rows]
         boxes += [
             {**_annotation(image, box, label), "score": float(score)}
@@ -179,7 +190,7 @@ def _matched(
     judged = _judge(len(found), truth, boxes, thresholds)
     return [
         _image(judged[image], rows[:, 4].astype(np.int64), len(thresholds))
-        for image, rows in enumerate(wanted)
+        for image, rows in enumerate(targets)
     ]
 
 

@@ -14,7 +14,7 @@ from onnxprune.pattern_text import block_of, nm_of
 from onnxprune.runtime import read_record
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate.graph_identity import graph_differences
-from onnxprune.validate.policy import SparsityPolicy
+from onnxprune.validate.policy_tables import SparsityPolicy
 from onnxprune.validate.subject import Subject, Verdict, counted, listed
 
 

@@ -13,7 +13,7 @@ from onnxprune.validate.difference import resampled
 from onnxprune.validate.latency import bench
 from onnxprune.validate.named_metrics import LESS_IS_BETTER
 from onnxprune.validate.paired import paired_drop, share_lower_bound
-from onnxprune.validate.policy import AccuracyPolicy, LatencyPolicy
+from onnxprune.validate.policy_tables import AccuracyPolicy, LatencyPolicy
 from onnxprune.validate.subject import Subject, Verdict, counted, runtime_source
 
 LEAST_SAMPLES = 50
@@ -136,8 +136,23 @@ def _hits(subject: Subject, model: ModelAccuracy, metric: str) -> np.ndarray:
 
 
 def agreement_min(subject: Subject, least: float) -> Verdict:
-    """Share of samples with the dense model's class."""
-    return _fidelity(subject, "agreement", least)
+    """Share of samples with the dense model's class; of detectors, precision on its boxes."""
+    if subject.agreement is None or _incomparable(subject.model, subject.need_baseline()):
+        return _fidelity(subject, "agreement", least)
+    value, conf = subject.evaluation.models[1].metrics["agreement"], subject.agreement.conf
+    samples = counted(subject.evaluation.samples, "sample")
+    if math.isnan(value):
+        raise DataError(
+            "there is nothing to agree on",
+            where="the dense model",
+            got=f"no box with a score of at least {conf:g} in {samples}",
+            remedy="give data that show objects, or a lower [agreement] conf",
+        )
+    text = (
+        f"{subject.agreement.precision.name} {value:.4%} on the boxes that the dense model finds "
+        f"with a score of at least {conf:g} in {samples}"
+    )
+    return Verdict(value >= least, f"{text}, where {least:.4%} is demanded", value)
 
 
 def agreement_min_cosine(subject: Subject, least: float) -> Verdict:

@@ -22,6 +22,11 @@ def is_built_in(spec: str) -> bool:
     return spec.partition("?")[0] in NAMES
 
 
+def is_of_detectors(spec: str) -> bool:
+    """Whether a metric is average precision, with or without parameters."""
+    return spec.partition("?")[0] in average_precision.NAMES
+
+
 def make_metrics(
     specs: Sequence[str], *, blank: int = 0, allow_python: bool = False
 ) -> list[TaskMetric]:
@@ -51,16 +56,29 @@ def make_metrics(
     return metrics
 
 
+def average_precision_of(spec: str) -> MeanAveragePrecision:
+    """The metric `map` or `map50`, with parameters as `make_metrics` has them.
+
+    Raises:
+        UsageError: It is another one, or has a parameter that is not allowed.
+    """
+    if not is_of_detectors(spec):
+        raise UsageError(
+            "this is no metric of detectors",
+            got=repr(spec),
+            expected=" or ".join(average_precision.NAMES),
+        )
+    name, mark, query = spec.partition("?")
+    return MeanAveragePrecision(name, DetectorOutputs.from_text(_pairs(spec, mark, query), spec))
+
+
 def _metric(spec: str, blank: int, allow_python: bool) -> TaskMetric:
     if spec == "cer":
         return CharacterErrorRate(blank)
     if spec == "miou":
         return MeanIou()
-    name, mark, query = spec.partition("?")
-    if name in average_precision.NAMES:
-        return MeanAveragePrecision(
-            name, DetectorOutputs.from_text(_pairs(spec, mark, query), spec)
-        )
+    if is_of_detectors(spec):
+        return average_precision_of(spec)
     if not spec.startswith(_PYTHON):
         raise UsageError(
             "there is no such metric",

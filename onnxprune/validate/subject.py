@@ -14,7 +14,9 @@ from onnxprune.model import OnnxModel, ValueSpec
 from onnxprune.runtime import is_compiled
 from onnxprune.runtime.dense_view import dense_view
 from onnxprune.tensors import GraphTensor, find_tensors
-from onnxprune.validate.accuracy import EvaluationResult, SamplesLike, evaluate
+from onnxprune.validate.accuracy import EvaluationResult, evaluate
+from onnxprune.validate.batches import SamplesLike
+from onnxprune.validate.detection_agreement import DetectionAgreement
 from onnxprune.validate.policy import Policy
 from onnxprune.validate.task_metrics import TaskMetric
 
@@ -48,6 +50,7 @@ class Subject:
         baseline: The dense model.
         samples: Data to run both on.
         metrics: The metric of `[accuracy]`, where that is none of class scores.
+        agreement: How `[agreement]` compares detectors; None for other models.
         lacking: Why there is no `baseline` or no `data`, where that is so.
         provider: Execution provider where the policy names none; None is the CPU.
         threads: Threads where the policy says nothing; None leaves it to ONNX Runtime.
@@ -60,6 +63,7 @@ class Subject:
     baseline: OnnxModel | None = None
     samples: SamplesLike | None = None
     metrics: Sequence[TaskMetric] = ()
+    agreement: DetectionAgreement | None = None
     lacking: Mapping[str, str] = field(default_factory=dict)
     provider: str | None = None
     threads: int | None = None
@@ -120,6 +124,7 @@ class Subject:
             provider=self.provider,
             threads=self.threads,
             metrics=self.metrics,
+            agreement=self.agreement,
         )
 
     @cached_property

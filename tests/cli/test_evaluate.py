@@ -126,7 +126,7 @@ def test_average_precision_of_detectors(command: Command, tmp_path: Path) -> Non
     ).expect(0)
     dense, pruned = result.json["models"]
     assert dense["metrics"]["map50"] == pytest.approx(1, abs=0.01)
-    assert pruned["metrics"] == {"map50": 0}
+    assert pruned["metrics"] == {"map50": 0, "agreement": 0}
     assert pruned["against_first"]["map50"]["high"] < -0.9
     policy = tmp_path / "policy.toml"
     policy.write_text('[accuracy]\nmetric = "map50?layout=rows"\nmax_drop = 0.05\nmin = 0.9\n')

@@ -11,6 +11,7 @@ import pytest
 from onnxprune.errors import DataError, MissingDependencyError, UsageError
 from onnxprune.validate import evaluate
 from onnxprune.validate.average_precision import MeanAveragePrecision
+from onnxprune.validate.detection_agreement import DetectionAgreement
 from onnxprune.validate.detections import DetectorOutputs, suppress
 from onnxprune.validate.difference import resampled
 from onnxprune.validate.named_metrics import make_metrics
@@ -288,10 +289,44 @@ def test_models_that_give_other_numbers_of_boxes() -> None:
     assert [result.models[0].metrics[name] for name in ("map", "map50")] == pytest.approx(
         directly(eight, targets, range(60)), rel=1e-6
     )
-    assert set(result.models[1].metrics) == {"map", "map50"}
+    assert set(result.models[0].metrics) == {"map", "map50"}
+    assert set(result.models[1].metrics) == {"map", "map50", "agreement"}
     found = result.differences(1)["map"]
     expected = result.models[1].metrics["map"] - result.models[0].metrics["map"]
     assert found.difference == pytest.approx(expected)
     assert found.low < expected < found.high < 0
     none = evaluate([models[0]] * 2, samples, metrics=make_metrics(["map"])).differences(1)["map"]
     assert (none.low, none.difference, none.high) == (0, 0, 0)
+
+
+def agreement(found: Any, reference: Any, name: str = "map", **how: Any) -> float:
+    metric = DetectionAgreement(MeanAveragePrecision(name), **how)
+    read = [
+        DetectorOutputs().read(outputs, len(outputs["boxes"])) for outputs in (found, reference)
+    ]
+    return metric.value(metric.rows(*read))
+
+
+def test_agreement_of_detectors_by_hand() -> None:
+    """The reference's box of 0.2 is no target; its two others are, and one of them is found.
+
+    Precision 1 up to recall 1/2, which are 51 of 101 recalls. Of what meets no target only scores
+    above the hit's would count.
+    """
+    reference = lists([([0, 0, 9, 9], 0.9, 3), ([20, 0, 29, 9], 0.3, 3), ([40, 0, 49, 9], 0.2, 3)])
+    found = lists([([0, 0, 9, 9], 0.4, 3), ([40, 0, 49, 9], 0.3, 3), ([20, 0, 29, 9], 0.3, 4)])
+    assert agreement(found, reference) == pytest.approx(51 / 101)
+    assert agreement(found, reference, conf=0.5) == 1
+    assert agreement(found, reference, conf=0.2) == pytest.approx(67 / 101)
+    assert np.isnan(agreement(found, reference, conf=0.95))
+
+
+def test_boxes_agree_with_themselves() -> None:
+    """Whatever they are: more than 100 of a class, some of them equal, some without an area."""
+    outputs, _ = scene(20)
+    outputs = {name: np.repeat(array, 30, axis=1) for name, array in outputs.items()}
+    outputs["boxes"][:, ::7, 2] = outputs["boxes"][:, ::7, 0]
+    outputs["scores"] = np.round(outputs["scores"], 1)
+    assert agreement(outputs, outputs) == 1
+    worse = outputs | {"scores": outputs["scores"][:, ::-1]}
+    assert agreement(worse, outputs) < 0.9

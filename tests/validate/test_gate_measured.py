@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.checking import check
-from onnxprune.validate.gate import CHECKS, GateResult
+from onnxprune.validate.gate import CHECKS, CheckResult, GateResult
 from onnxprune.validate.policy import Policy
 
 from .artifacts import Pair, dense_model, make_pair
@@ -185,3 +186,65 @@ def test_an_unfit_metric_is_an_error(original: Pair) -> None:
     result = check(original.pruned, policy, baseline=original.dense, data=str(original.data))
     assert "so few classes" in not_passed(result)["accuracy.min"]
     assert result.exit_code == 2
+
+
+@pytest.fixture(scope="module")
+def detectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`dense.onnx` gives two boxes an image, as `worse.onnx`, which doubts the second; 60 images.
+
+    `likely.npz` has the scores 0.9 and 0.5, and `label`; `unlikely.npz` has 0.1, and no label.
+    """
+    pytest.importorskip("pycocotools")
+    folder = tmp_path_factory.mktemp("detectors")
+    for name, factor in (("dense", 1), ("worse", 0)):
+        text = (
+            '<ir_version: 8, opset_import: ["" : 17]> net (float[N, 2, 6] x) => '
+            "(float[N, 2, 6] boxes) <float[1, 2, 6] scale = "
+            f"{{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, {factor}, 1}}> {{ boxes = Mul (x, scale) }}"
+        )
+        onnx.save(onnx.parser.parse_model(text), folder / f"{name}.onnx")
+    boxes = np.array([[0, 0, 9, 9, 0.9, 1], [20, 0, 29, 9, 0.5, 1]], np.float32)
+    rows = np.repeat(boxes[None], 60, axis=0)
+    np.savez(folder / "likely.npz", x=rows, label=rows[..., [0, 1, 2, 3, 5]])
+    rows[..., 4] = 0.1
+    np.savez(folder / "unlikely.npz", x=rows)
+    return folder
+
+
+def gated(folder: Path, model: str, data: str, **tables: Any) -> dict[str, CheckResult]:
+    result = check(
+        folder / f"{model}.onnx",
+        Policy.from_dict(tables),
+        baseline=folder / "dense.onnx",
+        data=str(folder / f"{data}.npz"),
+    )
+    return {found.name: found for found in result.checks}
+
+
+def test_agreement_of_detectors_beside_their_accuracy(detectors: Path) -> None:
+    """Half of the dense model's boxes are found, which are 51 of 101 recalls."""
+    tables = {"accuracy": {"metric": "map?layout=rows", "max_drop": 0}, "agreement": {"min": 0.51}}
+    assert {c.status for c in gated(detectors, "dense", "likely", **tables).values()} == {"pass"}
+    worse = gated(detectors, "worse", "likely", **tables)
+    assert {name: c.status for name, c in worse.items()} == {
+        "accuracy.max_drop": "fail",
+        "agreement.min": "fail",
+    }
+    assert worse["agreement.min"].measured == pytest.approx(51 / 101)
+    assert worse["agreement.min"].message == (
+        "map 50.4950% on the boxes that the dense model finds with a score of at least 0.25 in "
+        "60 samples, where 51.0000% is demanded"
+    )
+    surer = tables | {"agreement": {"min": 0.51, "conf": 0.6}}
+    assert gated(detectors, "worse", "likely", **surer)["agreement.min"].status == "pass"
+
+
+def test_agreement_of_detectors_needs_no_labels(detectors: Path) -> None:
+    tables = {"agreement": {"min": 0.9, "metric": "map50?layout=rows", "conf": 0.05}}
+    assert gated(detectors, "dense", "unlikely", **tables)["agreement.min"].measured == 1
+    assert gated(detectors, "worse", "unlikely", **tables)["agreement.min"].status == "fail"
+    del tables["agreement"]["conf"]
+    nothing = gated(detectors, "dense", "unlikely", **tables)["agreement.min"]
+    assert (nothing.status, nothing.exit_code) == ("error", 4)
+    assert "no box with a score of at least 0.25 in 60 samples" in nothing.message
+    assert "a lower [agreement] conf" in nothing.message

@@ -76,6 +76,17 @@ def test_a_policy_that_demands_nothing_is_an_error(values: dict[str, Any]) -> No
             "needs top1, top5, cer, miou, map, map50, or",
         ),
         ({"accuracy": {"min": 0.5, "metric": "map?nms=9"}}, "got: nms=9, expected: a number"),
+        ({"agreement": {"min": 0.5, "metric": "miou"}}, "expected: map or map50"),
+        ({"agreement": {"min": 0.5, "conf": 0.5}}, "agreement.conf: is about detectors; set"),
+        (
+            {"accuracy": {"min": 0.5, "metric": "map"}, "agreement": {"min_cosine": 0.9}},
+            "agreement.min_cosine: cannot be measured of boxes, which differ in number and order; "
+            "demand `min` instead, or put min_cosine into a policy without metric = 'map'",
+        ),
+        (
+            {"accuracy": {"min": 0.5}, "agreement": {"min": 0.9, "metric": "map"}},
+            "agreement.metric: 'map' cannot be measured beside [accuracy] metric = 'top1'",
+        ),
         ({"accuracy": {"min": 0.5, "metric": "cer"}}, "cer is better the lower it is; `min`"),
         ({"accuracy": {"max": 0.5}}, "top1 is better the higher it is; `max` has no sense"),
         ({"accuracy": {"min": 0.5, "confidence": 95}}, "accuracy.confidence: Input should be less"),
