@@ -75,17 +75,20 @@ def arguments_of(folder: Path, name: str, *options: str) -> list[str]:
     ]
     arguments += ["--data", str(folder / "data.npz"), "--eval-data", str(folder / "data.npz")]
     arguments += ["--epochs", str(EPOCHS), "--device", "cpu", "--threads", "1", "--json"]
-    settings = ["finetune.batch_size=8", "finetune.checkpoint_seconds=0", "validate.latency=false"]
-    settings += ["finetune.lr=0.05", *options]
+    settings = ["finetune.batch_size=8", "finetune.lr=0.05", "validate.latency=false", *options]
     for setting in settings:
         arguments += ["--set", setting]
     return arguments
 
 
-def command(folder: Path, name: str, *, launcher: str = TORCHRUN) -> list[str]:
+CHECKPOINTS = "finetune.checkpoint_seconds=0"
+"""One after every step, for runs that do not get to their end."""
+
+
+def command(folder: Path, name: str, *options: str, launcher: str = TORCHRUN) -> list[str]:
     """The command line of a launcher that prunes the model of a folder in two processes."""
     launched = ["-m", *launcher.split(), "2", "-m", "onnxprune"]
-    return [sys.executable, *launched, *arguments_of(folder, name)]
+    return [sys.executable, *launched, *arguments_of(folder, name, *options)]
 
 
 TIMEOUT_S = 200
@@ -183,7 +186,7 @@ def test_four_processes_give_the_file_of_one(
     forks: ForkServer, folder: Path, single: dict[str, Any]
 ) -> None:
     """Two samples of each batch on every one; the sums have more parts."""
-    results = run(forks, folder, "four", 4, "finetune.checkpoint_seconds=60")
+    results = run(forks, folder, "four", 4)
     assert_like_single(folder, "four")
     assert results["validation"]["pruned"]["top1"] == single["validation"]["pruned"]["top1"]
 
@@ -201,7 +204,7 @@ def test_sharded_parameters_give_the_same_file(forks: ForkServer, folder: Path) 
 @pytest.mark.usefixtures("no_report")
 def test_a_run_goes_on_in_fewer_processes(folder: Path, single: dict[str, Any]) -> None:
     """A scheduler ends a run in two processes; one goes on with it."""
-    with started(command(folder, "fewer")) as running:
+    with started(command(folder, "fewer", CHECKPOINTS)) as running:
         wait_for_step(folder / "fewer.run" / "checkpoints", STEPS // 3)
         os.kill(running.pid, signal.SIGTERM)
         running.communicate(timeout=TIMEOUT_S)
@@ -269,7 +272,7 @@ def test_a_killed_process_is_restarted_and_the_file_is_the_same(
     folder: Path, pair: dict[str, Any]
 ) -> None:
     """torchrun starts all processes again, and they continue from the last checkpoint."""
-    with started(command(folder, "killed")) as running:
+    with started(command(folder, "killed", CHECKPOINTS)) as running:
         wait_for_step(folder / "killed.run" / "checkpoints", STEPS // 3)
         os.kill(children(running.pid)[-1], signal.SIGKILL)
         output, errors = running.communicate(timeout=TIMEOUT_S)
@@ -287,7 +290,7 @@ def test_blocks_that_were_chosen_before_survive_sharding_and_a_kill(
     options += ["finetune.lr=0.2", "schedule.end=0.9"]
     run(forks, folder, "blocks", 2, *options)
     sharded = [*options, 'finetune.sharding="fsdp"']
-    first, second = forks.start_ranks(arguments_of(folder, "parts", *sharded), 2)
+    first, second = forks.start_ranks(arguments_of(folder, "parts", *sharded, CHECKPOINTS), 2)
     wait_for_step(folder / "parts.run" / "checkpoints", STEPS // 3)
     second.send(signal.SIGKILL)
     assert second.wait().code == -signal.SIGKILL
