@@ -14,8 +14,8 @@ not know a pattern or the key.
 
 import itertools
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -33,30 +33,51 @@ from scales import options_of, parser_of
 from onnxprune.cascade import kept_overlap
 
 METHODS = ("one-shot", "gmp", "cascade-gmp", "iterative learning-rate", "random")
-SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 OTHER_ORDER = 500
 """Added to the seed of a run, but not to that of its dense model."""
 
 LARGEST = "the dense model's largest"
 CHOICES = ("before", "during", "after")
-PATTERNS = {"2:4": 0.5, "1:4": 0.75, "2:8": 0.75, "block:4x1": 0.8, "block:4x4": 0.8}
-"""Pattern -> sparsity at which it is judged."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run.
+
+    Attributes:
+        sparsities: At which kept sets are compared.
+        patterns: Pattern -> sparsity at which it is judged.
+    """
+
+    sparsities: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)
+    patterns: Mapping[str, float] = field(
+        default_factory=lambda: {
+            **{"2:4": 0.5, "1:4": 0.75, "2:8": 0.75},
+            **{"block:4x1": 0.8, "block:4x4": 0.8},
+        }
+    )
+
+
+PLANS = {"full": Plan(), "short": Plan((0.8, 0.95), {"1:4": 0.75, "block:4x4": 0.8})}
+"""For `--plan`. `short` is less than half of it."""
+
+QUICK = Plan((0.8,), {"2:4": 0.5})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Overlaps, then patterns."""
     parser = parser_of(__doc__)
+    parser.add_argument("--plan", choices=sorted(PLANS), default="full")
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--weight-decay", type=float, default=2e-3)
     given = parser.parse_args(arguments)
     options = options_of(given, "kept_sets")
     lab = Lab(options)
     methods = [method for method in METHODS if supported(method)]
-    sparsities = SPARSITIES[1:2] if given.quick else SPARSITIES
-    shapes = dict(itertools.islice(PATTERNS.items(), 1)) if given.quick else PATTERNS
+    plan = QUICK if given.quick else PLANS[given.plan]
     known = [
         (pattern, choice)
-        for pattern, choice in itertools.product(shapes, CHOICES)
+        for pattern, choice in itertools.product(plan.patterns, CHOICES)
         if supported("gmp", pattern_tables(pattern, choice))
     ]
     networks = options.scale.networks if given.networks else options.scale.networks[:1]
@@ -70,12 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         overlapping += [
             replace(base, method=method, sparsity=sparsity)
-            for method, sparsity in itertools.product(methods, sparsities)
+            for method, sparsity in itertools.product(methods, plan.sparsities)
         ]
         reordered = {"finetune": {"seed": seed + OTHER_ORDER}}
-        overlapping += [replace(base, sparsity=s, tables=reordered) for s in sparsities]
+        overlapping += [replace(base, sparsity=s, tables=reordered) for s in plan.sparsities]
         patterned += [
-            replace(base, sparsity=shapes[pattern], tables=pattern_tables(pattern, choice))
+            replace(base, sparsity=plan.patterns[pattern], tables=pattern_tables(pattern, choice))
             for pattern, choice in known
         ]
     entries = lab.runs([*overlapping, *patterned])
@@ -83,11 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "overlap": overlaps(overlapping, entries[: len(overlapping)], lab.place),
         "patterns": patterns(patterned, entries[len(overlapping) :]),
     }
-    missing = [pair for pair in itertools.product(shapes, CHOICES) if pair not in known]
+    missing = [pair for pair in itertools.product(plan.patterns, CHOICES) if pair not in known]
     settings = {
         "scale": options.scale_name,
         "seeds": list(options.scale.seeds),
         "epochs": options.scale.epochs,
+        "sparsities": plan.sparsities,
         "lr": given.lr,
         "weight_decay": given.weight_decay,
         "left_out": {

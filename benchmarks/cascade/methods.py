@@ -97,11 +97,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--stage", choices=("tune", "compare", "all"), default="all")
     parser.add_argument("--plan", choices=sorted(PLANS), default="full")
+    parser.add_argument(
+        "--sparsities",
+        nargs="+",
+        type=float,
+        help="compare at these instead of the plan's, and tune at each of them",
+    )
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--tune", nargs="+", default=TUNED)
     given = parser.parse_args(arguments)
     options = options_of(given, "methods")
     plan = QUICK if given.quick else PLANS[given.plan]
+    if given.sparsities:
+        own = tuple(given.sparsities)
+        plan = replace(plan, sparsities=own, tuned_at=own)
     lab = Lab(options)
     methods = [method for method in given.methods if supported(method)]
     tuned = [method for method in dict.fromkeys((*given.tune, REFERENCE)) if supported(method)]

@@ -42,16 +42,22 @@ Probed = Mapping[Point, Mapping[int, Entry]]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """All points and seeds."""
-    given = parser_of(__doc__).parse_args(arguments)
+    parser = parser_of(__doc__)
+    parser.add_argument("--sparsities", nargs="+", type=float, help="instead of the scale's grid")
+    parser.add_argument("--lrs", nargs="+", type=float, default=[CENTRE_LR], help="with these")
+    parser.add_argument("--decays", nargs="+", type=float, default=[CENTRE_DECAY], help="and these")
+    given = parser.parse_args(arguments)
     options = options_of(given, "phase_map")
     lab = Lab(options)
     epochs = given.epochs or EPOCHS[options.scale_name]
     all_data = given.data or options.scale_name == "gpu"
     data_sets = options.scale.data if all_data else options.scale.data[:1]
+    asked = itertools.product(given.sparsities or (), given.lrs, given.decays)
+    cells = list(asked) or cells_of(options.scale_name)
     points = [
         Point(network, data, *cell, epochs)
         for network, data in itertools.product(options.scale.networks, data_sets)
-        for cell in cells_of(options.scale_name)
+        for cell in cells
     ]
     probed = probe_all(points, lab)
     results = {

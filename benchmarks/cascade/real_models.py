@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS)
     parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--sparsities", nargs="+", type=float)
     parser.add_argument("--only", choices=("probes", "comparison"), help="one of the two parts")
     parser.add_argument("--clipart", type=Path, default=Path("/usr/share/openclipart/png"))
     given = parser.parse_args(arguments)
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tasks = {
         name: prepare_task(name, size, options.work / "real", given.clipart) for name in models
     }
-    sparsities = SPARSITIES[-1:] if given.quick else SPARSITIES
+    sparsities = given.sparsities or (SPARSITIES[-1:] if given.quick else SPARSITIES)
     seeds, device = options.scale.seeds, options.scale.device
     results: dict[str, Any] = {}
     if given.only != "comparison":

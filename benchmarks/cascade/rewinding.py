@@ -18,6 +18,7 @@ model's weight decay, and none was tuned.
 import itertools
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +38,48 @@ FINE_TUNING, LEARNING_RATE, WEIGHTS = ARMS = (
     "weight rewinding",
 )
 REWIND_EPOCH = 1.0
-SPARSITIES = (0.9, 0.98)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run.
+
+    Attributes:
+        sparsities: At the end; those that matter most first, since time may end.
+        rounds: Of retraining.
+        dense_epochs: In which the dense model is trained; None leaves it to the scale.
+    """
+
+    sparsities: tuple[float, ...] = (0.98, 0.9)
+    rounds: tuple[int, ...] = (1, 3)
+    dense_epochs: float | None = None
+
+
+PLANS = {"full": Plan(), "short": Plan(rounds=(1, 2), dense_epochs=6.0)}
+"""For `--plan`. With a dense model of six epochs, `short` takes a third of the time."""
+
+QUICK = Plan((0.9,), (1,))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """All arms, rounds, sparsities and seeds."""
     parser = parser_of(__doc__)
-    parser.add_argument("--rounds", nargs="+", type=int, default=None)
-    parser.add_argument("--sparsities", nargs="+", type=float, default=None)
+    parser.add_argument("--plan", choices=sorted(PLANS), default="full")
+    parser.add_argument("--rounds", nargs="+", type=int)
+    parser.add_argument("--sparsities", nargs="+", type=float)
     given = parser.parse_args(arguments)
+    plan = QUICK if given.quick else PLANS[given.plan]
     options = options_of(given, "rewinding")
+    if plan.dense_epochs is not None:
+        options = replace(options, scale=replace(options.scale, dense_epochs=plan.dense_epochs))
     lab = Lab(options)
-    rounds = given.rounds or ([1] if given.quick else [1, 3])
-    sparsities = given.sparsities or ([0.9] if given.quick else SPARSITIES)
+    rounds, sparsities = given.rounds or plan.rounds, given.sparsities or plan.sparsities
     networks = options.scale.networks if given.networks else options.scale.networks[:1]
     data = options.scale.data if given.data else options.scale.data[:1]
-    cells = list(itertools.product(networks, data, rounds, sparsities, ARMS, options.scale.seeds))
+    order = itertools.product(networks, data, sparsities, rounds, ARMS, options.scale.seeds)
+    cells = [
+        (network, name, n, sparsity, arm, seed) for network, name, sparsity, n, arm, seed in order
+    ]
     entries = lab.runs([run_of(*cell, lab.scale.dense_epochs) for cell in cells])
     results = summary(cells, entries)
     settings = {

@@ -45,8 +45,17 @@ def table(name: str) -> str:
         "methods-glyphs": partial(methods, "methods_glyphs"),
         "methods-glyphs-against-gmp": partial(methods_against_gmp, "methods_glyphs"),
         "tuning-glyphs": partial(tuning, "methods_glyphs"),
+        "methods-glyphs-95": partial(methods, "methods_glyphs_95"),
+        "methods-glyphs-95-against-gmp": partial(methods_against_gmp, "methods_glyphs_95"),
+        "tuning-glyphs-95": partial(tuning, "methods_glyphs_95"),
         "cost": cost,
         "variants": variants,
+        "variants-glyphs-95": partial(variants, "variants_glyphs_95"),
+        "kept-sets": kept_sets,
+        "patterns": patterns,
+        "rewinding": rewinding,
+        "real-models": real_models,
+        "real-probes": real_probes,
         "closure": closure,
     }
     return makers[name]()
@@ -60,7 +69,7 @@ def phase() -> str:
         cells.setdefault(key, {})[point["criterion"]] = point
     rows = [
         [
-            f"{sparsity:.0%}".replace("%", " %"),
+            _share(sparsity),
             *(f"{lr:g}", f"{decay:g}"),
             f"{both['magnitude']['decay_horizon_reached']:.2f}",
             *(with_ends(both[score]["gain"]) for score in ("magnitude", "random")),
@@ -89,7 +98,7 @@ def _by_sparsity(file: str, show: Any, without: str | None = None) -> str:
         if cell["method"] != without:
             cells.setdefault(cell["method"], {})[cell["sparsity"]] = show(cell)
     sparsities = sorted({sparsity for row in cells.values() for sparsity in row})
-    head = ["method", *(f"{sparsity:.0%}".replace("%", " %") for sparsity in sparsities)]
+    head = ["method", *(_share(sparsity) for sparsity in sparsities)]
     rows = [[name, *(row.get(s, "–") for s in sparsities)] for name, row in cells.items()]
     return markdown(head, rows)
 
@@ -99,7 +108,7 @@ def tuning(file: str = "methods") -> str:
     rows = [
         [
             point["method"],
-            f"{point['sparsity']:.0%}".replace("%", " %"),
+            _share(point["sparsity"]),
             *(f"{point['lr']:g}", f"{point['weight_decay']:g}", f"{point['pruning_end']:g}"),
             f"{100 * point['accuracy']:.1f}",
             ", ".join(key.replace("_", " ") for key in point["at_edge"]) or "–",
@@ -115,7 +124,7 @@ def cost() -> str:
     """Accuracy for what training costs, and what gmp reaches for no more."""
     rows = [
         [
-            f"{point['sparsity']:.0%}".replace("%", " %"),
+            _share(point["sparsity"]),
             point["method"],
             *(f"{point['pruning_end']:g}", f"{point['epochs']:g}"),
             f"{point['training_flops'] / 1e9:.0f}",
@@ -131,13 +140,86 @@ def cost() -> str:
     return markdown([*head, "accuracy, %", "against gmp for no more FLOPs, points"], rows)
 
 
-def variants() -> str:
+def variants(file: str = "variants") -> str:
     """Arms beside gmp, on the validation part."""
     rows = [
         [row["arm"], percent(row["accuracy"]), points(row["against_gmp"]), row["mean_density"]]
-        for row in results("variants")
+        for row in results(file)
     ]
     return markdown(["arm", "accuracy, %", "against gmp, points", "mean density"], rows)
+
+
+def kept_sets() -> str:
+    """The Jaccard index of kept sets, and what chance would make of it."""
+    cells: dict[tuple[str, str], dict[float, str]] = {}
+    for cell in results("kept_sets")["overlap"]:
+        shown = f"{with_ends(cell['jaccard'], 2)}; {number(cell['by_chance'], 2)}"
+        cells.setdefault(tuple(cell["sets"]), {})[cell["sparsity"]] = shown
+    sparsities = sorted({sparsity for row in cells.values() for sparsity in row})
+    head = ["kept by", "and by", *(_share(sparsity) for sparsity in sparsities)]
+    return markdown(
+        head, [[*sets, *(row.get(s, "–") for s in sparsities)] for sets, row in cells.items()]
+    )
+
+
+def patterns() -> str:
+    """Accuracy of patterns by the time at which they are chosen."""
+    rows = [
+        [
+            *(cell["pattern"], cell["choice"]),
+            percent(cell["accuracy"]),
+            points(cell["against_before"]),
+        ]
+        for cell in results("kept_sets")["patterns"]
+    ]
+    return markdown(["pattern", "chosen", "accuracy, %", "against before, points"], rows)
+
+
+def rewinding() -> str:
+    """Arms at equal retraining, and the most that was shed at any moment."""
+    rows = [
+        [
+            *(_share(cell["sparsity"]), cell["rounds"], cell["arm"]),
+            percent(cell["accuracy"]),
+            "–" if cell["arm"] == "fine-tuning" else points(cell["against_fine_tuning"]),
+            f"{100 * max(share for curve in cell['shed'].values() for _, share in curve):.1f}",
+        ]
+        for cell in results("rewinding")
+    ]
+    head = ["sparsity", "rounds", "arm", "accuracy, %", "against fine-tuning, points"]
+    return markdown([*head, "shed at most, % of the kept"], rows)
+
+
+def real_models() -> str:
+    """Production models by method and sparsity."""
+    rows = [
+        [
+            *(cell["model"], _share(cell["sparsity"]), cell["method"]),
+            f"{100 * cell['dense']:.1f}",
+            percent(cell["accuracy"]),
+            points(cell["against_gmp"]),
+        ]
+        for cell in sorted(
+            results("real_models")["comparison"], key=lambda c: (c["model"], c["sparsity"])
+        )
+    ]
+    head = ["model", "sparsity", "method", "dense, %", "pruned, %", "against gmp, points"]
+    return markdown(head, rows)
+
+
+def real_probes() -> str:
+    """The gain of production models."""
+    rows = [
+        [
+            *(cell["model"], cell["criterion"], _share(cell["pruned_share"])),
+            with_ends(cell["gain"]),
+            cell["gain"]["verdict"],
+            f"{cell['decay_horizon_reached']:.1g}",
+        ]
+        for cell in results("real_models")["probes"]
+    ]
+    head = ["model", "pruned by", "share", "gain", "verdict", "decay horizon covered"]
+    return markdown(head, rows)
 
 
 def closure() -> str:
@@ -162,6 +244,10 @@ def closure() -> str:
 def results(name: str) -> Any:
     """What a results file holds."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["results"]
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}".replace("%", " %")
 
 
 def with_ends(interval: Row, digits: int = 3, scale: float = 1.0) -> str:

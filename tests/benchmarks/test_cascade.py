@@ -1,6 +1,7 @@
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ sys.path[:0] = [str(FOLDER), str(FOLDER / "cascade")]
 import kept_sets  # noqa: E402
 import methods  # noqa: E402
 import phase_map  # noqa: E402
+import rewinding  # noqa: E402
 import tables  # noqa: E402
 from analysis import front, interval, paired, rank_correlation  # noqa: E402
 from data import CHARACTERS, Sizes, prepare  # noqa: E402
@@ -343,6 +345,56 @@ def test_arms_are_probed_on_the_dense_model_of_each_seed(
     assert random["against_control"]["count"] == 1
     assert 0 < random["decay_horizon_reached"] < 1
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".json", ".svg"}
+
+
+def planned(
+    module: Any, monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str
+) -> list[Run]:
+    """The runs that a command asks for."""
+    asked: list[Run] = []
+
+    class Noted(Lab):
+        def runs(self, runs: Sequence[Run]) -> list[dict[str, Any] | None]:
+            asked.extend(runs)
+            return [None] * len(runs)
+
+    monkeypatch.setattr(module, "Lab", Noted)
+    module.main([*arguments, "--work", str(folder), "--results", str(folder)])
+    return asked
+
+
+def test_the_short_plan_of_rewinding_has_a_shorter_dense_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = planned(rewinding, monkeypatch, tmp_path, "--plan", "short", "--seeds", "4")
+
+    # Rounds of five epochs; rewinding weights trains the dense model's six in the same run.
+    assert [run.epochs for run in runs] == [5, 5, 11, 10, 10, 16] * 2
+    assert [run.sparsity for run in runs] == [0.98] * 6 + [0.9] * 6
+    assert {run.seed for run in runs} == {4}
+    settings = json.loads((tmp_path / "rewinding.json").read_text())["settings"]
+    assert settings["dense_epochs"] == 6
+
+
+def test_the_short_plan_of_kept_sets_is_a_part_of_the_full_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = planned(kept_sets, monkeypatch, tmp_path, "--plan", "short")
+    full = planned(kept_sets, monkeypatch, tmp_path)
+
+    assert len(short) == 3 * (6 * 2 + 2 * 3)
+    assert len(full) == 3 * (6 * 4 + 5 * 3)
+    assert all(run in full for run in short)
+
+
+def test_methods_are_tuned_at_the_sparsities_that_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("--plan", "short", "--sparsities", "0.95", "--stage", "tune")
+    runs = planned(methods, monkeypatch, tmp_path, *command)
+
+    assert len(runs) == 2 * 6
+    assert {(run.sparsity, run.judged_on) for run in runs} == {(0.95, "valid")}
 
 
 def test_patterns_are_compared_with_choosing_before() -> None:
