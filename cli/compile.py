@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--layouts",
     type=click.Choice(["plain", "pointwise", "strided", "all"]),
-    default="pointwise",
+    default="strided",
     show_default=True,
     help="Which convolutions read values that lie in memory tile by tile.",
 )

@@ -39,7 +39,7 @@ class CompileOptions:
     """
 
     thresholds: Thresholds = field(default_factory=Thresholds)
-    layouts: LayoutRule = "pointwise"
+    layouts: LayoutRule = "strided"
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
 

@@ -39,7 +39,7 @@ def rewrite(plan: Plan) -> None:
             nodes.append(node)
     known = {value.name for value in graph.value_info} | plan.index.outputs
     for layer in plan.replaced:
-        shape = plan.sizes.certain(layer.output)
+        shape = plan.sizes.named(layer.output)
         if layer.output not in known and shape is not None:
             kind = TensorProto.FLOAT
             graph.value_info.append(helper.make_tensor_value_info(layer.output, kind, shape))

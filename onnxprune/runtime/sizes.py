@@ -8,21 +8,34 @@ from onnx import ModelProto, TypeProto
 
 from onnxprune.graph_shapes import PartialShape, infer_facts
 
-_TRIALS = ((2, 96), (3, 160))
-"""Sizes for the batch axis and for every other axis that the inputs leave open, in two trials."""
+_TRIALS = ((29, 96), (31, 160))
+"""Sizes for the batch axis and for every other axis that the inputs leave open, in two trials.
+
+No network makes a batch's two sizes out of the others."""
+
+_BATCH = "onnxprune_batch"
+"""The name of a batch axis to which the inputs give none."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Shapes in two trials that differ in every axis that the model leaves open."""
+    """Shapes in two trials that differ in every axis that the model leaves open.
+
+    Attributes:
+        trials: Sizes of each value.
+        batch: The name of the batch axis; None where inputs give it several.
+    """
 
     trials: tuple[dict[str, PartialShape], dict[str, PartialShape]]
+    batch: str | None
 
     @classmethod
     def of(cls, proto: ModelProto) -> "Sizes":
         """Infer the shapes; `proto` is as before when this returns."""
         first, second = (_inferred(proto, t[0], _trial_size(*t)) for t in _TRIALS)
-        return cls((first, second))
+        axes = [value.type.tensor_type.shape.dim[:1] for value in proto.graph.input]
+        names = {dim.dim_param or _BATCH for dims in axes for dim in dims if dim.dim_value <= 0}
+        return cls((first, second), names.pop() if len(names) == 1 else None)
 
     def certain(self, value: str) -> PartialShape | None:
         """Sizes, None for each that depends on the inputs or is not known; None without rank."""
@@ -30,6 +43,21 @@ class Sizes:
         if shapes[0] is None or shapes[1] is None or len(shapes[0]) != len(shapes[1]):
             return None
         return tuple(a if a == b else None for a, b in zip(*shapes, strict=True))
+
+    def named(self, value: str) -> list[int | str | None] | None:
+        """Sizes, with the batch's name for a first axis that is as long as the batch.
+
+        ONNX Runtime lets an operator write over one of its inputs only where it knows that both
+        have the same shape, and it cannot infer the shapes of operators that are not its own.
+        """
+        certain = self.certain(value)
+        if certain is None:
+            return None
+        shape: list[int | str | None] = list(certain)
+        firsts = tuple(trial[value][0] for trial in self.trials) if shape else ()
+        if firsts == tuple(batch for batch, _ in _TRIALS):
+            shape[0] = self.batch
+        return shape
 
     def rank(self, value: str) -> int | None:
         """Number of axes; None if it is not known."""

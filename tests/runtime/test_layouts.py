@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxprune.runtime.compiler import compile_model
 from onnxprune.runtime.layouts import LayoutRule
+from onnxprune.runtime.plan import CompileOptions
 
-from .helpers import attributes, check_equal, compiled, net, normal, sparse
+from .helpers import ANY, attributes, check_equal, compiled, net, normal, sparse
 from .reference import tiles, to_plain, to_tiled
 
 SIZE = 19
@@ -192,3 +194,43 @@ def test_random_networks_agree_on_their_layouts(kernels: bool, seed: int, rule: 
     )
     result = compiled(proto, layouts=rule)
     check_equal(proto, result, {"x": normal(2, 8, 10, 10)}, kernels)
+
+
+@pytest.mark.parametrize(("batch", "named"), [("N", "N"), ("?", "onnxprune_batch"), ("3", 3)])
+def test_shapes_let_onnx_runtime_write_over_a_residual(batch: str, named: str | int):
+    """It does so only where it knows that two values are as large; otherwise each layer with a
+    residual writes to memory that no cache holds."""
+    proto = net(
+        f"g (float[{batch}, 8, {SIZE}, {SIZE}] x) => (float[{batch}, 8, {SIZE}, {SIZE}] y) {{"
+        " a = Conv(x, w0) b = Conv(a, w1) c = Add(a, b) y = Conv(c, w2) }",
+        **weights(3),
+    )
+    shapes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in compiled(proto).proto.graph.value_info
+    }
+    assert shapes["a"] == shapes["c"] == [named, 8, SIZE, SIZE]
+
+
+def test_batches_of_two_names_are_not_taken_for_one():
+    proto = net(
+        f"g (float[N, 8, {SIZE}, {SIZE}] x, float[M, 8, {SIZE}, {SIZE}] z)"
+        f" => (float[N, 8, {SIZE}, {SIZE}] y, float[M, 8, {SIZE}, {SIZE}] v) {{"
+        " a = Conv(x, w0) y = Conv(a, w1) b = Conv(z, w0) v = Conv(b, w1) }",
+        **weights(2),
+    )
+    for value in compiled(proto).proto.graph.value_info:
+        assert not value.type.tensor_type.shape.dim[0].dim_param
+
+
+def test_strided_pointwise_layers_do_not_keep_a_stage_plain():
+    """As the first blocks of a residual network's stages have them."""
+    proto = net(
+        graph(
+            "a = Conv(x, w0) b = Conv(a, w1) c = Add(a, b) d = Conv<strides = [2, 2]>(c, w2)"
+            " e = Conv(c, w3) f = Conv<strides = [2, 2]>(e, w4) y = Add(d, f)"
+        ),
+        **weights(5),
+    )
+    result = compile_model(proto, CompileOptions(ANY))
+    assert {"a", "c"} <= tiled(result.proto)
