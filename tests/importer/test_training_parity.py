@@ -4,6 +4,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.resnet import BasicBlock
 
 from onnxprune.importer import ImportedModel, load
 
@@ -134,24 +137,35 @@ def small_norms_net() -> nn.Module:
 Case = tuple[nn.Module, tuple[int, ...]]
 
 
-def image(name: str, size: int = 64, batch: int = 8, **settings: Any) -> Callable[[], Case]:
-    return lambda: (
-        models.get_model(name, weights=None, num_classes=10, **settings),
-        (batch, 3, size, size),
-    )
+def image(
+    network: Callable[..., nn.Module], *arguments: Any, batch: int = 8, size: int = 32
+) -> Callable[[], Case]:
+    return lambda: (network(*arguments, num_classes=10), (batch, 3, size, size))
 
 
+def convnext(num_classes: int) -> nn.Module:
+    """Two stages and the downsampling between them."""
+    blocks = [CNBlockConfig(16, 32, 1), CNBlockConfig(32, None, 1)]
+    return models.ConvNeXt(blocks, num_classes=num_classes)
+
+
+def swin(num_classes: int) -> nn.Module:
+    """Of 16 × 16 and 8 × 8 places, which windows of 7 × 7 have to pad; every other is shifted."""
+    return models.SwinTransformer([4, 4], 24, [2, 2], [2, 4], [7, 7], num_classes=num_classes)
+
+
+# Few and narrow blocks of each kind: whether a graph is read rightly does not depend on their size.
 CASES: dict[str, Callable[[], Case]] = {
-    "resnet18": image("resnet18"),
-    "mobilenet_v3_small": image("mobilenet_v3_small"),
-    "efficientnet_b0": image("efficientnet_b0"),
-    "densenet121": image("densenet121"),
-    "shufflenet_v2_x0_5": image("shufflenet_v2_x0_5"),
-    "regnet_y_400mf": image("regnet_y_400mf"),
-    "convnext_tiny": image("convnext_tiny", batch=2),
-    "swin_t": image("swin_t", batch=2),
-    "vit_b_16": image("vit_b_16", size=32, batch=2, image_size=32),
-    "squeezenet1_1": image("squeezenet1_1"),
+    "resnet": image(models.ResNet, BasicBlock, [1, 1, 1, 1]),
+    "mobilenet_v3": image(partial(models.mobilenet_v3_small, width_mult=0.5)),
+    "efficientnet_b0": image(models.efficientnet_b0),
+    "densenet": image(models.DenseNet, 8, (2, 2, 2), 16),
+    "shufflenet_v2_x0_5": image(models.shufflenet_v2_x0_5),
+    "regnet_y_400mf": image(models.regnet_y_400mf),
+    "convnext": image(convnext, batch=2),
+    "swin": image(swin, batch=2, size=64),
+    "vit": image(models.VisionTransformer, 32, 16, 2, 4, 64, 128, batch=2),
+    "squeezenet1_1": image(models.squeezenet1_1),
     "tagger": lambda: (Tagger(), (4, 9)),
     "gru": lambda: (SequenceClassifier(), (4, 9)),
     "recogniser": lambda: (Recogniser(), (3, 1, 16, 24)),
