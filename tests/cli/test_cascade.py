@@ -2,8 +2,7 @@
 
 import json
 import re
-import subprocess
-import sys
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+
+from tests.forks import ForkServer
 
 from .conftest import Command
 
@@ -285,24 +286,18 @@ def test_bad_files_are_told(
 
 
 def test_a_killed_probe_goes_on_with_its_finished_arms(
-    command: Command, base: list[object], tmp_path: Path
+    forks: ForkServer, command: Command, base: list[object], tmp_path: Path
 ) -> None:
     """As when power fails: no signal is handled, nothing is cleaned up."""
     undisturbed = command(*base, "--json", "--run-dir", tmp_path / "whole").expect(0).json
     run_dir = tmp_path / "probe"
-    arguments = [*map(str, base), "--json", "--run-dir", str(run_dir)]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "onnxprune", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    running = forks.start([*base, "--json", "--run-dir", run_dir])
     deadline = time.monotonic() + 60
     while not (arms := list(run_dir.rglob("0-magnitude.json"))):
-        assert running.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    running.kill()
-    running.wait()
+    running.send(signal.SIGKILL)
+    assert running.wait().code == -signal.SIGKILL
     written = {file: file.stat().st_mtime_ns for file in arms}
     assert not (run_dir / "probe.json").exists()
     result = command(*base, "--json", "--run-dir", run_dir).expect(0).json

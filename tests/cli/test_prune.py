@@ -1,9 +1,7 @@
 """`onnxprune prune`: what it prints, writes, refuses, and how it is interrupted."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +11,7 @@ import onnx
 import pytest
 
 from onnxprune.export import verify
+from tests.forks import Fork, ForkServer
 
 from .conftest import Command
 
@@ -134,34 +133,27 @@ class TestDryRun:
 
 
 class TestInterrupts:
-    def start(self, arguments: list[object], output: Path) -> "subprocess.Popen[str]":
+    def start(self, forks: ForkServer, arguments: list[object], output: Path) -> Fork:
         """A process that has begun to train."""
-        child = subprocess.Popen(
-            [sys.executable, "-m", "onnxprune", *map(str, arguments), "--json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        child = forks.start([*arguments, "--json"])
         log = output.with_suffix(".run") / "metrics.jsonl"
         deadline = time.monotonic() + 90
         while not (log.is_file() and len(log.read_bytes()) > 1000):
-            assert child.poll() is None, child.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.005)
         return child
 
-    @pytest.mark.skipif(os.name == "nt", reason="no such signals")
     def test_ctrl_c_stops_after_the_step_and_resume_gives_the_same_file(
-        self, command: Command, base: list[object], output: Path
+        self, forks: ForkServer, command: Command, base: list[object], output: Path
     ) -> None:
         arguments = [*base, "--epochs", 60]
-        child = self.start(arguments, output)
-        child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=60)
-        assert child.returncode == 5, err
-        assert out == ""
-        assert "--resume" in err
-        assert "Traceback" not in err
+        child = self.start(forks, arguments, output)
+        child.send(signal.SIGINT)
+        ended = child.wait()
+        assert ended.code == 5, ended.errors
+        assert ended.output == ""
+        assert "--resume" in ended.errors
+        assert "Traceback" not in ended.errors
         assert not output.exists()
         run_dir = output.with_suffix(".run")
         assert json.loads((run_dir / "run.json").read_text())["status"] == "interrupted"
@@ -175,25 +167,25 @@ class TestInterrupts:
         trained = [entry["step"] for entry in entries if entry["kind"] == "train"]
         assert trained == list(range(1, 241))
 
-    @pytest.mark.skipif(os.name == "nt", reason="no such signals")
     def test_a_service_manager_s_signal_does_the_same(
-        self, base: list[object], output: Path
+        self, forks: ForkServer, base: list[object], output: Path
     ) -> None:
-        child = self.start([*base, "--epochs", 1000], output)
-        child.terminate()
-        _, err = child.communicate(timeout=60)
-        assert child.returncode == 5, err
-        assert "--resume" in err
+        child = self.start(forks, [*base, "--epochs", 1000], output)
+        child.send(signal.SIGTERM)
+        ended = child.wait()
+        assert ended.code == 5, ended.errors
+        assert "--resume" in ended.errors
 
-    @pytest.mark.skipif(os.name == "nt", reason="no such signals")
-    def test_a_second_signal_stops_at_once(self, base: list[object], output: Path) -> None:
-        child = self.start([*base, "--epochs", 1000], output)
-        child.send_signal(signal.SIGINT)
-        child.send_signal(signal.SIGTERM)
-        out, err = child.communicate(timeout=60)
-        assert child.returncode == 5, err
-        assert out == ""
-        assert "Traceback" not in err
+    def test_a_second_signal_stops_at_once(
+        self, forks: ForkServer, base: list[object], output: Path
+    ) -> None:
+        child = self.start(forks, [*base, "--epochs", 1000], output)
+        child.send(signal.SIGINT)
+        child.send(signal.SIGTERM)
+        ended = child.wait()
+        assert ended.code == 5, ended.errors
+        assert ended.output == ""
+        assert "Traceback" not in ended.errors
         run_json = output.with_suffix(".run") / "run.json"
         assert json.loads(run_json.read_text())["status"] == "interrupted"
         assert not output.exists()
@@ -256,7 +248,11 @@ def test_as_a_process(process: Command, base: list[object], output: Path) -> Non
 
 
 def test_python_data_need_permission(
-    process: Command, base: list[object], tmp_path: Path, training_data: Path
+    command: Command,
+    base: list[object],
+    tmp_path: Path,
+    training_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "mydata.py").write_text(
         "import numpy as np\n"
@@ -264,10 +260,13 @@ def test_python_data_need_permission(
         f"    arrays = np.load({str(training_data)!r})\n"
         "    return [({'x': x}, int(y)) for x, y in zip(arrays['x'], arrays['label'])]\n"
     )
+    monkeypatch.syspath_prepend(tmp_path)
     arguments = [part if part != training_data else "python:mydata:samples" for part in base]
-    refused = process(*arguments, PYTHONPATH=str(tmp_path)).expect(2)
+    refused = command(*arguments).expect(2)
     assert "--allow-python" in refused.err
-    process(*arguments, "--allow-python", PYTHONPATH=str(tmp_path)).expect(0)
+    assert "mydata" not in sys.modules
+    command(*arguments, "--allow-python").expect(0)
+    assert sys.modules.pop("mydata").__file__ == str(tmp_path / "mydata.py")
 
 
 def test_unlabelled_data_distil(command: Command, base: list[object], training_data: Path) -> None:
