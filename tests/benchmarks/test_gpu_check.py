@@ -3,15 +3,18 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
-sys.path.insert(0, str(FOLDER))
+sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
 
+from check import main  # noqa: E402
 from rows import CHECKS  # noqa: E402
 from wheels import install_missing  # noqa: E402
 
@@ -40,13 +43,29 @@ def test_without_a_gpu_everything_is_skipped_and_that_is_said(tmp_path: Path) ->
     assert record["passed"] is True
 
 
-def test_the_code_of_the_checks_runs_on_a_cpu(tmp_path: Path) -> None:
-    chosen = ("vit_tiny fp32", "upkeep mobilenet_v3_large", "event 1e8", "evaluate")
-    record, _ = run_check(
-        tmp_path / "out.json", "--device", "cpu", "--tiny", "--only", *chosen, OMP_NUM_THREADS="1"
-    )
+@pytest.fixture
+def settings_of_torch() -> Iterator[None]:
+    """Puts back what a check sets in its process."""
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = False
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
-    rows = {row["check"]: row for row in record["checks"]}
+
+@pytest.mark.usefixtures("settings_of_torch")
+def test_the_code_of_the_checks_runs_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the process of each check does, in this one; the next test has them started."""
+    chosen = ("vit_tiny fp32", "upkeep mobilenet_v3_large", "event 1e8", "evaluate")
+    out = tmp_path / "rows.jsonl"
+    options = ["--device", "cpu", "--tiny", "--out", str(out), "--only", *chosen]
+    modules = ("parity_check", "upkeep_check", "event_check", "runtime_check")
+    for module in modules:
+        monkeypatch.setattr(sys, "argv", ["check.py", "--child", module, *options])
+        assert main() == 0
+
+    rows = {row["check"]: row for row in map(json.loads, out.read_text().splitlines())}
     parity = rows["parity vit_tiny fp32"]
     assert parity["status"] == "pass"
     assert parity["measured"]["output"] <= 1e-4
