@@ -43,8 +43,10 @@ demo-label-free: $(INSTALLED)
 		--recipe examples/orientation/recipe.toml \
 		--data demo/unlabelled --eval-data demo/pages/eval --run-dir demo/run_label_free --resume
 
+# Tests start many processes, which would each compile the modules where Python may not cache them.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m compileall -q onnxprune calibration cli
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 # Property tests with examples that no run has had before.
 fuzz: $(INSTALLED)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("architecture")
+
 ROOT = Path(__file__).parents[1]
 LINKS = {"onnxprune/calibration": "../calibration", "onnxprune/cli": "../cli"}
 

@@ -39,7 +39,7 @@ from tests.importer.helpers import normal, text_model
 HEAD = '<ir_version: 9, opset_import: ["" : 17]> '
 LINE = "g (float[N,4] x) => (float[N,4] y) "
 LIMIT_BYTES = 512 * 2**20
-LIMIT_S = 20
+LIMIT_S = 60
 
 
 @pytest.fixture

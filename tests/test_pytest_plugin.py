@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("plugin")
+
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "gate"
 Run = Callable[..., subprocess.CompletedProcess[str]]

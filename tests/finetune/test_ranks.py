@@ -10,6 +10,8 @@ from onnxprune.errors import MissingDependencyError, OnnxpruneError, RecipeError
 from onnxprune.finetune.ranks import Ranks
 from onnxprune.sparsity import Magnitude, select_masks, select_replicated_masks
 
+pytestmark = pytest.mark.xdist_group("ranks")
+
 ALONE = Ranks(torch.device("cpu"))
 
 

@@ -15,6 +15,8 @@ from onnxprune.finetune.ranks import Ranks
 from onnxprune.finetune.sharding import full_tensors, load_full_tensors, shard_parameters
 from onnxprune.sparsity import Magnitude, MaskSet, local_part, select_masks
 
+pytestmark = pytest.mark.xdist_group("sharding")
+
 STEPS = 3
 
 

@@ -14,6 +14,8 @@ from onnxprune.finetune.ranks import Ranks
 from onnxprune.finetune.sync_batchnorm import synchronise_batchnorm
 from onnxprune.importer.ops.norm import BatchNormalization
 
+pytestmark = pytest.mark.xdist_group("batchnorm")
+
 PARTS = (slice(0, 3), slice(3, 8))
 
 

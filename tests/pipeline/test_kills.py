@@ -16,7 +16,10 @@ import pytest
 
 from .helpers import dropout_classifier, log, quick, save
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+    pytest.mark.xdist_group("kills"),
+]
 
 STEPS = 60
 KILLS = 10

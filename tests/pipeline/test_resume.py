@@ -15,7 +15,7 @@ from onnxprune.recipe import Recipe
 
 from .helpers import dropout_classifier, log, mlp, quick, save, stop_after
 
-pytestmark = pytest.mark.usefixtures("no_report")
+pytestmark = [pytest.mark.usefixtures("no_report"), pytest.mark.xdist_group("resume")]
 STEPS = 18
 
 

@@ -40,7 +40,7 @@ def network(first: float, second: float) -> onnx.ModelProto:
 
 def test_the_faster_of_dense_and_sparse_is_chosen_for_each_layer(cache: Path, kernels: bool):
     source = network(0.95, 0.03)
-    result = tune(source, threads=1, seconds=20)
+    result = tune(source, threads=1, seconds=120)
     dense, fast = result.record.layers
     assert not dense.sparse
     assert fast.sparse
@@ -53,7 +53,7 @@ def test_the_faster_of_dense_and_sparse_is_chosen_for_each_layer(cache: Path, ke
 
 def test_layers_are_timed_once(cache: Path, monkeypatch: pytest.MonkeyPatch):
     source = network(0.95, 0.03)
-    first = tune(source, threads=1, seconds=20).record
+    first = tune(source, threads=1, seconds=120).record
     (file,) = cache.iterdir()
     assert len(json.loads(file.read_text())) == 2
 
@@ -61,13 +61,13 @@ def test_layers_are_timed_once(cache: Path, monkeypatch: pytest.MonkeyPatch):
         raise AssertionError("a layer is timed again")
 
     monkeypatch.setattr(tuning, "layer_models", fail)
-    again = tune(source, threads=1, seconds=20).record
+    again = tune(source, threads=1, seconds=120).record
     assert [layer.sparse_ms for layer in again.layers] == [
         layer.sparse_ms for layer in first.layers
     ]
     file.write_text("[damaged")
     with pytest.raises(AssertionError, match="timed again"):
-        tune(source, threads=1, seconds=20)
+        tune(source, threads=1, seconds=120)
 
 
 def test_a_model_that_gains_nothing_stays_as_it_is(monkeypatch: pytest.MonkeyPatch):
