@@ -314,13 +314,13 @@ class Weighed:
 
     def note(self):
         """Memory of its own, without pages of mapped files and shared batches."""
-        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-        (anonymous,) = (line.split()[1] for line in lines if line.startswith("Anonymous:"))
+        lines = Path("/proc/self/status").read_text().splitlines()
+        (anonymous,) = (line.split()[1] for line in lines if line.startswith("RssAnon:"))
         with self.notes.open("a") as stream:
             stream.write(f"{os.getpid()} {anonymous}\n")
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_shards_larger_than_the_cache_in_several_processes(tmp_path, monkeypatch, save, workers):
