@@ -30,6 +30,7 @@ from plain_loops import compare
 from record import write_results
 
 from onnxprune.validate import BenchResult, bench
+from onnxprune.validate.timing import Plan
 
 SLOWER_BY = 0.05
 QUESTIONS = ("same", "same-loaded", "slower", "plain-loop")
@@ -159,7 +160,9 @@ def _plain_loop(arguments: argparse.Namespace, models: dict[str, bytes]) -> dict
                 feeds,
                 threads=arguments.threads,
                 sessions=sessions,
-                seconds=arguments.loop_seconds,
+                plan=Plan(
+                    warmup=1, precision=arguments.precision, max_seconds=arguments.loop_seconds
+                ),
                 clock=arguments.clock,
             )
             print(name, key, result, file=sys.stderr, flush=True)

@@ -1,17 +1,16 @@
-"""`bench` against a plain loop: both in one process, in turns that take about half a second.
+"""`bench` against a plain loop: both in one process, in turns of about a tenth of a second.
 
-A machine that others use changes its speed within minutes, by more than what is asked about. So a
-block of a plain loop is made at each of `bench`'s openings, before or after it by chance, and an
-opening is compared with its own block. The median over many openings is then known to a
-fraction of the noise. Both load the model anew each time, since a session keeps the luck of its
-memory for as long as it is open.
+A machine that others use changes its speed within seconds, by more than what is asked about. So
+what is compared lies close together: in each opening the model is loaded once as `bench` does and
+once as anyone would, and then both take turns in random order, a stretch of `bench`'s rounds and a
+stretch of a plain loop. A turn is one value, its median. The ratio and its interval come from them
+as `bench`'s own speedups do from calls (see `speedup`): by openings, since a session keeps the luck
+of its memory for as long as it is open.
 """
 
 import contextlib
-import gc
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime
@@ -19,63 +18,35 @@ import onnxruntime
 from onnxprune.validate.bench_sessions import SharedProcess, session_burst
 from onnxprune.validate.runtime_process import CLOCKS, Burst
 from onnxprune.validate.session import PreparedModel, session_settings
-from onnxprune.validate.speedup import estimate
+from onnxprune.validate.speedup import speedup
 from onnxprune.validate.timing import Plan, measure
 
-WARM_UP = 10
-BLOCK_S = 0.25
-LEAST_CALLS = 10
+UNTIMED = 3
+TURN_NS = 100_000_000
+LEAST_CALLS = 4
 
 
 @dataclass(frozen=True)
 class LoopComparison:
-    """Median of `bench` / median of the plain loop - 1, over openings.
+    """Median of `bench` / median of the plain loop - 1.
 
     Attributes:
-        difference: Hodges-Lehmann estimate, see `speedup`.
+        difference: The estimate.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        openings: Pairs of an opening and a block.
-        bench_ms: Median over openings.
-        loop_ms: Median over blocks.
+        openings: How often the model was loaded.
+        turns: Turns of each.
+        bench_ms: Median of `bench`'s turns.
+        loop_ms: Median of the plain loop's turns.
     """
 
     difference: float
     low: float
     high: float
     openings: int
+    turns: int
     bench_ms: float
     loop_ms: float
-
-
-@dataclass
-class _Alternating:
-    """Opens what `inner` opens, and makes a block of the plain loop before or after it.
-
-    Attributes:
-        inner: Opens the models.
-        loop: Makes a block; milliseconds of its calls.
-        order: Draws whether it comes first.
-        blocks: Median of each block.
-    """
-
-    inner: SharedProcess
-    loop: Callable[[], list[float]]
-    order: np.random.Generator
-    blocks: list[float] = field(default_factory=list)
-
-    @contextlib.contextmanager
-    def open_all(self, rng: np.random.Generator) -> Iterator[list[Burst]]:
-        """See `timing.OpenAll`."""
-        first = self.order.random() < 0.5
-        if first:
-            self.blocks.append(float(np.median(self.loop())))
-        with self.inner.open_all(rng) as bursts:
-            yield bursts
-        if not first:
-            del bursts
-            gc.collect(1)
-            self.blocks.append(float(np.median(self.loop())))
 
 
 def compare(
@@ -84,57 +55,87 @@ def compare(
     *,
     threads: int,
     sessions: int,
-    seconds: float,
+    plan: Plan,
     clock: str = "wall",
-    seed: int = 0,
 ) -> LoopComparison:
-    """Measure a model by `bench`'s openings and by a plain loop in turns.
+    """Measure a model by `bench`'s rounds and by a plain loop in turns.
 
     Args:
         model: The model.
         feeds: Input name -> array.
         threads: Threads within an operator.
         sessions: Sessions that `bench` has open side by side; the first one's times are taken.
-        seconds: Time for both.
+        plan: How much to measure.
         clock: `wall` or `cpu`.
-        seed: Seed of the order.
     """
     settings = session_settings(threads=threads)
     with contextlib.ExitStack() as stack:
-        prepared = [
-            stack.enter_context(PreparedModel(("model", model), settings)) for _ in range(sessions)
-        ]
-        opener = _Alternating(
-            SharedProcess(prepared, session_burst(feeds, clock)),
-            lambda: _block(model, feeds, threads, CLOCKS[clock]),
-            np.random.default_rng([seed, 1]),
+        opener = SharedProcess(
+            [
+                stack.enter_context(PreparedModel(("model", model), settings))
+                for _ in range(sessions)
+            ],
+            session_burst(feeds, clock),
         )
-        # The precision is out of reach, so that it measures until the time is up
-        openings = measure(opener.open_all, Plan(max_seconds=seconds, precision=1e-6, seed=seed))
-    return _compared([float(np.median(times[:, 0])) for times in openings], opener.blocks, seed)
+
+        @contextlib.contextmanager
+        def open_all(rng: np.random.Generator) -> Iterator[list[Burst]]:
+            plain_first = rng.random() < 0.5
+            plain = _plain_turns(model, feeds, threads, clock) if plain_first else None
+            with opener.open_all(rng) as bursts:
+                plain = plain or _plain_turns(model, feeds, threads, clock)
+                yield [plain, _bench_turns(bursts, rng)]
+
+        openings = measure(open_all, plan)
+    ratio = speedup(openings, 1, plan.seed)
+    medians = np.median(np.concatenate(openings)[:, :, 0], axis=0)
+    return LoopComparison(
+        1 / ratio.ratio - 1,
+        1 / ratio.high - 1,
+        1 / ratio.low - 1,
+        len(openings),
+        sum(map(len, openings)),
+        bench_ms=float(medians[1]),
+        loop_ms=float(medians[0]),
+    )
 
 
-def _block(
-    model: bytes, feeds: Mapping[str, np.ndarray], threads: int, clock: Callable[[], int]
-) -> list[float]:
-    """A loop over a new session, as anyone would write it; ONNX Runtime's options are its own."""
+def _plain_turns(model: bytes, feeds: Mapping[str, np.ndarray], threads: int, clock: str) -> Burst:
+    """A plain loop over a session of its own, with ONNX Runtime's default options."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
-    for _ in range(WARM_UP):
+    now = CLOCKS[clock]
+
+    def once() -> list[int]:
+        start = now()
         session.run(None, dict(feeds))
-    end = time.perf_counter() + BLOCK_S
-    elapsed: list[float] = []
-    while len(elapsed) < LEAST_CALLS or time.perf_counter() < end:
-        start = clock()
-        session.run(None, dict(feeds))
-        elapsed.append((clock() - start) / 1e6)
-    return elapsed
+        return [now() - start]
+
+    def turn(calls: int) -> list[int]:
+        for _ in range(UNTIMED):
+            session.run(None, dict(feeds))
+        return [_median_of_a_turn(once)] * calls
+
+    return turn
 
 
-def _compared(bench_ms: Sequence[float], loop_ms: Sequence[float], seed: int) -> LoopComparison:
-    ratios = np.log(np.array(bench_ms) / np.array(loop_ms))
-    difference, low, high = (float(np.expm1(value)) for value in estimate(ratios, seed))
-    return LoopComparison(
-        difference, low, high, len(ratios), float(np.median(bench_ms)), float(np.median(loop_ms))
-    )
+def _bench_turns(bursts: Sequence[Burst], rng: np.random.Generator) -> Burst:
+    """Rounds of all of `bench`'s sessions, of which the first one's times count."""
+
+    def turn(calls: int) -> list[int]:
+        def one_round() -> list[int]:
+            times = {index: bursts[index](calls) for index in rng.permutation(len(bursts))}
+            return times[0]
+
+        return [_median_of_a_turn(one_round)] * calls
+
+    return turn
+
+
+def _median_of_a_turn(times: Callable[[], list[int]]) -> int:
+    """Median of the calls that a tenth of a second has room for, by the clock that times them."""
+    elapsed: list[int] = []
+    while len(elapsed) < LEAST_CALLS or sum(elapsed) < TURN_NS:
+        elapsed += times()
+    return int(np.median(elapsed))

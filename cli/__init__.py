@@ -78,7 +78,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return EXIT_USAGE
     except OnnxpruneError as error:
-        click.echo(f"error: {error}", err=True)
+        from onnxprune.cli.common import printable
+
+        click.echo(f"error: {printable(str(error))}", err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)

@@ -1,5 +1,6 @@
 """`onnxprune bench`: paired, interleaved latency."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -132,6 +133,7 @@ class _Batches(click.ParamType):
     help="cpu times how long a call has a processor core, for --threads 1 on a busy machine.",
 )
 @click.option("--profile", is_flag=True, help="Also show the time of each operator.")
+@click.option("--html", metavar="FILE", help="Write the result as a page.")
 @common.json_option
 def command(
     models: tuple[str, ...],
@@ -151,6 +153,7 @@ def command(
     spinning: bool,
     clock: str,
     profile: bool,
+    html: str | None,
     as_json: bool,
 ) -> None:
     """Time models against each other, interleaved in random order.
@@ -164,11 +167,14 @@ def command(
     """
     from rich.progress import Progress
 
+    from onnxprune.files import check_writable
     from onnxprune.model import read
     from onnxprune.random_inputs import batched_shapes
     from onnxprune.validate import BenchResult, bench
     from onnxprune.validate.latency_result import batches_json
 
+    if html is not None:
+        check_writable(html)
     batches = list(dict.fromkeys(size for sizes in batch_lists for size in sizes)) or [1]
     given = common.parse_shapes(shapes)
     whole = dict.fromkeys(batches, given)
@@ -202,6 +208,10 @@ def command(
             )
 
     report = batches_json({size: measured(size) for size in batches})
+    if html is not None:
+        from onnxprune.validate.result_report import write_bench_report
+
+        write_bench_report(report, Path(html))
     if as_json:
         common.print_json(report)
         return

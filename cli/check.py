@@ -95,7 +95,7 @@ def command(
         common.print_json(result.to_json())
         for check_result in result.checks:
             if check_result.status == "error":
-                click.echo(f"error: {check_result.message}", err=True)
+                click.echo(f"error: {common.printable(check_result.message)}", err=True)
     else:
         _print_table(result)
     if annotations if annotations is not None else os.environ.get("GITHUB_ACTIONS") == "true":

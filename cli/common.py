@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 PIPE_WIDTH = 140
 """Columns of tables where there is no terminal that says how wide it is."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."
@@ -129,13 +132,28 @@ def message_console() -> "Console":
     return _console(stderr=True)
 
 
+def printable(text: str) -> str:
+    """Text whose control characters do not reach the terminal: names in a model may be hostile.
+
+    Others are marked that turn the direction of text, which can make a line read otherwise.
+    """
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def _console(*, stderr: bool) -> "Console":
     """A console that takes brackets in names as they are, and breaks no line of text in a pipe."""
     from rich.console import Console
+    from rich.text import Text
+
+    class PlainConsole(Console):
+        """Strings, in tables too, are printed by way of `printable`."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text), **options)
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    return Console(stderr=stderr, width=width, highlight=False, markup=False, soft_wrap=True)
+    return PlainConsole(stderr=stderr, width=width, highlight=False, markup=False, soft_wrap=True)
 
 
 def percent(value: float | None, digits: int = 2) -> str:

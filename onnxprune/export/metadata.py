@@ -169,12 +169,22 @@ def _json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
 def read_metadata(proto: onnx.ModelProto) -> dict[str, Any] | None:
-    """The model-level metadata as they stand; None if there are none or they are no JSON object."""
+    """The model-level metadata as they stand; None if there are none or they are no JSON object.
+
+    Nor are they where a key stands twice: readers differ in which of its values they take.
+    """
     for entry in proto.metadata_props:
         if entry.key == KEY:
             try:
-                value = json.loads(entry.value)
+                value = json.loads(entry.value, object_pairs_hook=_object)
             except (ValueError, RecursionError):
                 return None
             return value if isinstance(value, dict) else None
@@ -190,7 +200,7 @@ def verify(proto: onnx.ModelProto) -> MetadataCheck:
         return MetadataCheck(None, False, [f"the model has {entries} entries of this kind"])
     raw = read_metadata(proto)
     if raw is None:
-        return MetadataCheck(None, False, ["the metadata are no JSON object"])
+        return MetadataCheck(None, False, ["the metadata are no JSON object, or have a key twice"])
     try:
         claimed = SparsityMetadata.model_validate(raw)
     except ValidationError as error:

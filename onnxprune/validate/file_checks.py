@@ -151,6 +151,8 @@ def metadata_source_sha256(subject: Subject, demanded: str) -> Verdict:
 
 
 def _other_source(claimed: object, demanded: str, by: str) -> str:
+    if claimed is None:
+        return f"there is no sparsity metadata that names a source, {by} {demanded}"
     return f"source_sha256: the metadata say {claimed}, {by} {demanded}"
 
 

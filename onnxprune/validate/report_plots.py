@@ -32,11 +32,15 @@ NARROW: Figure = {"margin": MARGIN | {"b": 92}, "legend": BELOW}
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers; the first column heads its row. `facts` are items and values without a header."""
+    """Numbers; the first column heads its row.
+
+    `facts` are items and values without a header; `words` are cells that may be long, and wrap.
+    """
 
     headers: list[str]
     rows: list[list[str]]
     facts: bool = False
+    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,21 @@ def dot_layout(names: Sequence[str], axis_title: str) -> Figure:
         "hovermode": "closest",
         "xaxis": {"title": {"text": axis_title}, "zeroline": False, "fixedrange": True},
         "yaxis": names_axis(names),
+    }
+
+
+def dot_narrow(names: Sequence[str]) -> Figure:
+    """What small screens change of `dot_layout`: each name stands above its row, not beside it."""
+    at = {"xref": "paper", "x": 0, "xanchor": "left", "yanchor": "bottom", "yshift": 9}
+    return {
+        "margin": MARGIN | {"l": 12, "t": 12, "b": 92},
+        "yaxis": {"showticklabels": False, "automargin": False},
+        "annotations": [
+            at
+            | {"text": text, "y": row, "showarrow": False}
+            | {"font": {"color": MUTED, "size": 12}}
+            for row, text in enumerate(tick_names(names, 36))
+        ],
     }
 
 

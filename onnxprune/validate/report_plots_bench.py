@@ -11,6 +11,7 @@ from onnxprune.validate.report_plots import (
     Plot,
     Table,
     dot_layout,
+    dot_narrow,
     rounded,
     upright_line,
 )
@@ -59,7 +60,7 @@ def speedup_plot(names: Sequence[str], models: Sequence[BenchedModel]) -> Plot |
         title="Speed against the first model",
         caption=f"{words}. The dotted line is equal speed.",
         alternative=f"Dot plot of speedups: {words}.",
-        figure={"data": [trace], "layout": layout, "narrow": {}},
+        figure={"data": [trace], "layout": layout, "narrow": dot_narrow([n for n, _ in rows])},
         height_px=140 + _ROW_PX * len(rows),
     )
 
@@ -90,7 +91,7 @@ def quantile_plot(names: Sequence[str], models: Sequence[BenchedModel]) -> Plot:
         title="Latency",
         caption=f"Medians: {words}.",
         alternative=f"Dot plot of latencies. Medians: {words}.",
-        figure={"data": data, "layout": layout, "narrow": {}},
+        figure={"data": data, "layout": layout, "narrow": dot_narrow(names)},
         height_px=140 + _ROW_PX * len(models),
     )
 

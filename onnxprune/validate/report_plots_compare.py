@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxprune.validate import report_format as fmt
+from onnxprune.validate.report_labels import label_positions
 from onnxprune.validate.report_plots import (
     DENSE,
     LEGEND,
@@ -20,6 +21,7 @@ from onnxprune.validate.report_plots import (
     panel_title,
     plain_text,
     rounded,
+    tick_names,
     upright_line,
 )
 from onnxprune.validate.run_record import Results, Speedup
@@ -28,6 +30,7 @@ LOWER_IS_BETTER = frozenset({"loss", "max_abs_error"})
 """Metrics that fall as a model gets better; of all others more is better."""
 
 _MAX_LABELS = 12
+_LEAST_SPAN = 0.02
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star")
 _COLORS = (PRUNED, SPARSITY, MUTED)
 
@@ -96,11 +99,15 @@ def sparsity_plot(candidates: Sequence[Candidate]) -> Plot | None:
         return None
     best = [c for c in shown if on_front(c, shown, speed=False)]
     axis = {"title": {"text": "sparsity", "standoff": 4}, "tickformat": ".0%", "zeroline": False}
+    values = [c.results.sparsity for c in shown]
+    if max(values) - min(values) < _LEAST_SPAN:
+        middle = (max(values) + min(values)) / 2
+        axis |= {"range": [middle - _LEAST_SPAN, middle + _LEAST_SPAN], "dtick": 0.01}
     return _scatter(
         "sparsity",
         "Quality against sparsity",
         shown,
-        [c.results.sparsity for c in shown],
+        values,
         best,
         axis,
         "%{x:.2%} sparse",
@@ -153,6 +160,17 @@ def _scatter(
     at = dict(zip((c.name for c in shown), x, strict=True))
     data = [_front_line([(at[c.name], c.quality) for c in best])]
     methods = dict.fromkeys(c.results.method for c in shown)
+    dense = {c.dense_quality for c in shown if c.dense_quality is not None}
+    short = [plain_text(name, 24) for name in at]
+    if len(set(short)) < len(short):
+        short = tick_names([*at], 24)
+    texts = dict(zip(at, short, strict=True))
+    beside = label_positions(
+        [(at[c.name], c.quality or 0.0, len(texts[c.name])) for c in shown],
+        axis.get("range", ()),
+        dense,
+    )
+    positions = dict(zip(at, beside, strict=True))
     for number, method in enumerate(methods):
         own = [c for c in shown if c.results.method == method]
         data.append(
@@ -162,8 +180,8 @@ def _scatter(
                 "name": plain_text(method, 40),
                 "x": [rounded(at[c.name]) for c in own],
                 "y": [rounded(c.quality) for c in own],
-                "text": [plain_text(c.name, 24) for c in own],
-                "textposition": "top center",
+                "text": [texts[c.name] for c in own],
+                "textposition": [positions[c.name] for c in own],
                 "cliponaxis": False,
                 "customdata": [c.name for c in own],
                 "marker": {
@@ -174,7 +192,6 @@ def _scatter(
                 "hovertemplate": f"%{{text}}: %{{y}}, {hover}<extra></extra>",
             }
         )
-    dense = {c.dense_quality for c in shown if c.dense_quality is not None}
     shapes = [level_line("y", value, DENSE) for value in sorted(dense)[:8]]
     if dense:
         data.append(legend_line("dense", DENSE))
@@ -224,6 +241,7 @@ def _front_line(points: Sequence[tuple[float, float | None]]) -> Figure:
 def runs_table(candidates: Sequence[Candidate]) -> Table:
     """What each run came to."""
     metric = candidates[0].metric
+    timed = any(one.speedup is not None for one in candidates)
     rows = []
     for one in candidates:
         results, quality, dense = one.results, one.quality, one.dense_quality
@@ -241,12 +259,13 @@ def runs_table(candidates: Sequence[Candidate]) -> Table:
                 fmt.percent(results.sparsity),
                 fmt.metric_value(metric, quality),
                 fmt.metric_difference(metric, difference),
-                speed,
+                *([speed] if timed else []),
                 "unknown" if sizes is None else fmt.size(sizes.pruned),
                 "unknown" if budget is None else f"{budget.epochs:.4g}",
                 "yes" if on_front(one, candidates) else "no",
             ]
         )
     headers = ["Run", "Method", "Pattern", "Sparsity", fmt.capital(fmt.metric_name(metric))]
-    headers += ["Against dense", "Speed against dense (95 % interval)", "File", "Epochs"]
+    headers += ["Against dense", *(["Speed against dense (95 % interval)"] if timed else [])]
+    headers += ["File", "Epochs"]
     return Table([*headers, "On the front"], rows)

@@ -13,6 +13,7 @@ from onnxprune.validate.report_plots import (
     Plot,
     Table,
     dot_layout,
+    dot_narrow,
     rounded,
     upright_line,
 )
@@ -50,7 +51,7 @@ def gain_plot(probe: ProbeRecord) -> Plot:
         figure={
             "data": [means, _seed_dots(dots, probe.seeds, "+.4f")],
             "layout": layout,
-            "narrow": {},
+            "narrow": dot_narrow([name for name, _ in rows]),
         },
         height_px=140 + _ROW_PX * len(rows),
     )
@@ -123,7 +124,7 @@ def overlap_plot(probe: ProbeRecord) -> Plot:
                 chance,
             ],
             "layout": layout,
-            "narrow": {},
+            "narrow": dot_narrow(names),
         },
         height_px=140 + _ROW_PX * len(names),
         table=_overlap_table(probe),

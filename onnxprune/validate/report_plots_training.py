@@ -44,6 +44,10 @@ def quality_plot(run: RunRecord, metric: str | None) -> Plot | None:
     target = run.results.target_sparsity if run.results else run.plan.get("target_sparsity")
     layout = _two_panels(run, name or "quality", "sparsity", split=0.46)
     layout["yaxis"]["tickformat"] = ".1%" if fmt.is_fraction(key) else ""
+    if not evals:
+        layout |= {"annotations": [panel_title("sparsity", 1.0)]}
+        layout["yaxis"]["visible"] = False
+        layout["yaxis2"]["domain"] = [0, 1]
     layout["yaxis2"] |= {"tickformat": ".0%", "range": [-0.03, 1.03], "dtick": 0.25}
     data = _quality_traces(evals, key)
     data.append(
@@ -71,7 +75,7 @@ def quality_plot(run: RunRecord, metric: str | None) -> Plot | None:
         caption=f"Measured during training, on the evaluation data. {words}" if evals else words,
         alternative=f"Line chart over training steps. {words}",
         figure={"data": data, "layout": layout, "narrow": NARROW},
-        height_px=470,
+        height_px=470 if evals else 300,
         table=_quality_table(evals, key),
     )
 

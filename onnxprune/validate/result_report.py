@@ -1,7 +1,7 @@
 """The pages of a bench and of a gate, from what `bench --json` and `check --json` printed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from onnxprune.validate.result_record import (
 _MAX_MODELS = 60
 _MAX_BATCHES = 12
 _MAX_CHECKS = 2000
+_MAX_SENTENCES = 20
+_MAX_ITEMS = 4
 _ORDER = ("fail", "error", "skipped", "pass")
 _WORDS = {
     "fail": "failed",
@@ -77,6 +79,19 @@ def write_gate_report(result: GateResult, out: Path) -> None:
         OutputError: `out` cannot be written.
     """
     atomic_write_text(Path(out), _gate_page(GateRecord.model_validate(result.to_json())))
+
+
+def write_bench_report(result: Mapping[str, Any], out: Path) -> None:
+    """Write the page for the result of a bench to the file `out`.
+
+    Args:
+        result: What `bench --json` prints, see `batches_json`.
+        out: The HTML file.
+
+    Raises:
+        OutputError: `out` cannot be written.
+    """
+    atomic_write_text(Path(out), _bench_page(BenchRecord.model_validate(result)))
 
 
 def _render(
@@ -178,7 +193,8 @@ def _speed_figures(names: Sequence[str], bench: BenchRecord) -> list[KeyFigure]:
             continue
         verdict = speed_verdict(speedup)
         word = "no speedup" if verdict == "same" else verdict
-        detail = f"{word}, 95 % interval {fmt.interval(speedup.low, speedup.high, 3)}"
+        at = f"batch size {bench.batches[0].batch}: " if bench.batches else ""
+        detail = f"{at}{word}, 95 % interval {fmt.interval(speedup.low, speedup.high, 3)}"
         tone = _SPEED_TONES.get(verdict, "neutral")
         figures.append(
             KeyFigure(
@@ -209,11 +225,11 @@ def _gate_page(gate: GateRecord) -> str:
                 KeyFigure(status, label, fmt.count(counts[status]), detail, tones[status])
             )
     ordered = sorted(gate.checks, key=lambda check: _ORDER.index(check.status))[:_MAX_CHECKS]
-    outcome = [
-        f"{check.name} {_WORDS[check.status]}: {fmt.shorten(check.message, 1000)}"
-        for check in ordered[:20]
-        if check.status != "pass"
-    ]
+    open_checks = [check for check in ordered if check.status != "pass"]
+    outcome = [_sentence(check) for check in open_checks[:_MAX_SENTENCES]]
+    if len(open_checks) > _MAX_SENTENCES:
+        rest = len(open_checks) - _MAX_SENTENCES
+        outcome.append(f"{fmt.count(rest)} more did not pass; the table below has them.")
     if not gate.checks:
         outcome.append("Nothing was checked, so nothing passed.")
     elif not outcome:
@@ -229,19 +245,26 @@ def _gate_page(gate: GateRecord) -> str:
     )
 
 
+def _sentence(check: CheckedDemand) -> str:
+    """What became of a check that did not pass; the message of one not made says so itself."""
+    words = "" if check.status == "skipped" else f" {_WORDS[check.status]}"
+    return f"{check.name}{words}: {fmt.shorten(check.message, 1000)}"
+
+
 def _checks_table(checks: Sequence[CheckedDemand]) -> Table:
     rows = [
         [
             fmt.shorten(check.name, 120),
             _WORDS[check.status],
-            _text(check.measured),
             _text(check.required),
+            _text(check.measured),
             fmt.shorten(check.message, 1000),
             fmt.duration(check.seconds),
         ]
         for check in checks
     ]
-    return Table(["Check", "Result", "Measured", "Required", "What was found", "Took"], rows)
+    headers = ["Check", "Result", "Required", "Measured", "What was found", "Took"]
+    return Table(headers, rows, words=True)
 
 
 def _text(value: Any) -> str:
@@ -251,5 +274,11 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return fmt.number(value, 6)
+    if isinstance(value, dict):
+        items = [f"{key}: {_text(item)}" for key, item in list(value.items())[:_MAX_ITEMS]]
+        rest = len(value) - len(items)
+        return "; ".join([*items, *([f"and {rest} more"] if rest else [])])
+    if isinstance(value, list):
+        return fmt.shorten(", ".join(map(_text, value)), 200)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return fmt.shorten(text, 200)

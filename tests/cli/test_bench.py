@@ -61,6 +61,16 @@ def test_several_batch_sizes(command: Command, classifier: Path, tmp_path: Path)
     assert alone["environment"]["inputs"]["x"][0] == 2
 
 
+def test_the_page_is_that_of_the_json(command: Command, classifier: Path, tmp_path: Path) -> None:
+    page, other, result = (tmp_path / name for name in ("a.html", "b.html", "bench.json"))
+    arguments = ("bench", classifier, classifier, *QUICK, "--batch", "1,2", "--json", "--html")
+    result.write_text(command(*arguments, page).expect(0).out, encoding="utf-8")
+    command("report", result, "-o", other).expect(0)
+    assert page.read_bytes() == other.read_bytes()
+    nowhere = command(*arguments, tmp_path / "gone" / "a.html").expect(2)
+    assert not nowhere.out
+
+
 def test_several_batch_sizes_need_an_open_axis(command: Command, tmp_path: Path) -> None:
     """A model of batch size 8 would be measured twice at 8, and called 1 once."""
     text = '<ir_version: 8, opset_import: ["" : 17]> g (float[8, 4] x) => (float[8, 4] y)'

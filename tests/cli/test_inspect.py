@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import numpy_helper
 
@@ -84,3 +85,30 @@ def test_a_missing_model(command: Command, tmp_path: Path) -> None:
     outcome = command("inspect", tmp_path / "no.onnx", "--json").expect(3)
     assert outcome.out == ""
     assert "no such model file" in outcome.err
+
+
+def test_names_cannot_write_to_the_terminal(command: Command, tmp_path: Path) -> None:
+    """An escape would hide what follows, and a mark of direction would turn it round."""
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[n, 4] x) => (float[n, 4] y) '
+        "<float[4, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7}> { y = MatMul (x, w) }"
+    )
+    proto = onnx.parser.parse_model(text)
+    name = "w\x1b[8m\u202eevil\x9b"
+    proto.graph.initializer[0].name = proto.graph.node[0].input[1] = name
+    model = tmp_path / "model.onnx"
+    onnx.save(proto, model)
+    out = command("inspect", model).expect(0).out
+    assert "w\ufffd[8m\ufffdevil\ufffd" in out
+    proto.graph.initializer.append(proto.graph.initializer[0])
+    onnx.save(proto, model)
+    err = command("inspect", model).expect(3).err
+    assert "a second" in err
+    policy = tmp_path / "policy.toml"
+    policy.write_text("[outputs]\nfinite = true\n")
+    outcomes = [
+        command("check", model, "--policy", policy, *options).expect(3)
+        for options in ((), ("--json",))
+    ]
+    shown = err + outcomes[0].out + outcomes[1].err
+    assert not set("\x1b\u202e\x9b") & set(shown)

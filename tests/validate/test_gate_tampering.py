@@ -211,6 +211,12 @@ TAMPERED: dict[str, tuple[Callable[[onnx.ModelProto], object], set[str]]] = {
         lambda p: setattr(p.metadata_props[0], "value", "sparse!"),
         {"metadata.required", TRUE, SOURCE},
     ),
+    "has an entry with a key twice": (
+        lambda p: setattr(
+            p.metadata_props[0], "value", '{"sparsity":0.9,' + p.metadata_props[0].value[1:]
+        ),
+        {"metadata.required", TRUE, SOURCE},
+    ),
     "has an entry that is a list": (
         lambda p: setattr(p.metadata_props[0], "value", "[]"),
         {"metadata.required", TRUE, SOURCE},
