@@ -1,6 +1,7 @@
 """Which blocks do the sparse kernels gain from? Single layers with random weights, 90 % zeros.
 
-Each is timed beside its dense layer under stock ONNX Runtime, side by side in one process.
+Each is timed beside its dense layer under stock ONNX Runtime, side by side in one process, on one
+thread and by the processor's time.
 
 python benchmarks/block_sizes.py
 """
@@ -68,7 +69,9 @@ def measured(
     mask = np.repeat(np.repeat(kept.reshape(blocks), rows, axis=0), columns, axis=1)
     compiled = compile_model(model(layer, dense * mask), CompileOptions(Thresholds()))
     (record,) = compiled.record.layers
-    result = bench([model(layer, dense), compiled.proto], threads=1, max_seconds=seconds)
+    result = bench(
+        [model(layer, dense), compiled.proto], threads=1, max_seconds=seconds, clock="cpu"
+    )
     speedup = result.models[1].speedup
     assert speedup is not None
     return {
