@@ -1,5 +1,7 @@
 """Where a sparse operator pays: the static rule, before anything is timed."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 
@@ -8,6 +10,10 @@ from onnxprune.runtime.sizes import Sizes
 
 TIME_BOUND = 2
 """Positions up to which a layer reads each weight so rarely that memory decides its time."""
+
+_VECTOR = 16
+_BLOCK_COLUMNS = 128
+"""Pixels of a vector, and columns that the kernels take at once."""
 
 _ROUNDING = 5e-4
 """Layers pruned to a threshold have it up to the rounding of their number of zeros."""
@@ -60,6 +66,38 @@ class Thresholds:
         return ""
 
 
+def work_of(
+    layer: Layer, sizes: Sizes, output: str, nonzeros: int, block: int, columns: int
+) -> Work | None:
+    """What a layer has to do; None if inputs decide on how many positions.
+
+    Args:
+        layer: The layer.
+        sizes: Shapes of the graph.
+        output: The value that the layer's own node makes.
+        nonzeros: Weights that are not zero.
+        block: Rows that share their columns.
+        columns: What one output reads.
+    """
+    count = positions(layer, sizes, output)
+    read = sizes.per_sample(layer.x, without=-1 if layer.kind == "product" else 1)
+    if count is None or read is None:
+        return None
+    taps = math.prod(layer.attributes.get("kernel_shape", [1]))
+    channels = columns // taps
+    residual = layer.rows * count if layer.residual is not None else 0
+    return Work(
+        "product" if layer.kind == "product" else "1x1" if taps == 1 else "kxk",
+        max(layer.attributes.get("strides", [1])) > 1,
+        layer.rows,
+        columns,
+        nonzeros,
+        block,
+        count,
+        4 * (channels * read + layer.rows * count + residual),
+    )
+
+
 def positions(layer: Layer, sizes: Sizes, output: str) -> int | None:
     """Pixels or tokens of a sample for which a layer reads its weight; None if inputs decide.
 
@@ -70,3 +108,55 @@ def positions(layer: Layer, sizes: Sizes, output: str) -> int | None:
     """
     axis = 1 if layer.kind == "conv" else -1
     return sizes.per_sample(output, without=axis)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a layer has to do for one sample.
+
+    Attributes:
+        kind: `1x1`, `kxk` (a convolution with several taps), or `product`.
+        strided: Whether it is a convolution that leaves pixels out.
+        rows: Outputs.
+        columns: What one output reads.
+        nonzeros: Weights that are not zero.
+        block: Rows that share their columns.
+        positions: Pixels or tokens of the output.
+        traffic: Bytes of the input, the output and the residual.
+    """
+
+    kind: str
+    strided: bool
+    rows: int
+    columns: int
+    nonzeros: int
+    block: int
+    positions: int
+    traffic: int
+
+
+def dense_works(work: Work) -> dict[str, float]:
+    """How often ONNX Runtime does what costs time, by name."""
+    products = float(work.rows * work.columns * work.positions)
+    few = work.positions <= TIME_BOUND
+    return {
+        f"{'vector' if few else work.kind} products": products,
+        "traffic": float(work.traffic),
+        "calls": 1.0,
+    }
+
+
+def sparse_works(work: Work) -> dict[str, float]:
+    """How often the sparse kernels do what costs time, by name."""
+    if work.positions <= TIME_BOUND:
+        gathered = float(work.nonzeros * work.positions)
+        return {"gathered weights": gathered, "traffic": float(work.traffic), "calls": 1.0}
+    vectors = -(-work.positions // _VECTOR)
+    slab = float(work.columns * vectors)
+    return {
+        "blocked weights" if work.block > 1 else "weights": float(work.nonzeros * vectors),
+        "sums": float(work.rows * -(-work.columns // _BLOCK_COLUMNS) * vectors),
+        f"{work.kind}{', strided' if work.strided else ''} copies": slab,
+        "traffic": float(work.traffic),
+        "calls": 1.0,
+    }

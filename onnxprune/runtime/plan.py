@@ -1,5 +1,6 @@
 """Which layers of a model become sparse operators."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from onnxprune.globs import matches
-from onnxprune.runtime.cost import Thresholds, positions
+from onnxprune.runtime.cost import Thresholds, Work, positions, work_of
 from onnxprune.runtime.graph import GraphIndex, label
 from onnxprune.runtime.layers import (
     LINEAR,
@@ -143,6 +144,13 @@ class Plan:
         if key not in self._weights:
             self._weights[key] = Weight.of(layer.matrix(self.index))
         return self._weights[key]
+
+    def work(self, layer: Layer) -> Work | None:
+        """What a layer has to do for one sample; None if inputs decide on how many positions."""
+        weight = self.weight(layer)
+        made = self.index.graph.node[layer.node].output[0]
+        columns = math.prod(layer.weight_shape) // layer.rows
+        return work_of(layer, self.sizes, made, len(weight.rows.values), weight.block, columns)
 
     def _look_at(self, number: int, node: NodeProto) -> None:
         facts: dict[str, Any] = {"name": label(node), "op_type": node.op_type, "sparse": False}
