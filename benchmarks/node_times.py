@@ -3,9 +3,10 @@
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,23 +38,35 @@ class NodeTime:
 
 
 def node_times(
-    path: Path, feeds: Mapping[str, np.ndarray], *, threads: int, calls: int
-) -> list[NodeTime]:
-    """Times of all nodes, in the order in which they run."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.enable_profiling = True
-    if is_compiled(onnx.load(path, load_external_data=False)):
-        register(options)
+    paths: Sequence[Path], feeds: Mapping[str, np.ndarray], *, threads: int, calls: int
+) -> list[list[NodeTime]]:
+    """Times of all nodes of some models, in the order in which they run.
+
+    The models run in turn, so that a machine that is slow for a while is so for all of them.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        sessions = []
+        for number, path in enumerate(paths):
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            options.log_severity_level = 3
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / f"profile-{number}")
+            if is_compiled(onnx.load(path, load_external_data=False)):
+                register(options)
+            sessions.append(
+                onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            )
         for _ in range(_WARM + calls):
-            session.run(None, dict(feeds))
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+            for session in sessions:
+                session.run(None, dict(feeds))
+        profiles = [
+            Path(session.end_profiling()).read_text(encoding="utf-8") for session in sessions
+        ]
+    return [_nodes(json.loads(profile)) for profile in profiles]
+
+
+def _nodes(events: list[dict[str, Any]]) -> list[NodeTime]:
     kernels = [event for event in events if event["name"].endswith(_SUFFIX)]
     found = defaultdict(list)
     for event in sorted(kernels, key=lambda event: event["ts"]):

@@ -190,7 +190,7 @@ def measured_layers(arguments: argparse.Namespace) -> list[SparseLayer]:
         compiled.write_bytes(proto.SerializeToString())
         shape = (1, *NETWORKS[arguments.model][1])
         x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        times = node_times(compiled, {"x": x}, threads=1, calls=arguments.calls)
+        (times,) = node_times([compiled], {"x": x}, threads=1, calls=arguments.calls)
     nodes = {node.name: node for node in proto.graph.node}
     return [
         sparse_layer(nodes[time.name], time, arguments.shared)

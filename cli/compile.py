@@ -81,7 +81,9 @@ def command(
 
     thresholds = Thresholds()
     if min_sparsity is not None:
-        thresholds = Thresholds(min_sparsity, min_sparsity, min_sparsity)
+        thresholds = Thresholds(
+            *(min_sparsity, min_sparsity, min_sparsity), least_speedup=0, least_gain=0
+        )
     options = CompileOptions(
         thresholds=thresholds,
         layouts=cast("LayoutRule", layouts),

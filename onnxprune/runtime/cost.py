@@ -9,8 +9,61 @@ from onnxprune.runtime.sizes import Sizes
 TIME_BOUND = 2
 """Positions up to which a layer reads each weight so rarely that memory decides its time."""
 
+_VECTOR = 16
+_BLOCK_COLUMNS = 128
+"""Pixels of a vector, and columns that the kernels take at once."""
+
+_DENSE_NS = {
+    "1x1 products": 0.0186,
+    "kxk products": 0.0176,
+    "product products": 0.0174,
+    "vector products": 0.376,
+    "traffic": 0.0212,
+    "calls": 14_800.0,
+}
+_SPARSE_NS = {
+    "weights": 0.445,
+    "blocked weights": 0.3,
+    "gathered weights": 1.58,
+    "sums": 4.09,
+    "1x1 copies": 0.0,
+    "1x1, strided copies": 5.43,
+    "kxk copies": 0.0,
+    "kxk, strided copies": 6.91,
+    "product copies": 0.0,
+    "traffic": 0.0717,
+    "calls": 23_000.0,
+}
+"""Nanoseconds, fitted by `benchmarks/layer_costs.py` to layers of seven networks on an Intel Xeon with
+AVX-512 at 2.5 GHz. Costs that the fit cannot tell from others are 0. What counts is their ratio."""
+
 _ROUNDING = 5e-4
 """Layers pruned to a threshold have it up to the rounding of their number of zeros."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a layer has to do for one sample.
+
+    Attributes:
+        kind: `1x1`, `kxk` (a convolution with several taps), or `product`.
+        strided: Whether it is a convolution that leaves pixels out.
+        rows: Outputs.
+        columns: What one output reads.
+        nonzeros: Weights that are not zero.
+        block: Rows that share their columns.
+        positions: Pixels or tokens of the output.
+        traffic: Bytes of the input, the output and the residual.
+    """
+
+    kind: str
+    strided: bool
+    rows: int
+    columns: int
+    nonzeros: int
+    block: int
+    positions: int
+    traffic: int
 
 
 @dataclass(frozen=True)
@@ -25,6 +78,10 @@ class Thresholds:
         least_products: So do layers with fewer multiplications a sample.
         least_channels: So do convolutions of several taps with fewer input channels, as first
             layers are: for each channel that is read, all of its windows have to be laid out.
+        least_speedup: Expected dense time over expected sparse time from which a layer is
+            replaced; 0 lets sparsity alone decide, as it does where the inputs decide on sizes.
+        least_gain: Share of the dense layers' expected time that a model has to gain as a whole,
+            or else it stays as it is.
     """
 
     unstructured: float = 0.70
@@ -33,15 +90,17 @@ class Thresholds:
     least_outputs: int = 16
     least_products: int = 100_000
     least_channels: int = 8
+    least_speedup: float = 1.25
+    least_gain: float = 0.05
 
-    def refusal(self, layer: Layer, sparsity: float, block: int, positions: int | None) -> str:
+    def refusal(self, layer: Layer, sparsity: float, block: int, work: Work | None) -> str:
         """Why a layer stays dense; empty if it does not.
 
         Args:
             layer: The layer.
             sparsity: Zeros of its weight, as a share.
             block: Rows that share their columns.
-            positions: Pixels or tokens of a sample; None where they depend on the inputs.
+            work: What it has to do; None where that depends on the inputs.
         """
         if layer.rows < self.least_outputs:
             return f"{layer.rows} outputs, fewer than {self.least_outputs}"
@@ -49,15 +108,49 @@ class Thresholds:
         channels = layer.attributes.get("in_channels", self.least_channels)
         if taps > 1 and channels < self.least_channels:
             return f"{channels} input channels, fewer than {self.least_channels}"
-        products = None if positions is None else positions * math.prod(layer.weight_shape)
+        products = None if work is None else work.positions * math.prod(layer.weight_shape)
         if products is not None and products < self.least_products:
             return f"{products:,} multiplications, fewer than {self.least_products:,}"
         least = self.block if block > 1 else self.unstructured
-        if positions is not None and positions <= TIME_BOUND:
+        if work is not None and work.positions <= TIME_BOUND:
             least = self.vector
         if sparsity < least - _ROUNDING:
             return f"sparsity below {least:.0%}"
+        if work is not None and expected_speedup(work) < self.least_speedup:
+            return f"expected to be {expected_speedup(work):.2f}× as fast"
         return ""
+
+
+def work_of(
+    layer: Layer, sizes: Sizes, output: str, nonzeros: int, block: int, columns: int
+) -> Work | None:
+    """What a layer has to do; None if inputs decide on how many positions.
+
+    Args:
+        layer: The layer.
+        sizes: Shapes of the graph.
+        output: The value that the layer's own node makes.
+        nonzeros: Weights that are not zero.
+        block: Rows that share their columns.
+        columns: What one output reads.
+    """
+    count = positions(layer, sizes, output)
+    read = sizes.per_sample(layer.x, without=-1 if layer.kind == "product" else 1)
+    if count is None or read is None:
+        return None
+    taps = math.prod(layer.attributes.get("kernel_shape", [1]))
+    channels = columns // taps
+    residual = layer.rows * count if layer.residual is not None else 0
+    return Work(
+        "product" if layer.kind == "product" else "1x1" if taps == 1 else "kxk",
+        max(layer.attributes.get("strides", [1])) > 1,
+        layer.rows,
+        columns,
+        nonzeros,
+        block,
+        count,
+        4 * (channels * read + layer.rows * count + residual),
+    )
 
 
 def positions(layer: Layer, sizes: Sizes, output: str) -> int | None:
@@ -70,3 +163,49 @@ def positions(layer: Layer, sizes: Sizes, output: str) -> int | None:
     """
     axis = 1 if layer.kind == "conv" else -1
     return sizes.per_sample(output, without=axis)
+
+
+def dense_works(work: Work) -> dict[str, float]:
+    """How often ONNX Runtime does what costs time, by name."""
+    products = float(work.rows * work.columns * work.positions)
+    few = work.positions <= TIME_BOUND
+    return {
+        f"{'vector' if few else work.kind} products": products,
+        "traffic": float(work.traffic),
+        "calls": 1.0,
+    }
+
+
+def sparse_works(work: Work) -> dict[str, float]:
+    """How often the sparse kernels do what costs time, by name."""
+    if work.positions <= TIME_BOUND:
+        gathered = float(work.nonzeros * work.positions)
+        return {"gathered weights": gathered, "traffic": float(work.traffic), "calls": 1.0}
+    vectors = -(-work.positions // _VECTOR)
+    slab = float(work.columns * vectors)
+    return {
+        "blocked weights" if work.block > 1 else "weights": float(work.nonzeros * vectors),
+        "sums": float(work.rows * -(-work.columns // _BLOCK_COLUMNS) * vectors),
+        f"{work.kind}{', strided' if work.strided else ''} copies": slab,
+        "traffic": float(work.traffic),
+        "calls": 1.0,
+    }
+
+
+def expected_speedup(work: Work) -> float:
+    """Expected dense time over expected sparse time of a layer."""
+    return dense_ms(work) / sparse_ms(work)
+
+
+def dense_ms(work: Work) -> float:
+    """Expected time of a layer in ONNX Runtime, for one sample and thread."""
+    return _milliseconds(dense_works(work), _DENSE_NS)
+
+
+def sparse_ms(work: Work) -> float:
+    """Expected time of a layer with the sparse kernels, for one sample and thread."""
+    return _milliseconds(sparse_works(work), _SPARSE_NS)
+
+
+def _milliseconds(works: dict[str, float], costs: dict[str, float]) -> float:
+    return sum(costs[name] * count for name, count in works.items()) / 1e6

@@ -1,5 +1,6 @@
 """Which layers of a model become sparse operators."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from onnxprune.globs import matches
-from onnxprune.runtime.cost import Thresholds, positions
+from onnxprune.runtime.cost import Thresholds, Work, dense_ms, sparse_ms, work_of
 from onnxprune.runtime.graph import GraphIndex, label
 from onnxprune.runtime.layers import (
     LINEAR,
@@ -102,9 +103,12 @@ class Plan:
         self._weights: dict[WeightKey, Weight] = {}
         self._taken: set[int] = set()
         self._records: dict[int, LayerRecord] = {}
+        self._expected_ms: dict[int, tuple[float, float]] = {}
         for number, node in enumerate(proto.graph.node):
             if node.op_type in LINEAR:
                 self._look_at(number, node)
+        if least_speedup is None and self._gains_too_little():
+            self.leave_dense("the whole model is expected to gain too little")
         self._find_companions()
         self.tiled = tiled_values(self.index, self.sizes, self.chosen, options.layouts)
 
@@ -131,7 +135,7 @@ class Plan:
             self._records[number] = self._records[number].model_copy(update=update)
         self.chosen.clear()
         self.companions.clear()
-        self.tiled.clear()
+        self.tiled = set()
 
     def layout(self, value: str) -> str:
         """Layout of a value."""
@@ -143,6 +147,13 @@ class Plan:
         if key not in self._weights:
             self._weights[key] = Weight.of(layer.matrix(self.index))
         return self._weights[key]
+
+    def work(self, layer: Layer) -> Work | None:
+        """What a layer has to do for one sample; None if inputs decide on how many positions."""
+        weight = self.weight(layer)
+        made = self.index.graph.node[layer.node].output[0]
+        columns = math.prod(layer.weight_shape) // layer.rows
+        return work_of(layer, self.sizes, made, len(weight.rows.values), weight.block, columns)
 
     def _look_at(self, number: int, node: NodeProto) -> None:
         facts: dict[str, Any] = {"name": label(node), "op_type": node.op_type, "sparse": False}
@@ -157,14 +168,16 @@ class Plan:
             self._records[number] = LayerRecord(**facts, reason="not selected")
             return
         weight = self.weight(layer)
-        count = positions(layer, self.sizes, layer.output)
         facts |= {"sparsity": weight.sparsity, "block": weight.block}
         full = absorb(self.index, self.sizes, layer, self._taken)
+        work = self.work(full)
+        if work is not None:
+            self._expected_ms[number] = dense_ms(work), sparse_ms(work)
         times = self._times_ms.get(number)
         if times is not None:
             facts |= {"dense_ms": times[0], "sparse_ms": times[1]}
         if times is None or self._least_speedup is None:
-            refusal = self._options.thresholds.refusal(layer, weight.sparsity, weight.block, count)
+            refusal = self._options.thresholds.refusal(layer, weight.sparsity, weight.block, work)
         else:
             slow = times[0] < times[1] * self._least_speedup
             refusal = f"measured to be less than {self._least_speedup:g}× faster" if slow else ""
@@ -174,6 +187,17 @@ class Plan:
         self._taken.update(full.absorbed)
         self.chosen[number] = full
         self._records[number] = LayerRecord(**facts | {"sparse": True, "fused": list(full.fused)})
+
+    def _gains_too_little(self) -> bool:
+        """Whether layers that pay are so small a part that their neighbours may lose more.
+
+        Other layouts between layers cost what no layer is charged for.
+        """
+        if not self.chosen.keys() <= self._expected_ms.keys():
+            return False
+        dense = sum(times[0] for times in self._expected_ms.values())
+        gain = sum(self._expected_ms[n][0] - self._expected_ms[n][1] for n in self.chosen)
+        return bool(self.chosen) and gain < self._options.thresholds.least_gain * dense
 
     def _find_companions(self) -> None:
         """Depthwise convolutions that read what a sparse one makes.

@@ -15,7 +15,14 @@ from onnxprune.tensors import find_tensors
 
 from .reference import run
 
-ANY = Thresholds(0.3, 0.3, 0.3, least_outputs=1, least_products=1, least_channels=1)
+ANY = Thresholds(
+    *(0.3, 0.3, 0.3),
+    least_outputs=1,
+    least_products=1,
+    least_channels=1,
+    least_speedup=0,
+    least_gain=0,
+)
 """Replaces small layers, too."""
 
 
