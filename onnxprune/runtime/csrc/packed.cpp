@@ -10,6 +10,8 @@ constexpr size_t kChunkRows = 128;
 // 32 KiB of slab, or 48 KiB where rows have few entries in a block. Measured between 64 and 1024:
 // smaller blocks pass sums through the cache more often, larger ones leave its first level.
 constexpr size_t kBlockColumns = 128, kSparseBlockColumns = 192;
+// In blocked weights each load serves four rows, so that the second level is fast enough.
+constexpr size_t kBlockedColumns = 512;
 constexpr double kSparse = 0.07;
 static_assert(kSparseBlockColumns <= 256, "entries hold rows of a slab in a byte");
 
@@ -34,8 +36,11 @@ PackedWeights::PackedWeights(const SparseMatrix& matrix, size_t taps, bool conti
   for (size_t column = 0; column < matrix.columns; ++column) {
     if (used[column]) slab_.push_back({uint32_t(column / taps), uint32_t(column % taps)});
   }
-  const double density = double(nonzeros_) / (double(rows_) * double(std::max<size_t>(1, slab_.size())));
-  const size_t block_columns = density < kSparse ? kSparseBlockColumns : kBlockColumns;
+  const double density =
+      double(nonzeros_) / (double(rows_) * double(std::max<size_t>(1, slab_.size())));
+  const size_t block_columns = blocked_            ? kBlockedColumns
+                               : density < kSparse ? kSparseBlockColumns
+                                                   : kBlockColumns;
   const size_t blocks = std::max<size_t>(1, ceil_div(slab_.size(), block_columns));
   const size_t chunks = std::max<size_t>(1, ceil_div(rows_, kChunkRows));
   for (size_t b = 0; b <= blocks; ++b) block_starts_.push_back(slab_.size() * b / blocks);
