@@ -182,6 +182,9 @@ inline void complete(Row<N>& row, const Target& target, uint32_t index, int from
     });
   }
   const Vec low = V::broadcast(target.low), high = V::broadcast(target.high);
+  if (target.activation == Activation::kHardSwish) {
+    row.each([&](Vec& a, int) { a = activated(Activation::kHardSwish, a, low, high); });
+  }
   row.each([&](Vec& a, int i) {
     a = V::min(high, V::max(low, a));
     if (i < N - 1 || whole) {
@@ -190,7 +193,7 @@ inline void complete(Row<N>& row, const Target& target, uint32_t index, int from
       V::store_head(y + i * kWidth, a, tail);
     }
   });
-  if (target.activation > Activation::kClip) {
+  if (target.activation > Activation::kHardSwish) {
     // The longer ones once, out of line, on what still lies in the cache.
     activate(target.activation, target.alpha, target.beta, y, size_t((N - 1) * kWidth + tail));
   }
