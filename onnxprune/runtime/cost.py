@@ -34,8 +34,8 @@ _SPARSE_NS = {
     "traffic": 0.00811,
     "calls": 23_400.0,
 }
-"""Nanoseconds, fitted by `benchmarks/layer_costs.py` to layers of six networks on an Intel Xeon with
-AVX-512 at 2.5 GHz. Costs that the fit cannot tell from others are 0. What counts is their ratio."""
+"""Nanoseconds, fitted by `benchmarks/layer_costs.py` to layers of six networks on an Intel Xeon
+with AVX-512 at 2.5 GHz. What counts is their ratio. Costs that the fit cannot tell apart are 0."""
 
 _ROUNDING = 5e-4
 """Layers pruned to a threshold have it up to the rounding of their number of zeros."""
@@ -81,7 +81,7 @@ class Thresholds:
         least_speedup: Expected dense time over expected sparse time from which a layer is
             replaced; 0 lets sparsity alone decide, as it does where the inputs decide on sizes.
         least_gain: Share of the dense layers' expected time that a model has to gain as a whole,
-            or else it stays as it is.
+            or else it stays as it is; 0 does not ask for that.
     """
 
     unstructured: float = 0.70
