@@ -78,12 +78,12 @@ def main() -> None:
         "shared": arguments.shared,
         "instructions": instruction_set(),
     }
-    write_results(arguments.name, settings, {"nanoseconds": costs, "fit": summary, "layers": layers})
+    write_results(
+        arguments.name, settings, {"nanoseconds": costs, "fit": summary, "layers": layers}
+    )
 
 
-def measured(
-    name: str, variants: Sequence[tuple[str, float]], calls: int
-) -> list[dict[str, Any]]:
+def measured(name: str, variants: Sequence[tuple[str, float]], calls: int) -> list[dict[str, Any]]:
     """Each layer of a network with each pattern and sparsity."""
     x = np.random.default_rng(0).standard_normal((1, *NETWORKS[name][1]), dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder:

@@ -14,28 +14,28 @@ _BLOCK_COLUMNS = 128
 """Pixels of a vector, and columns that the kernels take at once."""
 
 _DENSE_NS = {
-    "1x1 products": 0.0186,
-    "kxk products": 0.0176,
-    "product products": 0.0174,
-    "vector products": 0.376,
-    "traffic": 0.0212,
-    "calls": 14_800.0,
+    "1x1 products": 0.0176,
+    "kxk products": 0.0206,
+    "product products": 0.0152,
+    "vector products": 0.366,
+    "traffic": 0.0295,
+    "calls": 15_000.0,
 }
 _SPARSE_NS = {
-    "weights": 0.445,
-    "blocked weights": 0.3,
-    "gathered weights": 1.58,
-    "sums": 4.09,
-    "1x1 copies": 0.0,
-    "1x1, strided copies": 5.43,
-    "kxk copies": 0.0,
-    "kxk, strided copies": 6.91,
-    "product copies": 0.0,
-    "traffic": 0.0717,
-    "calls": 23_000.0,
+    "weights": 0.335,
+    "blocked weights": 0.243,
+    "gathered weights": 1.35,
+    "sums": 7.51,
+    "1x1 copies": 0.637,
+    "1x1, strided copies": 41.4,
+    "kxk copies": 0.95,
+    "kxk, strided copies": 10.1,
+    "product copies": 4.39,
+    "traffic": 0.00811,
+    "calls": 23_400.0,
 }
-"""Nanoseconds, fitted by `benchmarks/layer_costs.py` to layers of seven networks on an Intel Xeon with
-AVX-512 at 2.5 GHz. Costs that the fit cannot tell from others are 0. What counts is their ratio."""
+"""Nanoseconds, fitted by `benchmarks/layer_costs.py` to layers of six networks on an Intel Xeon
+with AVX-512 at 2.5 GHz. What counts is their ratio. Costs that the fit cannot tell apart are 0."""
 
 _ROUNDING = 5e-4
 """Layers pruned to a threshold have it up to the rounding of their number of zeros."""
@@ -81,7 +81,7 @@ class Thresholds:
         least_speedup: Expected dense time over expected sparse time from which a layer is
             replaced; 0 lets sparsity alone decide, as it does where the inputs decide on sizes.
         least_gain: Share of the dense layers' expected time that a model has to gain as a whole,
-            or else it stays as it is.
+            or else it stays as it is; 0 does not ask for that.
     """
 
     unstructured: float = 0.70

@@ -193,11 +193,12 @@ class Plan:
 
         Other layouts between layers cost what no layer is charged for.
         """
-        if not self.chosen.keys() <= self._expected_ms.keys():
+        least = self._options.thresholds.least_gain
+        if not least or not self.chosen.keys() <= self._expected_ms.keys():
             return False
         dense = sum(times[0] for times in self._expected_ms.values())
         gain = sum(self._expected_ms[n][0] - self._expected_ms[n][1] for n in self.chosen)
-        return bool(self.chosen) and gain < self._options.thresholds.least_gain * dense
+        return bool(self.chosen) and gain < least * dense
 
     def _find_companions(self) -> None:
         """Depthwise convolutions that read what a sparse one makes.
