@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=6.0, help="longest time of a bench")
     parser.add_argument(
-        "--loop-seconds", type=float, default=40.0, help="time of a comparison with a plain loop"
+        "--loop-rounds", type=int, default=200, help="turns of `bench` and of a plain loop each"
     )
     parser.add_argument("--precision", type=float, default=0.01)
     parser.add_argument("--threads", type=int, default=1)
@@ -160,9 +160,7 @@ def _plain_loop(arguments: argparse.Namespace, models: dict[str, bytes]) -> dict
                 feeds,
                 threads=arguments.threads,
                 sessions=sessions,
-                plan=Plan(
-                    warmup=1, precision=arguments.precision, max_seconds=arguments.loop_seconds
-                ),
+                plan=Plan(rounds=arguments.loop_rounds, warmup=1),
                 clock=arguments.clock,
             )
             print(name, key, result, file=sys.stderr, flush=True)

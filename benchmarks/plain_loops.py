@@ -1,4 +1,4 @@
-"""`bench` against a plain loop: both in one process, in turns of about a tenth of a second.
+"""`bench` against a plain loop: both in one process, in turns of a few hundredths of a second.
 
 A machine that others use changes its speed within seconds, by more than what is asked about. So
 what is compared lies close together: in each opening the model is loaded once as `bench` does and
@@ -21,9 +21,8 @@ from onnxprune.validate.session import PreparedModel, session_settings
 from onnxprune.validate.speedup import speedup
 from onnxprune.validate.timing import Plan, measure
 
-UNTIMED = 3
-TURN_NS = 100_000_000
-LEAST_CALLS = 4
+TURN_NS = 30_000_000
+LEAST_CALLS = 3
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,7 @@ def _plain_turns(model: bytes, feeds: Mapping[str, np.ndarray], threads: int, cl
         return [now() - start]
 
     def turn(calls: int) -> list[int]:
-        for _ in range(UNTIMED):
-            session.run(None, dict(feeds))
+        session.run(None, dict(feeds))
         return [_median_of_a_turn(once)] * calls
 
     return turn
@@ -134,7 +132,7 @@ def _bench_turns(bursts: Sequence[Burst], rng: np.random.Generator) -> Burst:
 
 
 def _median_of_a_turn(times: Callable[[], list[int]]) -> int:
-    """Median of the calls that a tenth of a second has room for, by the clock that times them."""
+    """Median of the calls that a turn has room for, by the clock that times them."""
     elapsed: list[int] = []
     while len(elapsed) < LEAST_CALLS or sum(elapsed) < TURN_NS:
         elapsed += times()

@@ -220,12 +220,13 @@ def command(
 
 
 def _print(report: dict[str, Any], output: "Console") -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     if "batch" in report:
         output.print(f"batch size {report['batch']}")
-    table = Table("model", "median", "p90", "p99", "samples/s", "load", "memory", "file")
-    speedups = Table("model", "speedup", "95 % interval", "")
+    columns = ("median", "p90", "p99", "samples/s", "load", "memory", "file")
+    table = Table(Column("model", overflow="fold"), *columns)
+    speedups = Table(Column("model", overflow="fold"), "speedup", "95 % interval", "")
     for index, model in enumerate(report["models"]):
         latency, speedup, memory = model["latency_ms"], model["speedup"], model["peak_memory_bytes"]
         table.add_row(

@@ -11,6 +11,7 @@ from onnxprune.cli import common
 if TYPE_CHECKING:
     from onnxprune.validate.gate import GateResult
 
+_COLUMNS = ("check", "status", "required", "measured", "message")
 _STYLES = {"pass": "green", "fail": "bold red", "error": "bold red", "skipped": "bold yellow"}
 
 
@@ -105,12 +106,13 @@ def command(
 
 
 def _print_table(result: "GateResult") -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from onnxprune.validate.gate_report import summary, value_text
 
-    table = Table("check", "status", "required", "measured", "message", title=result.model)
+    columns = (Column(name, overflow="fold") for name in _COLUMNS)
+    table = Table(*columns, title=result.model)
     for check in result.checks:
         table.add_row(
             check.name,

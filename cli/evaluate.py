@@ -101,11 +101,11 @@ def command(
 
 def _print(result: dict[str, Any]) -> None:
     """The metrics, and which differences to the first model are more than chance."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = common.output_console()
     names = list(dict.fromkeys(name for model in result["models"] for name in model["metrics"]))
-    table = Table("model", *names, title=f"{result['samples']} samples")
+    table = Table(Column("model", overflow="fold"), *names, title=f"{result['samples']} samples")
     for model in result["models"]:
         values = [model["metrics"].get(name) for name in names]
         table.add_row(
@@ -116,7 +116,9 @@ def _print(result: dict[str, Any]) -> None:
         return
     first = result["models"][0]["path"]
     against = Table(
-        *("model", "metric", "difference", "95 % interval", "p", ""), title=f"against {first}"
+        Column("model", overflow="fold"),
+        *("metric", "difference", "95 % interval", "p", ""),
+        title=f"against {first}",
     )
     for model in result["models"]:
         for name, found in model["against_first"].items():

@@ -20,7 +20,7 @@ def allowed_here(key: object, allowed: Sequence[str]) -> str:
 def read_settings(
     path: Path, kind: str, error: type[RecipeError | PolicyError], remedy: str
 ) -> dict[str, Any]:
-    """The tables of a file that a user wrote.
+    """The tables of a file that a user wrote; a byte order mark, as editors leave it, is no harm.
 
     Args:
         path: The file.
@@ -29,14 +29,18 @@ def read_settings(
         remedy: What to do if it is missing.
 
     Raises:
-        UsageError: The file is missing.
+        UsageError: The file is missing, or cannot be read.
         RecipeError: It is no TOML; or PolicyError, as `error` says.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UsageError(f"no such {kind} file", where=path, remedy=remedy) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
+    except OSError as problem:
+        raise UsageError(
+            f"the {kind} file cannot be read", where=path, got=problem.strerror, remedy=remedy
+        ) from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise error(f"the {kind} is not readable TOML", [str(problem)], where=path) from None
     except RecursionError:
         raise error(f"the {kind} is nested too deeply", [], where=path) from None

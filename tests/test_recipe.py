@@ -302,7 +302,7 @@ def test_files_that_are_no_recipe(tmp_path: Path, content: bytes, message: str) 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such recipe file"):
         Recipe.from_toml(tmp_path / "none.toml")
-    with pytest.raises(RecipeError, match="not readable"):
+    with pytest.raises(UsageError, match="cannot be read"):
         Recipe.from_toml(tmp_path)
 
 

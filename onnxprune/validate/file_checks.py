@@ -218,7 +218,11 @@ def signature_same_graph(subject: Subject, _: bool) -> Verdict:
     )
     if problems:
         return Verdict(False, listed(problems), False)
-    return Verdict(True, "nothing but trained values differs from the baseline", True)
+    return Verdict(
+        True,
+        "nodes, types and shapes, and all values but trained ones, are those of the baseline",
+        True,
+    )
 
 
 def size_max_bytes(subject: Subject, most: int) -> Verdict:

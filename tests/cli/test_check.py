@@ -1,5 +1,6 @@
 """`onnxprune check` as CI calls it."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -215,3 +216,14 @@ def test_the_page_says_whether_it_may_ship(
     assert "at least one check did not pass" in page.read_text(encoding="utf-8")
     nowhere = tmp_path / "gone" / "gate.html"
     command("check", damaged, "--policy", policy, "--html", nowhere).expect(2)
+
+
+def test_digests_and_names_stand_in_the_table_as_a_whole(
+    command: Command, line: list[object], policy: Path, classifier: Path
+) -> None:
+    policy.write_text(RULES.replace("[signature]", 'source_sha256 = "baseline"\n[signature]'))
+    text = command(*line).expect(0).out
+    rows = [[cell.strip() for cell in row.split("│")] for row in text.splitlines() if "│" in row]
+    assert "…" not in text
+    digest = hashlib.sha256(classifier.read_bytes()).hexdigest()
+    assert digest in "".join(row[4] for row in rows if len(row) > 4)

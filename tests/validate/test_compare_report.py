@@ -126,3 +126,19 @@ def test_the_page_draws_in_a_browser(tmp_path: Path, runs: list[Path]) -> None:
         assert content.count('class="point') >= 5, key
     assert not drawn.all("img")
     assert page.stat().st_size < 6e6
+
+
+def test_runs_of_one_sparsity_stand_apart(tmp_path: Path) -> None:
+    """An axis of their own width, labels that do not cover each other, and no empty column."""
+    runs = [
+        write_run(tmp_path / f"run{index}", outcome(0.9 + 0.001 * index, 0.8, None))
+        for index in range(3)
+    ]
+    page = Page(build_comparison(runs))
+    figure = page.plots()["sparsity"]["figure"]
+    low, high = figure["layout"]["xaxis"]["range"]
+    assert (low, high) == (pytest.approx(0.78), pytest.approx(0.82))
+    assert len(set(figure["data"][1]["textposition"])) == 3
+    headers = page.texts("th", scope="col")
+    assert "Against dense" in headers
+    assert not any("Speed" in header for header in headers)

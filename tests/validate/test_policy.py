@@ -107,6 +107,10 @@ def test_files_that_are_no_policy(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     with pytest.raises(UsageError, match="no such policy file"):
         Policy.from_toml(path)
+    with pytest.raises(UsageError, match=r"cannot be read\n.*\n  got: Is a directory"):
+        Policy.from_toml(tmp_path)
+    path.write_bytes(b"\xef\xbb\xbf[sparsity]\r\nmin = 0.5\r\n")
+    assert list(Policy.from_toml(path).demands()) == [("sparsity.min", 0.5)]
     for content in (b"[sparsity\n", b"\xff", b"a = " + b"[" * 100_000):
         path.write_bytes(content)
         with pytest.raises(PolicyError, match=r"TOML|nested"):

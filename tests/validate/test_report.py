@@ -684,3 +684,13 @@ def test_the_page_follows_the_colour_scheme(
     assert brightness < 60 if dark else brightness > 200
     series = np.array([0x56, 0xB4, 0xE9] if dark else [0x00, 0x72, 0xB2])
     assert (np.abs(pixels - series).sum(axis=2) < 12).sum() > 200
+
+
+def test_without_evaluations_on_the_way_sparsity_has_the_plot_for_itself(run_dir: Path) -> None:
+    lines = [line for line in metrics() if line["kind"] != "eval"]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plot = Page(build_report(run_dir)).plots()["quality"]
+    layout = plot["figure"]["layout"]
+    assert layout["yaxis"]["visible"] is False
+    assert layout["yaxis2"]["domain"] == [0, 1]
+    assert [note["text"] for note in layout["annotations"]] == ["<b>sparsity</b>"]

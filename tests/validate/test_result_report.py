@@ -165,3 +165,29 @@ def test_the_pages_draw_in_a_browser(tmp_path: Path) -> None:
         assert drawn.all("html", data_plots="drawn")
         assert not drawn.all("img")
     assert drawn.texts("title") == ["Latency of 4 models – onnxprune report"]
+
+
+def test_names_stand_above_their_rows_on_small_screens(tmp_path: Path) -> None:
+    for plot in page_of(tmp_path, bench()).plots().values():
+        wide, narrow = plot["figure"]["layout"]["yaxis"], plot["figure"]["narrow"]
+        assert narrow["yaxis"]["showticklabels"] is False
+        names = [(note["y"], note["text"]) for note in narrow["annotations"]]
+        assert names == list(zip(wide["tickvals"], wide["ticktext"], strict=True))
+
+
+def test_what_a_check_measured_is_told_in_words(tmp_path: Path) -> None:
+    value = gate("fail", "fail", "fail")
+    measured = [{f"t{index}": 0.25 for index in range(9)}, ["a", "b"], True]
+    for check, one in zip(value["checks"], measured, strict=True):
+        check["measured"] = one
+    page = page_of(tmp_path, value)
+    (table,) = page.all("table", class_="prose")
+    assert table[1].count("t0: 0.25; t1: 0.25; t2: 0.25; t3: 0.25; and 5 more") == 1
+    cells = page.texts("td")
+    assert {"a, b", "yes"} <= set(cells)
+
+
+def test_many_failures_are_counted(tmp_path: Path) -> None:
+    words = page_of(tmp_path, gate(*["fail"] * 23)).texts("p")
+    assert sum("failed: message" in text for text in words) == 20
+    assert "3 more did not pass; the table below has them." in words
