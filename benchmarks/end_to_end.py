@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from record import write_results
+from record import RESULTS, write_results
 
 import onnxprune
 from onnxprune.calibration import open_data
@@ -56,16 +56,27 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work = arguments.work or arguments.demo / "end_to_end"
     arguments.work.mkdir(parents=True, exist_ok=True)
-    results = []
+    results = measured_before(arguments.name)
     for scope in arguments.scopes:
         training = pruned(arguments, scope)
         if not arguments.prune_only:
-            results.append(training | measured(arguments, scope))
+            results[scope] = training | measured(arguments, scope)
     if arguments.prune_only:
         return
     kept = ("sparsity", "pattern", "epochs", "seconds", "tune_seconds", "shared")
     settings = {key: getattr(arguments, key) for key in kept}
-    write_results(arguments.name, settings | {"instructions": instruction_set()}, results)
+    write_results(
+        arguments.name, settings | {"instructions": instruction_set()}, list(results.values())
+    )
+
+
+def measured_before(name: str) -> dict[str, dict[str, Any]]:
+    """What the results file has; scopes that are measured now take the place of theirs."""
+    file = RESULTS / f"{name}.json"
+    if not file.exists():
+        return {}
+    entries = json.loads(file.read_text(encoding="utf-8"))["results"]
+    return {entry["scope"]: entry for entry in entries}
 
 
 def file_of(arguments: argparse.Namespace, scope: str, kind: str) -> Path:

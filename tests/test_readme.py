@@ -34,6 +34,48 @@ def test_the_demo_table(supervision: str) -> None:
         assert row in README
 
 
+def accuracy_row(run: dict[str, Any]) -> str:
+    """What one model keeps and takes, as the page on deploying states it."""
+    models = run["accuracy"]["models"]
+    top1 = [100 * models[name]["top1"]["value"] for name in ("dense", "pruned", "compiled")]
+    against = models["compiled"]["top1_against_dense"]
+    apart = run["apart"]
+    sizes = [apart[name]["size_bytes"] / 1e6 for name in ("dense", "compiled", "compiled, float16")]
+    memory = [apart[name]["peak_memory_bytes"] / 2**20 for name in ("dense", "compiled")]
+    return (
+        f"| {run['scope']} | {top1[0]:.2f} % | {top1[1]:.2f} % | {top1[2]:.2f} % "
+        f"| {100 * against['difference']:+.2f} "
+        f"[{100 * against['low']:+.2f}, {100 * against['high']:+.2f}] "
+        f"| {run['sparse_layers']} of {run['layers']} "
+        f"| {sizes[0]:.1f}, {sizes[1]:.1f}, {sizes[2]:.1f} MB "
+        f"| {memory[0]:.0f}, {memory[1]:.0f} MiB |"
+    )
+
+
+def speed_row(runs: list[dict[str, Any]], number: int) -> str:
+    """How much faster the compiled models are for one batch size and number of threads."""
+    cells = []
+    for run in runs:
+        for way in ("rule", "tuned"):
+            gain = run["speed"][number]["speedup"][way]
+            cells.append(f"{gain['ratio']:.2f}× [{gain['low']:.2f}, {gain['high']:.2f}]")
+    setting = runs[0]["speed"][number]
+    return f"| {setting['batch']} | {setting['threads']} | {' | '.join(cells)} |"
+
+
+def test_the_tables_from_start_to_end() -> None:
+    page = (ROOT / "docs" / "how-to" / "deploy-sparse.md").read_text(encoding="utf-8")
+    runs = results("end_to_end")
+    assert [run["scope"] for run in runs] == ["global", "layerwise"]
+    for row in (*map(accuracy_row, runs), *(speed_row(runs, n) for n in range(4))):
+        assert row in page
+    gain = runs[1]["speed"][0]["speedup"]["rule"]
+    top1 = runs[1]["accuracy"]["models"]["compiled"]["top1"]["value"]
+    stated = f"{gain['ratio']:.2f}× [{gain['low']:.2f}, {gain['high']:.2f}]"
+    assert stated in README
+    assert f"{100 * top1:.2f} %" in README
+
+
 def test_the_node_cases() -> None:
     cases = results("node_cases")
     text = " ".join(README.split())
