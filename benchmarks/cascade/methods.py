@@ -43,7 +43,10 @@ METHODS = (
     *(*TUNED, "layerwise-gmp", "random", "one-shot"),
     *("iterative learning-rate", "iterative weights"),
 )
-ABLATION = ("cascade-gmp pressure", "gmp, held learning rate")
+ABLATION = (
+    *("cascade-gmp pressure", "gmp, held learning rate"),
+    "cascade-gmp, free learning rate",
+)
 """For `--methods` and `--tune`; see `runs.METHODS`. `cascade-gmp pressure` tries the weight decays
 of the others while weights go, so its grid is as large as theirs."""
 
