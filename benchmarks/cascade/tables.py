@@ -51,7 +51,8 @@ def table(name: str) -> str:
         "cost": cost,
         "variants": variants,
         "variants-glyphs-95": partial(variants, "variants_glyphs_95"),
-        "kept-sets": kept_sets,
+        "kept-sets": partial(kept_sets, "kept_sets"),
+        "kept-sets-glyphs": partial(kept_sets, "methods_glyphs"),
         "patterns": patterns,
         "rewinding": rewinding,
         "real-models": real_models,
@@ -149,11 +150,18 @@ def variants(file: str = "variants") -> str:
     return markdown(["arm", "accuracy, %", "against gmp, points", "mean density"], rows)
 
 
-def kept_sets() -> str:
-    """The Jaccard index of kept sets, and what chance would make of it."""
+def kept_sets(file: str) -> str:
+    """The Jaccard index of kept sets over two seeds or more, and what chance would make of it.
+
+    One-shot pruning is left out where the set of the dense model's largest weights, which it keeps,
+    stands beside it.
+    """
+    found = results(file)
     cells: dict[tuple[str, str], dict[float, str]] = {}
-    for cell in results("kept_sets")["overlap"]:
-        shown = f"{with_ends(cell['jaccard'], 2)}; {number(cell['by_chance'], 2)}"
+    for cell in (found[0] if isinstance(found, list) else found)["overlap"]:
+        if "one-shot" in cell["sets"] or cell["jaccard"]["count"] < 2:
+            continue
+        shown = f"{with_ends(cell['jaccard'], 3)}; {number(cell['by_chance'], 3)}"
         cells.setdefault(tuple(cell["sets"]), {})[cell["sparsity"]] = shown
     sparsities = sorted({sparsity for row in cells.values() for sparsity in row})
     head = ["kept by", "and by", *(_share(sparsity) for sparsity in sparsities)]
