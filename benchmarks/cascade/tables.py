@@ -7,6 +7,7 @@ A table stands between the lines `<!-- table NAME -->` and `<!-- end -->`.
 """
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -14,6 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from analysis import paired
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "concepts" / "cascade-measured.md"
@@ -55,6 +58,7 @@ def table(name: str) -> str:
         "kept-sets-glyphs": partial(kept_sets, "methods_glyphs"),
         "patterns": patterns,
         "rewinding": rewinding,
+        "iterative": iterative,
         "real-models": real_models,
         "real-probes": real_probes,
         "closure": closure,
@@ -181,6 +185,23 @@ def patterns() -> str:
         for cell in results("kept_sets")["patterns"]
     ]
     return markdown(["pattern", "chosen", "accuracy, %", "against before, points"], rows)
+
+
+def iterative() -> str:
+    """Differences between rewinding and one-shot pruning, seed by seed."""
+    scores: dict[tuple[str, float], dict[int, float]] = {}
+    for run in results("methods")[0]["runs"]:
+        scores.setdefault((run["method"], run["sparsity"]), {})[run["seed"]] = run["accuracy"]
+    sparsities = sorted({sparsity for _, sparsity in scores})
+    rows = []
+    for one, other in itertools.combinations(
+        ("iterative learning-rate", "iterative weights", "one-shot"), 2
+    ):
+        found = [paired(scores[one, s], scores[other, s]) for s in sparsities]
+        rows.append(
+            [one, other, *(points(difference and difference.to_json()) for difference in found)]
+        )
+    return markdown(["method", "against", *map(_share, sparsities)], rows)
 
 
 def rewinding() -> str:
