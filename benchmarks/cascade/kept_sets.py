@@ -166,7 +166,7 @@ def overlaps(
 
 def name_of(run: Run) -> str:
     """The method, and whether the data came in another order."""
-    return f"{run.method}, another order" if run.tables else run.method
+    return f"{run.method}, another order" if "finetune" in run.tables else run.method
 
 
 def patterns(runs: Iterable[Run], entries: Iterable[Entry | None]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ Three stages, each of which only does what the journal lacks:
    gradually, the length of pruning, at each of two sparsities. Methods that are not tuned take
    gmp's values.
 2. Comparison, on the test part: all methods at all sparsities, with the same epochs, data and dense
-   models.
+   models; beside it how far the kept sets of methods overlap, see `kept_sets.py`.
 3. Cost, on the test part: the tuned methods with pruning phases and runs of several lengths, each
    with the best learning rate and weight decay that tuning found for that length of pruning.
 
@@ -33,6 +33,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from analysis import by, front, interval, paired
 from data import CLASSES
 from journal import Entry
+from kept_sets import overlaps
 from lab import Lab
 from plots import Band, Panel, draw
 from record import write_results
@@ -44,7 +45,10 @@ METHODS = (
     *(*TUNED, "layerwise-gmp", "random", "one-shot"),
     *("iterative learning-rate", "iterative weights"),
 )
-ABLATION = ("cascade-gmp pressure", "gmp, held learning rate")
+ABLATION = (
+    *("cascade-gmp pressure", "gmp, held learning rate"),
+    "cascade-gmp, free learning rate",
+)
 """For `--methods` and `--tune`; see `runs.METHODS`. `cascade-gmp pressure` tries the weight decays
 of the others while weights go, so its grid is as large as theirs."""
 
@@ -133,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "tuning": chosen.to_json(),
                 "comparison": comparison(compared, entries[: len(compared)]),
                 "cost": cost(costed, entries[len(compared) :]),
+                "overlap": overlaps(compared, entries[: len(compared)], lab.place),
                 "runs": rows([*compared, *costed], entries),
             }
         )

@@ -38,6 +38,10 @@ METHODS: dict[str, Tables] = {
         "sparsity": {"method": "cascade-gmp"},
         "cascade": {"closure": False, "harvest": False, "wait": 0},
     },
+    "cascade-gmp, free learning rate": {
+        "sparsity": {"method": "cascade-gmp"},
+        "cascade": {"hold_lr": False},
+    },
     "layerwise-gmp": {"sparsity": {"method": "gmp", "scope": "layerwise"}},
     "one-shot random": {"sparsity": {"method": "random"}, "schedule": {"kind": "one-shot"}},
     "iterative": {"sparsity": {"method": "iterative"}, "schedule": {"rewind": "none"}},
@@ -51,6 +55,7 @@ METHODS: dict[str, Tables] = {
 
 - `cascade-gmp pressure` has more weight decay while weights go than afterwards.
 - `gmp, held learning rate` has the learning rate's course of cascade-gmp and nothing else of it.
+- `cascade-gmp, free learning rate` has all of cascade-gmp but that.
 """
 
 DENSE_LR, DENSE_WEIGHT_DECAY = 0.1, 5e-4

@@ -7,13 +7,17 @@ A table stands between the lines `<!-- table NAME -->` and `<!-- end -->`.
 """
 
 import argparse
+import itertools
 import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+from analysis import paired
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "concepts" / "cascade-measured.md"
@@ -21,6 +25,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "cascade"
 MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Row = Mapping[str, Any]
+
+_SETTINGS = ("lr", "weight_decay", "pruning_end")
 
 
 def main() -> None:
@@ -45,17 +51,11 @@ def table(name: str) -> str:
         "methods-glyphs": partial(methods, "methods_glyphs"),
         "methods-glyphs-against-gmp": partial(methods_against_gmp, "methods_glyphs"),
         "tuning-glyphs": partial(tuning, "methods_glyphs"),
-        "methods-glyphs-95": partial(methods, "methods_glyphs_95"),
-        "methods-glyphs-95-against-gmp": partial(methods_against_gmp, "methods_glyphs_95"),
-        "tuning-glyphs-95": partial(tuning, "methods_glyphs_95"),
+        "tuning-differences": tuning_differences,
         "cost": cost,
         "variants": variants,
-        "variants-glyphs-95": partial(variants, "variants_glyphs_95"),
-        "kept-sets": kept_sets,
-        "patterns": patterns,
-        "rewinding": rewinding,
-        "real-models": real_models,
-        "real-probes": real_probes,
+        "kept-sets-glyphs": kept_sets,
+        "iterative": iterative,
         "closure": closure,
     }
     return makers[name]()
@@ -120,6 +120,36 @@ def tuning(file: str = "methods") -> str:
     return markdown([*head, "accuracy, %", "at an edge of the grid"], rows)
 
 
+def tuning_differences() -> str:
+    """cascade-gmp less gmp at equal settings on the tuning model, means over the other settings."""
+    cells: dict[tuple[str, float], dict[tuple[str, float], str]] = {}
+    for result in (results("methods")[0], results("methods_glyphs")[0]):
+        scores = {
+            (point["method"], *(point[key] for key in ("sparsity", *_SETTINGS))): point["accuracy"]
+            for point in result["tuning"]
+        }
+        found: dict[tuple[float, str, float], list[float]] = {}
+        for (method, sparsity, *values), score in scores.items():
+            if method == "cascade-gmp":
+                difference = score - scores["gmp", sparsity, *values]
+                for key, value in zip(_SETTINGS, values, strict=True):
+                    found.setdefault((sparsity, key, value), []).append(difference)
+        for (sparsity, key, value), differences in found.items():
+            mean = signed(number(100 * fmean(differences), 1))
+            ahead = sum(difference > 0 for difference in differences)
+            row = cells.setdefault((result["data"], sparsity), {})
+            row[key, value] = f"{mean} ({ahead} of {len(differences)})"
+    settings = sorted({setting for row in cells.values() for setting in row})
+    settings.sort(key=lambda setting: _SETTINGS.index(setting[0]))
+    columns = sorted(cells)
+    head = ["setting", "value", *(f"{data}, {_share(sparsity)}" for data, sparsity in columns)]
+    rows = [
+        [key.replace("_", " "), f"{value:g}", *(cells[c].get((key, value), "–") for c in columns)]
+        for key, value in settings
+    ]
+    return markdown(head, rows)
+
+
 def cost() -> str:
     """Accuracy for what training costs, and what gmp reaches for no more."""
     rows = [
@@ -140,20 +170,26 @@ def cost() -> str:
     return markdown([*head, "accuracy, %", "against gmp for no more FLOPs, points"], rows)
 
 
-def variants(file: str = "variants") -> str:
+def variants() -> str:
     """Arms beside gmp, on the validation part."""
     rows = [
         [row["arm"], percent(row["accuracy"]), points(row["against_gmp"]), row["mean_density"]]
-        for row in results(file)
+        for row in results("variants")
     ]
     return markdown(["arm", "accuracy, %", "against gmp, points", "mean density"], rows)
 
 
 def kept_sets() -> str:
-    """The Jaccard index of kept sets, and what chance would make of it."""
+    """The Jaccard index of kept sets over two seeds or more, and what chance would make of it.
+
+    One-shot pruning is left out where the set of the dense model's largest weights, which it keeps,
+    stands beside it.
+    """
     cells: dict[tuple[str, str], dict[float, str]] = {}
-    for cell in results("kept_sets")["overlap"]:
-        shown = f"{with_ends(cell['jaccard'], 2)}; {number(cell['by_chance'], 2)}"
+    for cell in results("methods_glyphs")[0]["overlap"]:
+        if "one-shot" in cell["sets"] or cell["jaccard"]["count"] < 2:
+            continue
+        shown = f"{with_ends(cell['jaccard'], 3)}; {number(cell['by_chance'], 3)}"
         cells.setdefault(tuple(cell["sets"]), {})[cell["sparsity"]] = shown
     sparsities = sorted({sparsity for row in cells.values() for sparsity in row})
     head = ["kept by", "and by", *(_share(sparsity) for sparsity in sparsities)]
@@ -162,64 +198,21 @@ def kept_sets() -> str:
     )
 
 
-def patterns() -> str:
-    """Accuracy of patterns by the time at which they are chosen."""
-    rows = [
-        [
-            *(cell["pattern"], cell["choice"]),
-            percent(cell["accuracy"]),
-            points(cell["against_before"]),
-        ]
-        for cell in results("kept_sets")["patterns"]
-    ]
-    return markdown(["pattern", "chosen", "accuracy, %", "against before, points"], rows)
-
-
-def rewinding() -> str:
-    """Arms at equal retraining, and the most that was shed at any moment."""
-    rows = [
-        [
-            *(_share(cell["sparsity"]), cell["rounds"], cell["arm"]),
-            percent(cell["accuracy"]),
-            "–" if cell["arm"] == "fine-tuning" else points(cell["against_fine_tuning"]),
-            f"{100 * max(share for curve in cell['shed'].values() for _, share in curve):.1f}",
-        ]
-        for cell in results("rewinding")
-    ]
-    head = ["sparsity", "rounds", "arm", "accuracy, %", "against fine-tuning, points"]
-    return markdown([*head, "shed at most, % of the kept"], rows)
-
-
-def real_models() -> str:
-    """Production models by method and sparsity."""
-    rows = [
-        [
-            *(cell["model"], _share(cell["sparsity"]), cell["method"]),
-            f"{100 * cell['dense']:.1f}",
-            percent(cell["accuracy"]),
-            points(cell["against_gmp"]),
-        ]
-        for cell in sorted(
-            results("real_models")["comparison"], key=lambda c: (c["model"], c["sparsity"])
+def iterative() -> str:
+    """Differences between rewinding and one-shot pruning, seed by seed."""
+    scores: dict[tuple[str, float], dict[int, float]] = {}
+    for run in results("methods")[0]["runs"]:
+        scores.setdefault((run["method"], run["sparsity"]), {})[run["seed"]] = run["accuracy"]
+    sparsities = sorted({sparsity for _, sparsity in scores})
+    rows = []
+    for one, other in itertools.combinations(
+        ("iterative learning-rate", "iterative weights", "one-shot"), 2
+    ):
+        found = [paired(scores[one, s], scores[other, s]) for s in sparsities]
+        rows.append(
+            [one, other, *(points(difference and difference.to_json()) for difference in found)]
         )
-    ]
-    head = ["model", "sparsity", "method", "dense, %", "pruned, %", "against gmp, points"]
-    return markdown(head, rows)
-
-
-def real_probes() -> str:
-    """The gain of production models."""
-    rows = [
-        [
-            *(cell["model"], cell["criterion"], _share(cell["pruned_share"])),
-            with_ends(cell["gain"]),
-            cell["gain"]["verdict"],
-            f"{cell['decay_horizon_reached']:.1g}",
-        ]
-        for cell in results("real_models")["probes"]
-    ]
-    head = ["model", "pruned by", "share", "gain", "verdict", "decay horizon covered"]
-    return markdown(head, rows)
+    return markdown(["method", "against", *map(_share, sparsities)], rows)
 
 
 def closure() -> str:
@@ -268,8 +261,12 @@ def points(interval: Row | None) -> str:
     """A difference of accuracies in points, with its sign."""
     if interval is None:
         return "–"
-    text = with_ends(interval, 1, 100)
-    return text if text.startswith(("−", "0.0 ")) else f"+{text}"
+    return signed(with_ends(interval, 1, 100))
+
+
+def signed(text: str) -> str:
+    """A plus sign before what is above zero."""
+    return text if text.startswith("−") or text.split()[0] == "0.0" else f"+{text}"
 
 
 def number(value: float, digits: int) -> str:

@@ -279,6 +279,9 @@ def test_the_comparison_is_written_with_plots(
     (run,) = [row for row in result["runs"] if row["seed"] == 0][:1]
     assert run["accuracy"] == pytest.approx(cell["accuracy"]["mean"], abs=1e-5)
     assert result["cost"][0]["on_front"] is True
+    (overlap,) = result["overlap"]
+    assert overlap["sets"] == ["gmp", kept_sets.LARGEST]
+    assert overlap["jaccard"]["mean"] == pytest.approx(run["overlap_with_start"], abs=1e-5)
     plots = {path.name for path in (tmp_path / "results").glob("*.svg")}
     assert plots == {
         "methods_quick-resnet8-glyphs-sparsity.svg",
