@@ -14,19 +14,19 @@ from onnxprune.runtime import library, missing_reason, session
 
 from .conftest import Command
 
-X = np.random.default_rng(0).standard_normal((2, 32, 20, 20)).astype(np.float32)
+X = np.random.default_rng(0).standard_normal((2, 256, 20, 20)).astype(np.float32)
 
 
 def network(density: float) -> onnx.ModelProto:
     rng = np.random.default_rng(1)
     proto = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 20]>'
-        "net (float[N, 32, 20, 20] x) => (float[N, 64] y)"
+        "net (float[N, 256, 20, 20] x) => (float[N, 64] y)"
         "{ a = Conv(x, first) r = Relu(a) b = Conv<group = 64>(r, depthwise)"
         " p = GlobalAveragePool(b) y = Flatten(p) }"
     )
     proto.graph.node[0].name = "conv"
-    first = rng.standard_normal((64, 32, 1, 1)) * (rng.random((64, 32, 1, 1)) < density)
+    first = rng.standard_normal((64, 256, 1, 1)) * (rng.random((64, 256, 1, 1)) < density)
     for name, array in {"first": first, "depthwise": rng.standard_normal((64, 1, 3, 3))}.items():
         proto.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
     return proto
@@ -67,7 +67,7 @@ def test_a_compiled_file_computes_the_same(compiled: Path, pruned: Path):
 def test_the_table_and_json(command: Command, pruned: Path):
     output = pruned.with_name("compiled.onnx")
     text = command("compile", pruned, "-o", output, "--threads", 1).expect(0).out
-    assert "64×32×1×1" in text
+    assert "64×256×1×1" in text
     assert "yes + Relu" in text
     assert "no: dense, but in the layout" in text
     assert "1 of 2 layers have sparse kernels" in text

@@ -1,5 +1,6 @@
 """Weights that the main job pruned in blocks of any size become sparse operators."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune.runtime import Thresholds, compile_model
+from onnxprune.runtime import compile_model
 
 from .helpers import ANY, attributes, check_equal, compiled, net, normal, sparse_nodes
 
@@ -66,7 +67,7 @@ def test_blocks_of_any_size(sides: str, tmp_path: Path, kernels: bool):
 
 
 def test_the_rule_asks_less_of_blocks_whose_rows_are_a_multiple_of_four(tmp_path: Path):
-    rule = Thresholds(least_outputs=1, least_products=1, least_channels=1, vector=0.99)
+    rule = replace(ANY, unstructured=0.7, block=0.55, vector=0.99)
     replaced = {}
     for sides in ("8x1", "1x8"):
         proto = pruned(f"block:{sides}", 0.6, tmp_path)

@@ -27,13 +27,13 @@ from onnxprune.validate.session import PreparedModel, session_settings
 
 from .helpers import compiled, net, normal, sparse
 
-FEEDS = {"x": normal(2, 64, 20, 20)}
+FEEDS = {"x": normal(2, 256, 20, 20)}
 
 
 def network(density: float = 0.1) -> onnx.ModelProto:
     return net(
-        "g (float[N, 64, 20, 20] x) => (float[N, 64, 20, 20] y) { c = Conv(x, w) y = Relu(c) }",
-        w=sparse(64, 64, 1, 1, density=density),
+        "g (float[N, 256, 20, 20] x) => (float[N, 64, 20, 20] y) { c = Conv(x, w) y = Relu(c) }",
+        w=sparse(64, 256, 1, 1, density=density),
     )
 
 
