@@ -165,7 +165,7 @@ def compared(models: Sequence[Path], batch: int, threads: int, seconds: float) -
     names = ("dense", "rule", "tuned")
     gains = {
         name: {"ratio": gain.ratio, "low": gain.low, "high": gain.high}
-        for name, model in zip(names, result.models, strict=True)
+        for name, model in zip(names[1:], result.models[1:], strict=True)
         if (gain := model.speedup) is not None
     }
     medians = zip(names, result.models, strict=True)
