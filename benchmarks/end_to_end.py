@@ -60,10 +60,11 @@ def main() -> None:
     for scope in arguments.scopes:
         training = pruned(arguments, scope)
         if not arguments.prune_only:
-            results[scope] = training | measured(arguments, scope)
+            spent = {key: getattr(arguments, key) for key in ("seconds", "tune_seconds")}
+            results[scope] = training | spent | measured(arguments, scope)
     if arguments.prune_only:
         return
-    kept = ("sparsity", "pattern", "epochs", "seconds", "tune_seconds", "shared")
+    kept = ("sparsity", "pattern", "epochs", "shared")
     settings = {key: getattr(arguments, key) for key in kept}
     write_results(
         arguments.name, settings | {"instructions": instruction_set()}, list(results.values())
