@@ -60,10 +60,11 @@ def main() -> None:
     for scope in arguments.scopes:
         training = pruned(arguments, scope)
         if not arguments.prune_only:
-            results[scope] = training | measured(arguments, scope)
+            spent = {key: getattr(arguments, key) for key in ("seconds", "tune_seconds")}
+            results[scope] = training | spent | measured(arguments, scope)
     if arguments.prune_only:
         return
-    kept = ("sparsity", "pattern", "epochs", "seconds", "tune_seconds", "shared")
+    kept = ("sparsity", "pattern", "epochs", "shared")
     settings = {key: getattr(arguments, key) for key in kept}
     write_results(
         arguments.name, settings | {"instructions": instruction_set()}, list(results.values())
@@ -165,7 +166,7 @@ def compared(models: Sequence[Path], batch: int, threads: int, seconds: float) -
     names = ("dense", "rule", "tuned")
     gains = {
         name: {"ratio": gain.ratio, "low": gain.low, "high": gain.high}
-        for name, model in zip(names, result.models, strict=True)
+        for name, model in zip(names[1:], result.models[1:], strict=True)
         if (gain := model.speedup) is not None
     }
     medians = zip(names, result.models, strict=True)

@@ -66,14 +66,8 @@ def speed_row(runs: list[dict[str, Any]], number: int) -> str:
 def test_the_tables_from_start_to_end() -> None:
     page = (ROOT / "docs" / "how-to" / "deploy-sparse.md").read_text(encoding="utf-8")
     runs = results("end_to_end")
-    assert [run["scope"] for run in runs] == ["global", "layerwise"]
     for row in (*map(accuracy_row, runs), *(speed_row(runs, n) for n in range(4))):
         assert row in page
-    gain = runs[1]["speed"][0]["speedup"]["rule"]
-    top1 = runs[1]["accuracy"]["models"]["compiled"]["top1"]["value"]
-    stated = f"{gain['ratio']:.2f}× [{gain['low']:.2f}, {gain['high']:.2f}]"
-    assert stated in README
-    assert f"{100 * top1:.2f} %" in README
 
 
 def test_the_node_cases() -> None:
