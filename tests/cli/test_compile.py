@@ -64,7 +64,8 @@ def test_a_compiled_file_computes_the_same(compiled: Path, pruned: Path):
 
 
 @needs_kernels
-def test_the_table_and_json(command: Command, pruned: Path):
+def test_the_table_and_json(command: Command, pruned: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")  # or else long paths wrap the cells
     output = pruned.with_name("compiled.onnx")
     text = command("compile", pruned, "-o", output, "--threads", 1).expect(0).out
     assert "64×256×1×1" in text

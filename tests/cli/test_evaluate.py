@@ -91,6 +91,7 @@ def test_task_metrics_and_differences(
         "def steps(outputs, targets):\n    return [3] * len(targets)\n"
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")  # or else long paths wrap the cells
     options = ["--data", tmp_path / "lines.npz", "--metric", "cer"]
     own = ["--metric", "python:own_metric:steps"]
     result = command("evaluate", *paths, *options, *own, "--allow-python", "--json").expect(0).json
