@@ -13,8 +13,9 @@ _FEW_ZEROS = 0.05
 _BUSY_CORES = 0.25
 
 _HELPS = (
-    "removing whole channels, a runtime whose kernels skip zeros, or 2:4 zeros under TensorRT "
-    "(`onnxprune prune --pattern 2:4`, then `onnxprune bench --provider tensorrt`)"
+    "sparse CPU kernels (`onnxprune compile`, then `onnxprune bench` with the compiled file), "
+    "removing whole channels, or 2:4 zeros under TensorRT (`onnxprune prune --pattern 2:4`, then "
+    "`onnxprune bench --provider tensorrt`)"
 )
 
 

@@ -34,6 +34,7 @@ def test_unstructured_zeros_on_a_dense_kernel(weight):
         assert "80.0% of its prunable weights are zero (unstructured)" in text
         assert "CPUExecutionProvider has dense kernels" in text
         assert "removing whole channels" in text
+        assert "`onnxprune compile`" in text
         assert "onnxprune prune --pattern 2:4" in text
 
 
