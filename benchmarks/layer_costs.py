@@ -28,14 +28,7 @@ from onnxprune.runtime.front import optimized
 from onnxprune.runtime.graph import label
 from onnxprune.runtime.plan import Plan
 
-EVERYTHING = Thresholds(
-    *(-1, -1, -1),
-    least_outputs=1,
-    least_products=1,
-    least_channels=1,
-    least_speedup=0,
-    least_gain=0,
-)
+EVERYTHING = Thresholds.any_size(-1)
 
 
 def main() -> None:

@@ -11,7 +11,9 @@ TIME_BOUND = 2
 
 _VECTOR = 16
 _BLOCK_COLUMNS = 128
-"""Pixels of a vector, and columns that the kernels take at once."""
+"""Pixels of a vector, and columns that the kernels take at once of unstructured weights.
+
+They take more of blocked and of very sparse ones, for which this expects a little too much time."""
 
 _DENSE_NS = {
     "1x1 products": 0.0176,
@@ -92,6 +94,20 @@ class Thresholds:
     least_channels: int = 8
     least_speedup: float = 1.25
     least_gain: float = 0.05
+
+    @classmethod
+    def any_size(cls, sparsity: float) -> "Thresholds":
+        """Layers of any size are replaced from this sparsity on, whatever is expected of them."""
+        return cls(
+            unstructured=sparsity,
+            block=sparsity,
+            vector=sparsity,
+            least_outputs=1,
+            least_products=1,
+            least_channels=1,
+            least_speedup=0,
+            least_gain=0,
+        )
 
     def refusal(self, layer: Layer, sparsity: float, block: int, work: Work | None) -> str:
         """Why a layer stays dense; empty if it does not.

@@ -35,14 +35,7 @@ LEAST_GAIN = 1.02
 _CANDIDATES = (1.0, 1.25, 1.6, 2.2, 3.5)
 """Least speedups of a layer: what a layer gains alone, its neighbours may lose by other layouts."""
 
-_ANYTHING_SPARSE = Thresholds(
-    *(0.01, 0.01, 0.01),
-    least_outputs=1,
-    least_products=1,
-    least_channels=1,
-    least_speedup=0,
-    least_gain=0,
-)
+_ANYTHING_SPARSE = Thresholds.any_size(0.01)
 _LAYER_SHARE = 0.6
 _ROUNDS = 15
 

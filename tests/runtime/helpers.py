@@ -15,14 +15,7 @@ from onnxprune.tensors import find_tensors
 
 from .reference import run
 
-ANY = Thresholds(
-    *(0.3, 0.3, 0.3),
-    least_outputs=1,
-    least_products=1,
-    least_channels=1,
-    least_speedup=0,
-    least_gain=0,
-)
+ANY = Thresholds.any_size(0.3)
 """Replaces small layers, too."""
 
 
