@@ -1,5 +1,9 @@
 """Builds the sparse CPU kernels; everything else about the package is in pyproject.toml."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -20,6 +24,17 @@ class BuildKernels(build_ext):
         kind = "msvc" if self.compiler.compiler_type == "msvc" else "unix"
         ext.extra_compile_args = FLAGS[kind]
         ext.extra_link_args = [] if kind == "msvc" else ["-pthread"]
+        one_by_one = self.compiler.compile
+
+        def side_by_side(sources: list[str], **options) -> list[str]:
+            """Most of an installation's time would be spent on one core here."""
+            if not getattr(self.compiler, "initialized", True):
+                self.compiler.initialize()  # MSVC would do it in each thread
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                compile_one = partial(one_by_one, **options)
+                return list(chain.from_iterable(pool.map(compile_one, ([s] for s in sources))))
+
+        self.compiler.compile = side_by_side
         super().build_extension(ext)
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
