@@ -92,14 +92,22 @@ DEPTHWISE = {
     "uneven": ((2, 3), "pads = [0, 1, 2, 3], strides = [2, 1], dilations = [1, 2]"),
     "a stride": ((5, 5), "pads = [2, 2, 2, 2], strides = [2, 2]"),
     "one axis": ((3,), "pads = [2, 1], strides = [2], dilations = [2]"),
+    "larger": ((3, 3), "pads = [1, 1, 1, 1]", (37, 19)),
+    "larger, a stride": ((5, 5), "pads = [1, 2, 2, 1], strides = [2, 2]", (45, 51)),
+    "larger, uneven": (
+        (7, 3),
+        "pads = [3, 0, 2, 4], strides = [1, 2], dilations = [1, 2]",
+        (33, 40),
+    ),
+    "larger, one axis": ((9,), "pads = [4, 4]", (301,)),
 }
 
 
 @pytest.mark.parametrize("form", DEPTHWISE)
 def test_a_depthwise_layer_goes_with_the_sparse_one_that_it_reads(form: str, kernels: bool):
     """In ONNX Runtime's own layout it would have what lies between them converted."""
-    kernel, settings = DEPTHWISE[form]
-    size, ones = [13, 11][: len(kernel)], [1] * len(kernel)
+    kernel, settings, *given = DEPTHWISE[form]
+    size, ones = given[0] if given else (13, 11)[: len(kernel)], [1] * len(kernel)
     proto = net(
         f"g (float[N, 6, {', '.join(map(str, size))}] x)"
         f" => (float[N, 8, {', '.join('HW'[: len(size)])}] y)"

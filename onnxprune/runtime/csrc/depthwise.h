@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
+#include "bands.h"
 #include "geometry.h"
 
 namespace onnxprune {
@@ -33,14 +35,16 @@ class DepthwiseTasks {
   void prepare(size_t) const {}
 
   size_t count() const {
-    return size_t(call_.batch) * (geometry_.shifts_suffice() ? 1 : tiles_) * parts_;
+    return size_t(call_.batch) * (by_tile() ? tiles_ : 1) * parts_;
   }
   void run(size_t task) const;
 
  private:
   DepthwiseWork work(int64_t image, uint32_t from, uint32_t to) const;
-  Target target(int64_t image, int64_t tile) const;
-  void run_channels(int64_t image, uint32_t from, uint32_t to) const;
+  Target target(int64_t image, int64_t first) const;
+  bool by_tile() const { return !bands_ && shifts_.empty(); }
+  void run_bands(int64_t image, uint32_t from, uint32_t to) const;
+  void run_shifted(int64_t image, uint32_t from, uint32_t to) const;
   void run_tile(int64_t image, int64_t tile, uint32_t from, uint32_t to) const;
 
   const DepthwiseSpec& spec_;
@@ -48,7 +52,9 @@ class DepthwiseTasks {
   DepthwiseCall call_;
   Geometry geometry_;
   size_t tiles_, parts_;
-  std::vector<Shift> shifts_;  // (tiles, taps), where those suffice
+  // One of these, or neither, where each tile is a task.
+  std::optional<Bands> bands_;
+  std::vector<Shift> shifts_;  // (tiles, taps)
 };
 
 }  // namespace onnxprune

@@ -13,6 +13,13 @@
 #include <xmmintrin.h>
 #endif
 
+// For what has to be compiled into its caller, whatever the compiler thinks of the caller's size.
+#if defined(__GNUC__)
+#define ONNXPRUNE_INLINE inline __attribute__((always_inline))
+#else
+#define ONNXPRUNE_INLINE inline
+#endif
+
 namespace onnxprune {
 
 // Pixels of a tile. A rest of up to kMaxTile - kTile belongs to the tile before it, since a tile of
@@ -131,6 +138,25 @@ inline void prefetch(const float* address) {
 #endif
 }
 
+// Rows of one channel, laid out so that each tap of an output pixel is a plain load. Output pixel
+// (y, x) meets, at row k and column c of the kernel, float
+// (k % row_planes) * row_plane + (y + k / row_planes) * pitch + x + columns[c] of the memory.
+struct Band {
+  const float* memory;
+  ptrdiff_t pitch, row_plane;
+  const ptrdiff_t* columns;
+  int kernel_rows, kernel_columns;
+  int row_planes;     // 1, or 2 where even and odd rows are parted
+  int width;          // output pixels of a row
+  int rows;           // output rows in this band
+  int64_t first_row;  // of them
+};
+
+// Whether bands serve a kernel of so many rows.
+constexpr bool in_bands(int64_t kernel_rows) {
+  return kernel_rows % 2 == 1 && kernel_rows <= 7;
+}
+
 // A depthwise convolution of some channels.
 struct DepthwiseWork {
   const float* x;            // first pixel of channel 0
@@ -156,15 +182,20 @@ struct KernelSet {
                        ptrdiff_t channel_stride, const Shift* taps, int count);
   void (*pack_windows)(float* slab, const SlabRow* rows, size_t row_count, const float* source,
                        const WindowList* taps, int count);
+  // Copies `rows` rows of `size` floats, `pitch` apart, to where they are `to_pitch` apart.
+  void (*copy_rows)(const float* from, ptrdiff_t pitch, size_t rows, size_t size, float* to,
+                    ptrdiff_t to_pitch);
   // Parts `rows` rows of `size` floats, `pitch` apart, into their even and their odd columns, rows
   // of which are `to_pitch` apart. Either may be null.
   void (*part_columns)(const float* from, ptrdiff_t pitch, size_t rows, size_t size, float* even,
                        float* odd, ptrdiff_t to_pitch);
+  // A channel's output rows in a band; the target is that of its first pixel in the band.
+  void (*depthwise_band)(const Band&, const float* weights, float bias, const Target&);
   // All tiles of each channel; `taps` are (tiles, taps), the target is that of the first tile, and
   // `last_count` are the pixels of the last one.
   void (*depthwise_shifted)(const DepthwiseWork&, const Shift* taps, size_t tiles, int last_count,
                             Target);
-  // One tile.
+  // One tile of some channels, whatever its window.
   void (*depthwise_windows)(const DepthwiseWork&, const WindowList* taps, const Target&);
   // Row j of the slab is column j of a (tokens, features) matrix; and the way back, in which the
   // residual is added and the activation applied.

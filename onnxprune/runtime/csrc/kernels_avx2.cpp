@@ -23,6 +23,14 @@ struct V {
   static constexpr int kSquare = 8;
 
   static Vec load(const float* p) { return _mm256_loadu_ps(p); }
+  // Kept in a register: GCC would load it again for every use.
+  static Vec loaded(const float* p) {
+    Vec x = load(p);
+#if defined(__GNUC__)
+    asm("" : "+x"(x));
+#endif
+    return x;
+  }
   static void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
   using Bits = __m256i;
   static Bits bits_of(uint64_t bits) {

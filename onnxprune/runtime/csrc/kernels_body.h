@@ -165,7 +165,7 @@ inline void begin(Row<N>& row, const BlockWork& work, uint32_t index, int from) 
 // Adds the residual, applies the activation and stores a row whose sums are complete. `tail` are
 // the pixels of its last vector.
 template <int N>
-inline void complete(Row<N>& row, const Target& target, uint32_t index, int from, int tail) {
+ONNXPRUNE_INLINE void complete(Row<N>& row, const Target& target, uint32_t index, int from, int tail) {
   float* y = target.y + ptrdiff_t(index) * target.y_pitch + from * kWidth;
   const bool whole = tail == kWidth;
   if (target.next_tile) {
@@ -430,6 +430,17 @@ void pack_shifted(float* slab, const SlabRow* rows, size_t row_count, const floa
                          ShiftedPacking{slab, rows, row_count, source, channel_stride, taps});
 }
 
+void copy_rows(const float* from, ptrdiff_t pitch, size_t rows, size_t size, float* to,
+               ptrdiff_t to_pitch) {
+  const size_t whole = size / kWidth * kWidth;
+  const int rest = static_cast<int>(size - whole);
+  const auto bits = V::bits_of((uint64_t{1} << rest) - 1);
+  for (size_t y = 0; y < rows; ++y, from += pitch, to += to_pitch) {
+    for (size_t at = 0; at < whole; at += kWidth) V::store(to + at, V::load(from + at));
+    if (rest) V::store_head(to + whole, V::load_bits(from + whole, bits), rest);
+  }
+}
+
 void part_columns(const float* from, ptrdiff_t pitch, size_t rows, size_t size, float* even,
                   float* odd, ptrdiff_t to_pitch) {
   constexpr uint64_t kFull = (uint64_t{1} << kWidth) - 1;
@@ -452,86 +463,6 @@ void part_columns(const float* from, ptrdiff_t pitch, size_t rows, size_t size, 
     }
     if (even) even += to_pitch;
     if (odd) odd += to_pitch;
-  }
-}
-
-template <int N>
-inline void depthwise_tile(const float* source, const float* weights, size_t tap_count, Vec start,
-                           const Shift* taps, const Target& target, uint32_t channel) {
-  Row<N> row;
-  row.each([&](Vec& a, int) { a = start; });
-  for (size_t i = 0; i < tap_count; ++i) {
-    const Shift& tap = taps[i];
-    const Vec weight = V::broadcast(weights[i]);
-    const float* from = source + tap.shift;
-    if (tap.whole) {
-      row.multiply_add(from, weight);
-    } else {
-      row.each([&](Vec& a, int v) { a = V::fma_bits(from + v * kWidth, inside(tap, v), weight, a); });
-    }
-  }
-  complete(row, target, channel, 0, target.count - (N - 1) * kWidth);
-}
-
-struct DepthwiseTile {
-  const float* source;
-  const float* weights;
-  size_t tap_count;
-  Vec start;
-  const Shift* taps;
-  const Target& target;
-  uint32_t channel;
-
-  template <int N>
-  void run() const {
-    depthwise_tile<N>(source, weights, tap_count, start, taps, target, channel);
-  }
-};
-
-void depthwise_shifted(const DepthwiseWork& work, const Shift* taps, size_t tiles, int last_count,
-                       Target target) {
-  const Target first = target;
-  for (uint32_t channel = work.from; channel < work.to; ++channel) {
-    const float* source = work.x + ptrdiff_t(channel) * work.channel_stride;
-    const float* weights = work.weights + size_t{channel} * work.taps;
-    const Vec start = work.bias ? V::broadcast(work.bias[channel]) : V::zero();
-    target = first;
-    target.count = kTile;
-    for (size_t tile = 0; tile + 1 < tiles; ++tile) {
-      depthwise_tile<kTile / kWidth>(source, weights, work.taps, start, taps + tile * work.taps,
-                                     target, channel);
-      target.y += kTile;
-      if (target.residual) target.residual += kTile;
-    }
-    target.count = last_count;
-    with_vectors<kVectors>(vectors_of(last_count),
-                           DepthwiseTile{source, weights, work.taps, start,
-                                         taps + (tiles - 1) * work.taps, target, channel});
-  }
-}
-
-void depthwise_windows(const DepthwiseWork& work, const WindowList* taps, const Target& target) {
-  const int vectors = vectors_of(target.count);
-  Vec sums[kVectors];
-  for (uint32_t channel = work.from; channel < work.to; ++channel) {
-    const float* source = work.x + ptrdiff_t(channel) * work.channel_stride;
-    const float* weights = work.weights + size_t{channel} * work.taps;
-    const Vec start = work.bias ? V::broadcast(work.bias[channel]) : V::zero();
-    for (int i = 0; i < vectors; ++i) sums[i] = start;
-    for (size_t tap = 0; tap < work.taps; ++tap) {
-      const Vec weight = V::broadcast(weights[tap]);
-      const Window* const end = taps[tap].first + taps[tap].size;
-      for (const Window* window = taps[tap].first; window != end; ++window) {
-        Vec& sum = sums[window->vector];
-        sum = V::fma(V::take(V::zero(), source + window->base, *window), weight, sum);
-      }
-    }
-    for (int i = 0; i < vectors; ++i) {
-      Row<1> row;
-      row.a0 = sums[i];
-      const int rest = target.count - i * kWidth;
-      complete(row, target, channel, i, rest < kWidth ? rest : kWidth);
-    }
   }
 }
 
@@ -628,8 +559,10 @@ void dot_rows(const SparseMatrix& matrix, size_t from, size_t to, const float* x
   }
 }
 
+#include "depthwise_body.h"
+
 constexpr KernelSet kSet = {
     V::kName,     V::kWidth,    V::kGroupRows,
     unstructured, blocked,      pack_shifted, pack_windows,
-    part_columns, depthwise_shifted, depthwise_windows, pack_transposed, store_transposed, dot_rows, activate,
+    copy_rows,    part_columns, depthwise_band, depthwise_shifted, depthwise_windows, pack_transposed, store_transposed, dot_rows, activate,
 };

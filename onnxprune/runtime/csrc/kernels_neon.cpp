@@ -15,6 +15,7 @@ struct V {
   static constexpr int kSquare = 4;
 
   static Vec load(const float* p) { return vld1q_f32(p); }
+  static Vec loaded(const float* p) { return load(p); }
   static void store(float* p, Vec v) { vst1q_f32(p, v); }
   using Bits = uint64_t;
   static Bits bits_of(uint64_t bits) { return bits; }

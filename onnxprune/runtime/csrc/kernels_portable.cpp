@@ -4,6 +4,10 @@
 
 #include "kernels.h"
 
+// It need not be the fastest, and takes the longest to compile.
+#undef ONNXPRUNE_INLINE
+#define ONNXPRUNE_INLINE inline
+
 namespace onnxprune {
 namespace {
 
@@ -26,6 +30,7 @@ struct V {
   static Vec load(const float* p) {
     return map([&](int i) { return p[i]; });
   }
+  static Vec loaded(const float* p) { return load(p); }
   static void store(float* p, Vec v) { memcpy(p, v.lane, sizeof v.lane); }
   using Bits = uint64_t;
   static Bits bits_of(uint64_t bits) { return bits; }

@@ -82,10 +82,10 @@ int64_t place(int64_t pixels, int64_t channels, int64_t channel, int64_t pixel, 
   return tile * kTile * channels + channel * width + pixel - tile * kTile;
 }
 
-WindowSpec window_of(int64_t height, int64_t width) {
+WindowSpec window_of(int64_t height, int64_t width, int64_t most = 4) {
   WindowSpec window;
   for (int axis = 0; axis < 2; ++axis) {
-    window.kernel[axis] = 1 + below(4);
+    window.kernel[axis] = 1 + below(most);
     window.strides[axis] = 1 + below(3) / 2;
     window.dilations[axis] = 1 + below(4) / 3;
     window.pads[axis] = below(window.kernel[axis]);
@@ -148,24 +148,52 @@ void convolution(int round, int threads) {
   }
 }
 
+double activated(Activation kind, double x, double alpha, double beta) {
+  const auto sigmoid = [](double u) { return 1 / (1 + std::exp(-u)); };
+  const auto cut = [](double u, double low, double high) { return std::min(high, std::max(low, u)); };
+  switch (kind) {
+    case Activation::kNone: return x;
+    case Activation::kRelu: return std::max(x, 0.0);
+    case Activation::kClip: return cut(x, alpha, beta);
+    case Activation::kHardSwish: return x * cut(x / 6 + 0.5, 0, 1);
+    case Activation::kSilu: return x * sigmoid(x);
+    case Activation::kGelu: return x / 2 * (1 + std::erf(x / std::sqrt(2.0)));
+    case Activation::kGeluTanh: return x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x));
+    case Activation::kLeakyRelu: return x < 0 ? alpha * x : x;
+    case Activation::kHardSigmoid: return cut(alpha * x + beta, 0, 1);
+    case Activation::kSigmoid: return sigmoid(x);
+  }
+  return x;
+}
+
 void depthwise(int round, int threads) {
-  const int64_t height = 1 + below(24), width = 1 + below(24), batch = 1 + below(2);
+  const int64_t most = below(2) ? 24 : 50;
+  const int64_t height = below(6) ? 1 + below(most) : 1, width = 1 + below(most * 50 / (height + 49));
+  const int64_t batch = 1 + below(2);
   DepthwiseSpec spec;
-  spec.channels = 1 + below(150);
-  spec.window = window_of(height, width);
+  spec.channels = 1 + below(below(2) ? 150 : 10);
+  spec.window = window_of(height, width, 8);
+  constexpr Activation kKinds[]{Activation::kNone, Activation::kRelu, Activation::kHardSwish,
+                                Activation::kSilu};
+  spec.activation = kKinds[below(4)];
   const auto taps = int64_t(spec.window.taps());
   const int64_t out_height = spec.window.output_size(0, height);
   const int64_t out_width = spec.window.output_size(1, width);
   const int64_t out_pixels = out_height * out_width;
   const Exact x(batch * spec.channels * height * width), weights(spec.channels * taps);
   const Exact bias(spec.channels);
+  // A residual may be what the output overwrites.
   Exact y(batch * spec.channels * out_pixels);
-  const DepthwiseCall call{x.data.get(), weights.data.get(), bias.data.get(), nullptr,
-                           y.data.get(), batch,              height,          width};
+  const bool in_place = below(2);
+  const std::vector<float> before(y.data.get(), y.data.get() + y.size);
+  const DepthwiseCall call{
+      x.data.get(), weights.data.get(), bias.data.get(), in_place ? y.data.get() : nullptr,
+      y.data.get(), batch,              height,          width};
   run(DepthwiseTasks(spec, kernels(), call), threads);
   for (int check = 0; check < 200; ++check) {
     const int64_t plane = below(batch * spec.channels), pixel = below(out_pixels);
     const int64_t channel = plane % spec.channels;
+    const auto at = size_t(plane * out_pixels + pixel);
     double sum = bias.data[size_t(channel)];
     for (int64_t tap = 0; tap < taps; ++tap) {
       const int64_t iy = pixel / out_width * spec.window.strides[0] +
@@ -176,7 +204,8 @@ void depthwise(int round, int threads) {
       sum += double(weights.data[size_t(channel * taps + tap)]) *
              x.data[size_t(plane * height * width + iy * width + ix)];
     }
-    if (!close(y.data[size_t(plane * out_pixels + pixel)], sum)) fail("a depthwise one", round);
+    if (in_place) sum += before[at];
+    if (!close(y.data[at], activated(spec.activation, sum, 0, 0))) fail("a depthwise one", round);
   }
 }
 
@@ -201,24 +230,6 @@ void product(int round, int threads) {
     }
     if (!close(y.data[size_t(token * rows + row)], sum)) fail("a product", round);
   }
-}
-
-double activated(Activation kind, double x, double alpha, double beta) {
-  const auto sigmoid = [](double u) { return 1 / (1 + std::exp(-u)); };
-  const auto cut = [](double u, double low, double high) { return std::min(high, std::max(low, u)); };
-  switch (kind) {
-    case Activation::kNone: return x;
-    case Activation::kRelu: return std::max(x, 0.0);
-    case Activation::kClip: return cut(x, alpha, beta);
-    case Activation::kHardSwish: return x * cut(x / 6 + 0.5, 0, 1);
-    case Activation::kSilu: return x * sigmoid(x);
-    case Activation::kGelu: return x / 2 * (1 + std::erf(x / std::sqrt(2.0)));
-    case Activation::kGeluTanh: return x * sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x));
-    case Activation::kLeakyRelu: return x < 0 ? alpha * x : x;
-    case Activation::kHardSigmoid: return cut(alpha * x + beta, 0, 1);
-    case Activation::kSigmoid: return sigmoid(x);
-  }
-  return x;
 }
 
 void activations(int round) {
