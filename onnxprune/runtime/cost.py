@@ -1,6 +1,8 @@
 """Where a sparse operator pays: the static rule, before anything is timed."""
 
 import math
+import statistics
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from onnxprune.runtime.layers import Layer
@@ -14,30 +16,6 @@ _BLOCK_COLUMNS = 128
 """Pixels of a vector, and columns that the kernels take at once of unstructured weights.
 
 They take more of blocked and of very sparse ones, for which this expects a little too much time."""
-
-_DENSE_NS = {
-    "1x1 products": 0.0176,
-    "kxk products": 0.0206,
-    "product products": 0.0152,
-    "vector products": 0.366,
-    "traffic": 0.0295,
-    "calls": 15_000.0,
-}
-_SPARSE_NS = {
-    "weights": 0.335,
-    "blocked weights": 0.243,
-    "gathered weights": 1.35,
-    "sums": 7.51,
-    "1x1 copies": 0.637,
-    "1x1, strided copies": 41.4,
-    "kxk copies": 0.95,
-    "kxk, strided copies": 10.1,
-    "product copies": 4.39,
-    "traffic": 0.00811,
-    "calls": 23_400.0,
-}
-"""Nanoseconds, fitted by `benchmarks/layer_costs.py` to layers of six networks on an Intel Xeon
-with AVX-512 at 2.5 GHz. What counts is their ratio. Costs that the fit cannot tell apart are 0."""
 
 _ROUNDING = 5e-4
 """Layers pruned to a threshold have it up to the rounding of their number of zeros."""
@@ -69,6 +47,85 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """What things cost on one type of processor.
+
+    Nanoseconds, fitted by `benchmarks/layer_costs.py` to layers of several networks. What counts is
+    their ratio. Costs that the fit cannot tell apart are 0.
+
+    Attributes:
+        name: The processor.
+        dense_ns: Costs in ONNX Runtime, by the names of `dense_works`.
+        sparse_ns: Costs of the sparse kernels, by the names of `sparse_works`.
+    """
+
+    name: str
+    dense_ns: Mapping[str, float]
+    sparse_ns: Mapping[str, float]
+
+    def dense_ms(self, work: Work) -> float:
+        """Expected time of a layer in ONNX Runtime, for one sample and thread."""
+        return _milliseconds(dense_works(work), self.dense_ns)
+
+    def sparse_ms(self, work: Work) -> float:
+        """Expected time of a layer with the sparse kernels, for one sample and thread."""
+        return _milliseconds(sparse_works(work), self.sparse_ns)
+
+
+MACHINES = (
+    Machine(
+        "Intel Xeon with AVX-512 at 2.5 GHz",
+        {
+            "1x1 products": 0.0176,
+            "kxk products": 0.0206,
+            "product products": 0.0152,
+            "vector products": 0.366,
+            "traffic": 0.0295,
+            "calls": 15_000.0,
+        },
+        {
+            "weights": 0.335,
+            "blocked weights": 0.243,
+            "gathered weights": 1.35,
+            "sums": 7.51,
+            "1x1 copies": 0.637,
+            "1x1, strided copies": 41.4,
+            "kxk copies": 0.95,
+            "kxk, strided copies": 10.1,
+            "product copies": 4.39,
+            "traffic": 0.00811,
+            "calls": 23_400.0,
+        },
+    ),
+    Machine(
+        "AMD EPYC, Zen 5",
+        {
+            "1x1 products": 0.00873,
+            "kxk products": 0.00836,
+            "product products": 0.00878,
+            "vector products": 0.11,
+            "traffic": 0.006,
+            "calls": 5_690.0,
+        },
+        {
+            "weights": 0.23,
+            "blocked weights": 0.137,
+            "gathered weights": 0.379,
+            "sums": 1.63,
+            "1x1 copies": 0.0,
+            "1x1, strided copies": 2.34,
+            "kxk copies": 0.0,
+            "kxk, strided copies": 1.74,
+            "product copies": 0.429,
+            "traffic": 0.00597,
+            "calls": 10_300.0,
+        },
+    ),
+)
+"""Processors that the rule was measured on. A layer is to gain on them all."""
+
+
+@dataclass(frozen=True)
 class Thresholds:
     """Least sparsity of layers that are replaced, as shares in [0, 1).
 
@@ -78,10 +135,9 @@ class Thresholds:
         vector: Where a weight meets one or two positions only, as in a classifier.
         least_outputs: Layers with fewer outputs stay dense.
         least_products: So do layers with fewer multiplications a sample.
-        least_channels: So do convolutions of several taps with fewer input channels, as first
-            layers are: for each channel that is read, all of its windows have to be laid out.
         least_speedup: Expected dense time over expected sparse time from which a layer is
-            replaced; 0 lets sparsity alone decide, as it does where the inputs decide on sizes.
+            replaced, as the geometric mean over `MACHINES`; one that would be slower on any of
+            them is not. 0 lets sparsity alone decide, as it does where the inputs decide on sizes.
         least_gain: Share of the dense layers' expected time that a model has to gain as a whole,
             or else it stays as it is; 0 does not ask for that.
     """
@@ -91,7 +147,6 @@ class Thresholds:
     vector: float = 0.80
     least_outputs: int = 16
     least_products: int = 100_000
-    least_channels: int = 8
     least_speedup: float = 1.25
     least_gain: float = 0.05
 
@@ -104,7 +159,6 @@ class Thresholds:
             vector=sparsity,
             least_outputs=1,
             least_products=1,
-            least_channels=1,
             least_speedup=0,
             least_gain=0,
         )
@@ -120,10 +174,6 @@ class Thresholds:
         """
         if layer.rows < self.least_outputs:
             return f"{layer.rows} outputs, fewer than {self.least_outputs}"
-        taps = math.prod(layer.attributes.get("kernel_shape", [1]))
-        channels = layer.attributes.get("in_channels", self.least_channels)
-        if taps > 1 and channels < self.least_channels:
-            return f"{channels} input channels, fewer than {self.least_channels}"
         products = None if work is None else work.positions * math.prod(layer.weight_shape)
         if products is not None and products < self.least_products:
             return f"{products:,} multiplications, fewer than {self.least_products:,}"
@@ -132,8 +182,12 @@ class Thresholds:
             least = self.vector
         if sparsity < least - _ROUNDING:
             return f"sparsity below {least:.0%}"
-        if work is not None and expected_speedup(work) < self.least_speedup:
-            return f"expected to be {expected_speedup(work):.2f}× as fast"
+        if work is not None and self.least_speedup:
+            if expected_speedup(work) < self.least_speedup:
+                return f"expected to be {expected_speedup(work):.2f}× as fast"
+            for machine in MACHINES:
+                if (speedup := machine.dense_ms(work) / machine.sparse_ms(work)) < 1:
+                    return f"expected to be {speedup:.2f}× as fast on {machine.name}"
         return ""
 
 
@@ -209,19 +263,19 @@ def sparse_works(work: Work) -> dict[str, float]:
 
 
 def expected_speedup(work: Work) -> float:
-    """Expected dense time over expected sparse time of a layer."""
-    return dense_ms(work) / sparse_ms(work)
+    """Expected dense time over expected sparse time of a layer, as the mean over `MACHINES`."""
+    return statistics.geometric_mean(m.dense_ms(work) / m.sparse_ms(work) for m in MACHINES)
 
 
-def dense_ms(work: Work) -> float:
-    """Expected time of a layer in ONNX Runtime, for one sample and thread."""
-    return _milliseconds(dense_works(work), _DENSE_NS)
+def expected_gain(chosen: Iterable[Work], every: Iterable[Work]) -> float:
+    """What replacing layers saves, as a share of the dense time of all; mean over `MACHINES`."""
+    chosen, every = list(chosen), list(every)
+    return statistics.mean(
+        sum(machine.dense_ms(work) - machine.sparse_ms(work) for work in chosen)
+        / sum(machine.dense_ms(work) for work in every)
+        for machine in MACHINES
+    )
 
 
-def sparse_ms(work: Work) -> float:
-    """Expected time of a layer with the sparse kernels, for one sample and thread."""
-    return _milliseconds(sparse_works(work), _SPARSE_NS)
-
-
-def _milliseconds(works: dict[str, float], costs: dict[str, float]) -> float:
+def _milliseconds(works: Mapping[str, float], costs: Mapping[str, float]) -> float:
     return sum(costs[name] * count for name, count in works.items()) / 1e6

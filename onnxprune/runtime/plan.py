@@ -9,7 +9,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from onnxprune.globs import matches
-from onnxprune.runtime.cost import Thresholds, Work, dense_ms, sparse_ms, work_of
+from onnxprune.runtime.cost import Thresholds, Work, expected_gain, work_of
 from onnxprune.runtime.graph import GraphIndex, label
 from onnxprune.runtime.layers import (
     LINEAR,
@@ -103,7 +103,7 @@ class Plan:
         self._weights: dict[WeightKey, Weight] = {}
         self._taken: set[int] = set()
         self._records: dict[int, LayerRecord] = {}
-        self._expected_ms: dict[int, tuple[float, float]] = {}
+        self._works: dict[int, Work] = {}
         for number, node in enumerate(proto.graph.node):
             if node.op_type in LINEAR:
                 self._look_at(number, node)
@@ -172,7 +172,7 @@ class Plan:
         full = absorb(self.index, self.sizes, layer, self._taken)
         work = self.work(full)
         if work is not None:
-            self._expected_ms[number] = dense_ms(work), sparse_ms(work)
+            self._works[number] = work
         times = self._times_ms.get(number)
         if times is not None:
             facts |= {"dense_ms": times[0], "sparse_ms": times[1]}
@@ -194,11 +194,10 @@ class Plan:
         Other layouts between layers cost what no layer is charged for.
         """
         least = self._options.thresholds.least_gain
-        if not least or not self.chosen.keys() <= self._expected_ms.keys():
+        if not least or not self.chosen or not self.chosen.keys() <= self._works.keys():
             return False
-        dense = sum(times[0] for times in self._expected_ms.values())
-        gain = sum(self._expected_ms[n][0] - self._expected_ms[n][1] for n in self.chosen)
-        return bool(self.chosen) and gain < least * dense
+        gain = expected_gain((self._works[n] for n in self.chosen), self._works.values())
+        return gain < least
 
     def _find_companions(self) -> None:
         """Depthwise convolutions that read what a sparse one makes.

@@ -137,7 +137,7 @@ inline void single_row(Band band, const float* weights, Vec start, Target target
 }
 
 template <int K, int P>
-void band_rows(const Band& band, const float* weights, Vec start, const Target& target) {
+ONNXPRUNE_FLATTEN void band_rows(const Band& band, const float* weights, Vec start, const Target& target) {
   // A residual may lie where the results go, so nothing may be written before it is read there.
   const bool spill = !target.residual;
   Target place = target;
@@ -176,7 +176,7 @@ void depthwise_band(const Band& band, const float* weights, float bias, const Ta
 }
 
 template <int N>
-ONNXPRUNE_INLINE void depthwise_tile(const float* source, const float* weights, size_t tap_count, Vec start,
+ONNXPRUNE_FLATTEN void depthwise_tile(const float* source, const float* weights, size_t tap_count, Vec start,
                            const Shift* taps, const Target& target, uint32_t channel) {
   Row<N> row;
   row.each([&](Vec& a, int) { a = start; });

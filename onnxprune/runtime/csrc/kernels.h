@@ -13,11 +13,14 @@
 #include <xmmintrin.h>
 #endif
 
-// For what has to be compiled into its caller, whatever the compiler thinks of the caller's size.
+// For functions whose sums have to stay in registers: all that they call is compiled into them,
+// whatever else is in the file.
 #if defined(__GNUC__)
-#define ONNXPRUNE_INLINE inline __attribute__((always_inline))
+#define ONNXPRUNE_FLATTEN __attribute__((flatten))
+#define ONNXPRUNE_APART __attribute__((noinline))
 #else
-#define ONNXPRUNE_INLINE inline
+#define ONNXPRUNE_FLATTEN
+#define ONNXPRUNE_APART
 #endif
 
 namespace onnxprune {

@@ -91,7 +91,7 @@ inline Vec activated(Activation kind, Vec x, Vec alpha, Vec beta) {
   return x;
 }
 
-void activate(Activation kind, float alpha, float beta, float* data, size_t size) {
+ONNXPRUNE_APART void activate(Activation kind, float alpha, float beta, float* data, size_t size) {
   const Vec a = V::broadcast(alpha), b = V::broadcast(beta);
   size_t i = 0;
   for (; i + kWidth <= size; i += kWidth) {
@@ -165,7 +165,7 @@ inline void begin(Row<N>& row, const BlockWork& work, uint32_t index, int from) 
 // Adds the residual, applies the activation and stores a row whose sums are complete. `tail` are
 // the pixels of its last vector.
 template <int N>
-ONNXPRUNE_INLINE void complete(Row<N>& row, const Target& target, uint32_t index, int from, int tail) {
+inline void complete(Row<N>& row, const Target& target, uint32_t index, int from, int tail) {
   float* y = target.y + ptrdiff_t(index) * target.y_pitch + from * kWidth;
   const bool whole = tail == kWidth;
   if (target.next_tile) {
@@ -279,7 +279,7 @@ class Ahead {
 };
 
 template <int N>
-void unstructured_rows(const BlockWork& work, const Target& target) {
+ONNXPRUNE_FLATTEN void unstructured_rows(const BlockWork& work, const Target& target) {
   const char* entries = static_cast<const char*>(work.entries);
   Ahead ahead(work);
   for (size_t g = 0; g < work.group_count; ++g) {
@@ -313,7 +313,7 @@ inline void block_step(Rows<N>& rows, const float* pixels, Vec wa, Vec wb, Vec w
 }
 
 template <int N>
-inline void block_rows(const Group& group, const BlockWork& work, const Target& target,
+ONNXPRUNE_FLATTEN void block_rows(const Group& group, const BlockWork& work, const Target& target,
                       const char* entries, int from) {
   const auto pitch = size_t(slab_pitch(target.count));
   const float* slab = work.slab + from * kWidth;

@@ -5,8 +5,8 @@
 #include "kernels.h"
 
 // It need not be the fastest, and takes the longest to compile.
-#undef ONNXPRUNE_INLINE
-#define ONNXPRUNE_INLINE inline
+#undef ONNXPRUNE_FLATTEN
+#define ONNXPRUNE_FLATTEN
 
 namespace onnxprune {
 namespace {

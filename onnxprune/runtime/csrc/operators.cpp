@@ -48,6 +48,8 @@ class ConvolutionKernel : public Kernel {
     const SparseMatrix matrix = matrix_of(api, info, spec_.channels * int64_t(taps), expanded);
     weights_ = std::make_unique<PackedWeights>(matrix, taps, spec_.reads_in_place(),
                                                block_of(attributes, matrix), kernels());
+    product_ = {spec_.channels, spec_.activation, spec_.alpha, spec_.beta};
+    stored_in_float32_ = expanded.empty();
   }
 
  protected:
@@ -64,12 +66,27 @@ class ConvolutionKernel : public Kernel {
     call.residual = residual(context, kResidual, images.output_shape);
     call.y = output(context, images.output_shape);
     if (size_of(images.output_shape) == 0) return;
-    spread(context, ConvolutionTasks(spec_, *weights_, kernels(), call));
+    if (spec_.window.pointwise() && call.height * call.width == 1 && stored_in_float32_ &&
+        call.batch <= kFewTokens) {
+      spread(context, ProductTasks(product_, *weights_, kernels(), product_of(context, call)));
+    } else {
+      spread(context, ConvolutionTasks(spec_, *weights_, kernels(), call));
+    }
   }
 
  private:
+  // Images of one pixel are vectors, as in squeeze-and-excitation.
+  ProductCall product_of(KernelContext* context, const ConvolutionCall& call) const {
+    const SparseMatrix matrix{weights_->rows(), size_t(spec_.channels),
+                              data_of<float>(api_, input(context, kValues)),
+                              data_of<uint16_t>(api_, input(context, kColumns)),
+                              data_of<int32_t>(api_, input(context, kRowStarts))};
+    return {call.x, call.bias, call.residual, call.y, call.batch, matrix};
+  }
+
   ConvolutionSpec spec_;
-  bool flat_ = false;
+  ProductSpec product_;
+  bool flat_ = false, stored_in_float32_ = false;
   std::unique_ptr<PackedWeights> weights_;
 };
 

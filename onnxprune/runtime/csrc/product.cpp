@@ -7,13 +7,6 @@
 #include "tiles.h"
 
 namespace onnxprune {
-namespace {
-
-// So few that a tile would be nearly empty: each row is a scalar product.
-constexpr int64_t kFewTokens = 6;
-
-}  // namespace
-
 ProductTasks::ProductTasks(const ProductSpec& spec, const PackedWeights& weights,
                            const KernelSet& kernels, const ProductCall& call)
     : spec_(spec), weights_(weights), kernels_(kernels), call_(call) {

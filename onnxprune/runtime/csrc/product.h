@@ -22,6 +22,9 @@ struct ProductCall {
   SparseMatrix matrix;    // the same weights, row by row
 };
 
+// So few that a tile would be nearly empty: each row is a scalar product.
+constexpr int64_t kFewTokens = 6;
+
 class ProductTasks {
  public:
   ProductTasks(const ProductSpec&, const PackedWeights&, const KernelSet&, const ProductCall&);
