@@ -116,8 +116,8 @@ class MetadataPolicy(PolicyTable):
     required: bool = Field(False, description="The file has sparsity metadata.")
     true_to_file: bool = Field(
         False,
-        description="It has, and every statement holds: computed again from the file and, with "
-        "`--baseline`, from the dense model.",
+        description="It has, and every statement holds that the file can answer: computed again "
+        "from it and, with `--baseline`, compared with the dense model.",
     )
     source_sha256: str | None = Field(
         None,
