@@ -12,10 +12,10 @@ import onnx
 
 from onnxprune.errors import RecipeError
 from onnxprune.export.claims import brief
+from onnxprune.export.liveness import is_needed, needed_readings
 from onnxprune.export.metadata import SparsityMetadata
 from onnxprune.export.pattern_check import ZERO_BY_CHANCE, pattern_fits, pattern_holds
 from onnxprune.globs import matches
-from onnxprune.payload import inner_graphs
 from onnxprune.recipe import Recipe, SparsityTable
 from onnxprune.tensors import GraphTensor
 
@@ -86,10 +86,10 @@ def _list_problems(
 ) -> Iterator[str]:
     """Prunable tensors in the recipe's scope that are not listed, and listed ones outside of it.
 
-    A tensor that no output depends on is not pruned and need not be listed.
+    A tensor that no output depends on is not pruned, and not listed.
     """
     listed = set(listed)
-    needed = needed_values(proto)
+    needed = needed_readings(proto)
     for name, tensor in stored.items():
         named = tensor.prunable or name in settings.include
         in_scope = (
@@ -98,9 +98,12 @@ def _list_problems(
             and not any(matches(name, tensor.op_type, glob) for glob in settings.exclude)
             and pattern_fits(tensor, settings.pattern)
         )
+        used = is_needed(tensor, needed)
         if name in listed and not in_scope:
             yield f"{name}: listed, and not in the recipe's scope"
-        missed = in_scope and (tensor.prunable or tensor.trainable) and is_needed(tensor, needed)
+        elif name in listed and not used:
+            yield f"{name}: listed, and no output depends on it"
+        missed = in_scope and (tensor.prunable or tensor.trainable) and used
         if name not in listed and missed:
             yield f"{name}: prunable, in the recipe's scope, and not listed"
 
@@ -145,32 +148,3 @@ def _share_problems(tensor: GraphTensor, zeros: int, settings: SparsityTable) ->
             f"{tensor.name}: {zeros} of {tensor.size} values are zero, which is not the share of "
             f"{share:g} that the recipe's scope, layerwise, gives it"
         )
-
-
-def is_needed(tensor: GraphTensor, needed: set[str]) -> bool:
-    """Whether an output depends on a tensor; inside sub-graphs and functions taken for granted.
-
-    Args:
-        tensor: The tensor.
-        needed: `needed_values` of its model.
-    """
-    return bool(tensor.scope) or any(use.value in needed for use in tensor.uses)
-
-
-def needed_values(proto: onnx.ModelProto) -> set[str]:
-    """Names of values of the main graph that its outputs depend on."""
-    needed = {value.name for value in proto.graph.output}
-    for node in reversed(proto.graph.node):
-        if needed.intersection(node.output):
-            needed.update(_read_by([node]))
-    return needed
-
-
-def _read_by(nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    """Names that nodes read, their sub-graphs included."""
-    names: set[str] = set()
-    for node in nodes:
-        names.update(node.input)
-        for _, graph in inner_graphs(node):
-            names |= _read_by(graph.node) | {value.name for value in graph.output}
-    return names
