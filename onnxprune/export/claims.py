@@ -49,11 +49,15 @@ def read_claims(kind: type[T], raw: Mapping[str, Any]) -> tuple[T | None, list[s
     try:
         return kind.model_validate_json(json.dumps(raw)), []
     except ValidationError as error:
-        return None, [_problem(item) for item in error.errors(include_url=False)]
+        return None, [problem_text(item) for item in error.errors(include_url=False)]
 
 
-def _problem(item: Any) -> str:
-    """Which field, what was found, what was expected."""
+def problem_text(item: Any) -> str:
+    """Which field, what was found, what was expected.
+
+    Args:
+        item: An entry of pydantic's `ValidationError.errors`.
+    """
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "missing":
         return f"{where}: it is missing, and no file may leave it out"

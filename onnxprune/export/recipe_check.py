@@ -4,14 +4,14 @@ The recipe is part of an untrusted file: nothing in it needs to be there, or of 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
+from pydantic import BaseModel, ValidationError
 
-from onnxprune.errors import RecipeError
-from onnxprune.export.claims import brief
+from onnxprune.export.claims import brief, problem_text, shown
 from onnxprune.export.liveness import is_needed, needed_readings
 from onnxprune.export.metadata import SparsityMetadata
 from onnxprune.export.pattern_check import ZERO_BY_CHANCE, pattern_fits, pattern_holds
@@ -28,8 +28,8 @@ _KEYS = (
 )
 """The keys of `[sparsity]` that every version has written; `target` may follow from others."""
 
-_FORMER_KEYS = (("distill", "cache"),)
-"""Keys that earlier versions have written."""
+_NUMBERS = ("int_type", "float_type")
+"""Errors about something else in the place of a number."""
 
 
 def recipe_problems(
@@ -42,11 +42,10 @@ def recipe_problems(
         stored: Its tensors by name.
         claimed: Its metadata.
     """
-    recipe, problems = _read(claimed.recipe)
+    settings, problems = _read(claimed.recipe)
     yield from problems
-    if recipe is None:
+    if settings is None:
         return
-    settings = recipe.sparsity
     for key, wanted, said in (
         ("method", settings.method, claimed.method),
         ("target_sparsity", settings.resolved_target, claimed.target_sparsity),
@@ -61,21 +60,43 @@ def recipe_problems(
         yield from _share_problems(stored[name], zeros, settings)
 
 
-def _read(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[str]]:
-    """The recipe, and what is wrong with its form."""
+def _read(raw: Mapping[str, Any]) -> tuple[SparsityTable | None, list[str]]:
+    """The recipe's `[sparsity]`, and what is wrong with the form of the recipe.
+
+    Other tables leave no trace in the file, and their keys and choices change from version to
+    version. What was a number has stayed one.
+    """
     missing = [f"recipe.{name}" for name in _TABLES if name not in raw]
     settings = raw.get("sparsity")
     if isinstance(settings, Mapping):
         missing += [f"recipe.sparsity.{key}" for key in _KEYS if key not in settings]
     problems = [f"{name}: it is missing, and no file may leave it out" for name in missing]
-    known = {name: dict(t) if isinstance(t, Mapping) else t for name, t in raw.items()}
-    for table, key in _FORMER_KEYS:
-        if isinstance(known.get(table), dict):
-            known[table].pop(key, None)
+    for name, table in raw.items():
+        if not isinstance(table, Mapping):
+            problems.append(f"recipe.{name}: found {shown(table)}, expected an object")
+    others = {name: table for name, table in raw.items() if name != "sparsity"}
+    problems += _form_problems(Recipe, others, "recipe", _NUMBERS)
+    if not isinstance(settings, Mapping):
+        return None, problems
+    wrong = _form_problems(SparsityTable, settings, "recipe.sparsity")
+    table = None if wrong else SparsityTable.model_validate(settings)
+    return table, problems + wrong
+
+
+def _form_problems(
+    kind: type[BaseModel],
+    values: Mapping[str, Any],
+    where: str,
+    only: Collection[str] | None = None,
+) -> list[str]:
+    """What is wrong with the form of a recipe, or of a table, a line a key; or some kinds of it."""
     try:
-        return Recipe.from_dict(known), problems
-    except RecipeError as error:
-        return None, problems + [f"recipe.{problem}" for problem in error.problems]
+        kind.model_validate(values)
+    except ValidationError as error:
+        items = error.errors(include_url=False)
+        found = [item for item in items if only is None or item["type"] in only]
+        return [f"{where}.{problem_text(item)}" for item in found]
+    return []
 
 
 def _list_problems(

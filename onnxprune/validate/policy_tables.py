@@ -146,9 +146,9 @@ class SignaturePolicy(PolicyTable):
     )
     same_graph: bool = Field(
         False,
-        description="Nodes, their attributes and order are the dense model's, and so are types and "
-        "shapes of all tensors and values of those that are not trained. For files that were "
-        "pruned, not for shrunk or compiled ones.",
+        description="Nodes, their attributes and order, inputs, outputs and operator sets are the "
+        "dense model's, and so are types and shapes of all tensors and values of those that are "
+        "not trained. For files that were pruned, not for shrunk or compiled ones.",
     )
 
 
