@@ -76,8 +76,9 @@ def _added_weights(subject: Subject, size: int) -> str:
     if subject.baseline is None or is_compiled(subject.model.proto):
         return ""
     dense = replace(subject, model=subject.baseline, baseline=None)
-    theirs = sum(tensor.size for tensor in _scope(dense))
-    theirs += sum(weight.size for weight in _computed_scope(dense))
+    computed = _computed_scope(dense)
+    theirs = sum(tensor.size for tensor in _read_whole(dense, _scope(dense), computed))
+    theirs += sum(weight.size for weight in computed)
     if size <= theirs:
         return ""
     return f"the baseline has {theirs:,} weights, so {size - theirs:,} were added"

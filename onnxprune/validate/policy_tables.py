@@ -67,7 +67,11 @@ class SparsityPolicy(PolicyTable):
     DEMANDS: ClassVar[tuple[str, ...]] = ("min", "per_tensor_min", "pattern")
 
     min: float | None = Field(
-        None, ge=0, le=1, description="Zeros / weights over all tensors in scope, at least."
+        None,
+        ge=0,
+        le=1,
+        description="Zeros / weights over all tensors in scope, as operators multiply with them, "
+        "at least.",
     )
     per_tensor_min: dict[str, float] = Field(
         {},
