@@ -72,7 +72,9 @@ def _read(raw: Mapping[str, Any]) -> tuple[SparsityTable | None, list[str]]:
         missing += [f"recipe.sparsity.{key}" for key in _KEYS if key not in settings]
     problems = [f"{name}: it is missing, and no file may leave it out" for name in missing]
     for name, table in raw.items():
-        if not isinstance(table, Mapping):
+        if name not in Recipe.model_fields:
+            problems.append(f"recipe.{brief(name)}: there is no such table")
+        elif not isinstance(table, Mapping):
             problems.append(f"recipe.{name}: found {shown(table)}, expected an object")
     others = {name: table for name, table in raw.items() if name != "sparsity"}
     problems += _form_problems(Recipe, others, "recipe", _NUMBERS)
@@ -95,7 +97,7 @@ def _form_problems(
     except ValidationError as error:
         items = error.errors(include_url=False)
         found = [item for item in items if only is None or item["type"] in only]
-        return [f"{where}.{problem_text(item)}" for item in found]
+        return [problem_text(item, where) for item in found]
     return []
 
 

@@ -225,6 +225,8 @@ def test_added_zeros_are_found_with_the_dense_model(pair: Pair) -> None:
     assert check(pair.pruned, policy).passed, "nothing in the file tells them from others"
     text = not_passed(check(pair.pruned, policy, baseline=pair.dense))[MIN]
     assert "the baseline has 896 weights, so 32,000 were added" in text
+    pair.edit(lambda proto: proto.opset_import.append(helper.make_opsetid("onnxprune", 1)))
+    assert MIN in not_passed(check(pair.pruned, policy, baseline=pair.dense)), "not compiled"
 
 
 def test_zeros_of_a_computed_weight_count_where_they_are_zero(pair: Pair) -> None:
