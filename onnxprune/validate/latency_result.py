@@ -9,6 +9,7 @@ import numpy as np
 from onnxprune.model import OnnxModel
 from onnxprune.validate.bench_verdict import reason, sentence
 from onnxprune.validate.operator_times import OperatorTime
+from onnxprune.validate.report_format import numbered
 from onnxprune.validate.speedup import Speedup, speedup
 
 
@@ -161,7 +162,11 @@ def completed(
 
 
 def _verdict(models: Sequence[ModelLatency]) -> str:
-    lines = [sentence(model.path, model.speedup, model.reason) for model in models[1:]]
+    labels = numbered([model.path for model in models])
+    lines = [
+        sentence(label, model.speedup, model.reason)
+        for label, model in zip(labels[1:], models[1:], strict=True)
+    ]
     return "\n".join(lines) or "one model, nothing to compare"
 
 

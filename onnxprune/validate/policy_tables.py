@@ -67,7 +67,11 @@ class SparsityPolicy(PolicyTable):
     DEMANDS: ClassVar[tuple[str, ...]] = ("min", "per_tensor_min", "pattern")
 
     min: float | None = Field(
-        None, ge=0, le=1, description="Zeros / weights over all tensors in scope, at least."
+        None,
+        ge=0,
+        le=1,
+        description="Zeros / weights over all tensors in scope, as operators multiply with them, "
+        "at least.",
     )
     per_tensor_min: dict[str, float] = Field(
         {},
@@ -116,8 +120,8 @@ class MetadataPolicy(PolicyTable):
     required: bool = Field(False, description="The file has sparsity metadata.")
     true_to_file: bool = Field(
         False,
-        description="It has, and every statement holds: computed again from the file and, with "
-        "`--baseline`, from the dense model.",
+        description="It has, and every statement holds that the file can answer: computed again "
+        "from it and, with `--baseline`, compared with the dense model.",
     )
     source_sha256: str | None = Field(
         None,
@@ -146,9 +150,9 @@ class SignaturePolicy(PolicyTable):
     )
     same_graph: bool = Field(
         False,
-        description="Nodes, their attributes and order are the dense model's, and so are types and "
-        "shapes of all tensors and values of those that are not trained. For files that were "
-        "pruned, not for shrunk or compiled ones.",
+        description="Nodes, their attributes and order, inputs, outputs and operator sets are the "
+        "dense model's, and so are types and shapes of all tensors and values of those that are "
+        "not trained. For files that were pruned, not for shrunk or compiled ones.",
     )
 
 
@@ -227,7 +231,10 @@ class AccuracyPolicy(PolicyTable):
 class AgreementPolicy(PolicyTable):
     """`[agreement]`: how close the outputs stay to the dense model's on data without labels."""
 
-    DEMANDS: ClassVar[tuple[str, ...]] = ("min", "min_cosine", "min_sqnr_db")
+    DEMANDS: ClassVar[tuple[str, ...]] = (
+        *("min", "min_cosine", "min_sqnr_db"),
+        *("max_mean_abs_error", "max_abs_error"),
+    )
 
     min: float | None = Field(
         None,
@@ -253,6 +260,12 @@ class AgreementPolicy(PolicyTable):
     )
     min_sqnr_db: float | None = Field(
         None, description="Signal to difference of the outputs in decibels, at least."
+    )
+    max_mean_abs_error: float | None = Field(
+        None, ge=0, description="Mean difference of a value of the output, at most."
+    )
+    max_abs_error: float | None = Field(
+        None, ge=0, description="Largest difference of a value of the output, at most."
     )
 
     @field_validator("metric")

@@ -34,13 +34,15 @@ NARROW: Figure = {"margin": MARGIN | {"b": 92}, "legend": BELOW}
 class Table:
     """Numbers; the first column heads its row.
 
-    `facts` are items and values without a header; `words` are cells that may be long, and wrap.
+    `facts` are items and values without a header; `words` are cells that may be long, and wrap;
+    `narrow` is a table of many columns, in which an interval goes below its value.
     """
 
     headers: list[str]
     rows: list[list[str]]
     facts: bool = False
     words: bool = False
+    narrow: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.export.metadata import MetadataCheck, verify
+from onnxprune.export.liveness import Reading, needed_readings
+from onnxprune.export.truth import MetadataCheck, verify
 from onnxprune.model import OnnxModel, ValueSpec
 from onnxprune.runtime import is_compiled
 from onnxprune.runtime.dense_view import dense_view
+from onnxprune.runtime.record_check import RecordCheck, verify_record
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate.accuracy import EvaluationResult, evaluate
 from onnxprune.validate.batches import SamplesLike
+from onnxprune.validate.computed_weights import ComputedWeight, computed_weights
 from onnxprune.validate.detection_agreement import DetectionAgreement
 from onnxprune.validate.policy import Policy
 from onnxprune.validate.task_metrics import TaskMetric
@@ -102,9 +105,24 @@ class Subject:
         return dense_view(proto) if is_compiled(proto) else proto
 
     @cached_property
+    def needed(self) -> set[Reading]:
+        """What nodes read that outputs of `layers` depend on."""
+        return needed_readings(self.layers)
+
+    @cached_property
+    def computed_weights(self) -> list[ComputedWeight]:
+        """Weights of `layers` that the graph computes from stored values."""
+        return computed_weights(self.layers)
+
+    @cached_property
     def metadata(self) -> MetadataCheck:
         """The model's metadata against fact."""
-        return verify(self.model.proto)
+        return verify(self.model.proto, None if self.baseline is None else self.baseline.proto)
+
+    @cached_property
+    def record(self) -> RecordCheck:
+        """What a compiled model says of how it was made, against fact."""
+        return verify_record(self.model.proto)
 
     @cached_property
     def evaluation(self) -> EvaluationResult:
