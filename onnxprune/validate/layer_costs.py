@@ -175,23 +175,33 @@ def layer_times(
 
 
 class _Nodes:
-    """Nodes of the main graph by name, and who reads what they make."""
+    """Nodes of the main graph by name, and who reads what they make.
+
+    With each goes its name in profiles: ONNX Runtime counts nodes without one, constants left out,
+    of which it makes initializers first.
+    """
 
     def __init__(self, proto: ModelProto) -> None:
-        self._named = {node.name or next(iter(node.output), ""): node for node in proto.graph.node}
-        self._readers: dict[str, list[NodeProto]] = {}
+        self._named: dict[str, tuple[NodeProto, str]] = {}
+        self._readers: dict[str, list[tuple[NodeProto, str]]] = {}
+        place = 0
         for node in proto.graph.node:
+            entry = (node, node.name or f"{node.op_type}_{place}")
+            place += node.op_type != "Constant"
+            self._named[node.name or next(iter(node.output), "")] = entry
             for value in set(node.input):
-                self._readers.setdefault(value, []).append(node)
+                self._readers.setdefault(value, []).append(entry)
         self._results = {value.name for value in proto.graph.output}
 
     def names_from(self, name: str) -> list[str]:
         """Names of a node and its outputs, and of what follows while it has a single reader."""
         names: list[str] = []
-        node = self._named.get(name)
-        while node is not None and len(names) < 2 * _MOST_FOLLOWED:
-            names += [part for part in (node.name, *node.output) if part]
+        entry = self._named.get(name)
+        while entry is not None and len(names) < 2 * _MOST_FOLLOWED:
+            node, own = entry
+            names += [own, *filter(None, node.output)]
             readers = self._readers.get(node.output[0], []) if len(node.output) == 1 else []
             alone = len(readers) == 1 and node.output[0] not in self._results
-            node = readers[0] if alone and readers[0].op_type not in MULTIPLYING else None
+            follows = alone and readers[0][0].op_type not in MULTIPLYING
+            entry = readers[0] if follows else None
         return names

@@ -130,8 +130,8 @@ def cost_words(cost: ModelCostRecord) -> str:
     if known:
         share = f" ({fmt.percent(sparse / dense, 1)})" if dense else ""
         text = (
-            f"{fmt.count(len(known))} layers take {fmt.short_count(dense)} multiply-adds a sample "
-            f"as dense ones, and {fmt.short_count(sparse)}{share} at actual density, in theory."
+            f"{_layers(len(known))}: {fmt.short_count(dense)} multiply-adds a sample "
+            f"if dense, and {fmt.short_count(sparse)}{share} at actual density, in theory."
         )
     if cost.multiply_adds is not None and cost.multiply_adds > dense and not cost.left_out:
         rest = fmt.short_count(cost.multiply_adds - dense)
@@ -139,12 +139,16 @@ def cost_words(cost: ModelCostRecord) -> str:
     unknown = len(cost.layers) - len(known)
     if unknown:
         text += (
-            f" Of {fmt.count(unknown)} layers the file does not tell the shapes, such as sizes "
-            "that inputs decide, so their multiply-adds are not known and left blank."
+            f" Of {_layers(unknown)} the file does not tell the shapes, such as sizes that inputs "
+            "decide, so the multiply-adds are not known and left blank."
         )
     if cost.left_out:
-        text += f" {fmt.count(cost.left_out)} layers with fewer multiply-adds are left out."
+        text += f" {_layers(cost.left_out)} with fewer multiply-adds left out."
     return text.strip()
+
+
+def _layers(number: int) -> str:
+    return f"{fmt.count(number)} {'layer' if number == 1 else 'layers'}"
 
 
 def cost_texts(cost: ModelCostRecord) -> list[str]:

@@ -54,8 +54,7 @@ class Tab:
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
         self.resize(width, height)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.show(dark=dark)
         self.call("Page.navigate", url=page.as_uri())
         end = time.monotonic() + _ANSWER_S
         while self.run("document.documentElement?.dataset.plots") != "drawn":
@@ -77,9 +76,10 @@ class Tab:
             if answer.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
                 self.console.append(json.dumps(answer["params"]))
 
-    def run(self, script: str) -> Any:
-        """The value of a script, as JSON has it."""
-        result = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+    def run(self, script: str, *, wait: bool = False) -> Any:
+        """The value of a script, as JSON has it; of a promise with `wait` what it comes to."""
+        options = {"returnByValue": True, "awaitPromise": wait}
+        result = self.call("Runtime.evaluate", expression=script, **options)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
@@ -93,6 +93,17 @@ class Tab:
         """Show the page in this size."""
         size = {"width": width, "height": height}
         self.call("Emulation.setDeviceMetricsOverride", deviceScaleFactor=1, mobile=False, **size)
+
+    def show(self, *, dark: bool = False, paper: bool = False) -> None:
+        """Show the page in light or dark, without motion; or as it is printed."""
+        wishes = {"color-scheme": "dark" if dark else "light", "reduced-motion": "reduce"}
+        features = [{"name": f"prefers-{name}", "value": value} for name, value in wishes.items()]
+        media = "print" if paper else ""
+        self.call("Emulation.setEmulatedMedia", media=media, features=features)
+
+    def settle(self) -> None:
+        """Wait until plots have followed a change of the size."""
+        self.run("new Promise((done) => setTimeout(done, 500))", wait=True)
 
     def picture(self, file: Path) -> None:
         """Take a picture of the whole page."""

@@ -159,6 +159,8 @@
   }
   document.querySelectorAll("table.sortable").forEach(makeSortable);
   drawAll().then(() => {
+    // Plotly measures texts in it; to a screen reader it would be an image without a name.
+    document.getElementById("js-plotly-tester")?.setAttribute("aria-hidden", "true");
     root.dataset.plots = "drawn";
   });
 
