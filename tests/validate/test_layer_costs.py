@@ -90,6 +90,22 @@ def test_no_time_is_guessed(kernels: list[KernelTime], found: dict[str, float]) 
     assert times(network(), *kernels) == found
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(float[2, 4] y, float[2, 4] z) { a = MatMul (x, w) y = Relu (a) z = Sin (a) }",
+        "(float[2, 4] y, float[2, 4] a) { a = MatMul (x, w) y = Relu (a) }",
+    ],
+)
+def test_a_layer_that_others_read_as_well_ends_where_it_is(text: str) -> None:
+    """What follows can then not have been fused into it."""
+    head = '<ir_version: 8, opset_import: ["" : 17]> net (float[2, 4] x) => '
+    proto = onnx.parser.parse_model(head + text)
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((4, 4), np.float32), "w"))
+    assert times(proto, KernelTime("y", "MatMul", 1.0)) == {}
+    assert times(proto, KernelTime("a", "MatMul", 1.0)) == {"w": 1.0}
+
+
 def test_a_node_with_two_weights_is_the_time_of_neither() -> None:
     proto = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 17]> net (float[4, 1, 3] x) => (float[4, 1, 1, 2] y) '

@@ -15,12 +15,14 @@ from onnxprune.validate.result_report import write_result_report
 
 from .browser import Tab, opened
 from .pages import needs_chromium
+from .test_probe_report import probe
+from .test_probe_report import write as write_probe
 from .test_report import costs, results, write_run
 from .test_result_report import distributed, gate, layer, model
 
 pytestmark = [needs_chromium, pytest.mark.xdist_group("pages")]
 
-KINDS = ("run", "bench", "check", "compare")
+KINDS = ("run", "bench", "check", "compare", "probe")
 
 _LONG = "encoder.layers.11.feed_forward.dense_relu_dense.wi_0.weight_with_a_name_that_is_long"
 _OBSERVED = """
@@ -130,6 +132,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     files = {kind: folder / f"{kind}.html" for kind in KINDS}
     write_report(runs[0], files["run"])
     write_comparison(runs, files["compare"])
+    write_report(write_probe(folder / "probe", probe()), files["probe"])
     for kind, value in (("bench", bench), ("check", checks)):
         (folder / f"{kind}.json").write_text(json.dumps(value))
         write_result_report(folder / f"{kind}.json", files[kind])
@@ -279,7 +282,7 @@ def test_the_numbers_of_a_plot_stand_in_a_table(shown: Tab) -> None:
     without = set(shown.run(f"{figures}.map((figure) => figure.querySelector('.plot').id)"))
     elsewhere = {  # a table of its own that has more
         *("plot-tensors", "plot-cost", "plot-cost-1", "plot-speedup", "plot-quantiles"),
-        *("plot-sparsity", "plot-speed"),
+        *("plot-sparsity", "plot-speed", "plot-gain"),
     }
     assert without <= elsewhere
 
