@@ -226,15 +226,18 @@ def command(
 def _print(report: dict[str, Any], output: "Console") -> None:
     from rich.table import Column, Table
 
+    from onnxprune.validate.report_format import numbered
+
     if "batch" in report:
         output.print(f"batch size {report['batch']}")
     columns = ("median", "p90", "p99", "samples/s", "load", "memory", "file")
     table = Table(Column("model", overflow="fold"), *columns)
     speedups = Table(Column("model", overflow="fold"), "speedup", "95 % interval", "")
-    for index, model in enumerate(report["models"]):
+    labels = numbered([model["path"] for model in report["models"]])
+    for index, (label, model) in enumerate(zip(labels, report["models"], strict=True)):
         latency, speedup, memory = model["latency_ms"], model["speedup"], model["peak_memory_bytes"]
         table.add_row(
-            model["path"],
+            label,
             *(f"{latency[key]:.3f} ms" for key in ("median", "p90", "p99")),
             f"{model['throughput_per_s']:.1f}",
             f"{model['load_ms']:.0f} ms",
@@ -243,13 +246,13 @@ def _print(report: dict[str, Any], output: "Console") -> None:
         )
         if index:
             interval = f"{speedup['low']:.3f} to {speedup['high']:.3f}"
-            speedups.add_row(model["path"], f"{speedup['ratio']:.3f}×", interval, model["verdict"])
+            speedups.add_row(label, f"{speedup['ratio']:.3f}×", interval, model["verdict"])
     output.print(table)
     if speedups.row_count:
         output.print(speedups)
-    for model in report["models"]:
+    for label, model in zip(labels, report["models"], strict=True):
         if model["operators"] is not None:
-            operators = Table("operator", "nodes", "in a call", "share", title=model["path"])
+            operators = Table("operator", "nodes", "in a call", "share", title=label)
             for entry in model["operators"]:
                 operators.add_row(
                     entry["op_type"],

@@ -99,32 +99,39 @@ def command(
     _print(result)
 
 
+def _number(value: float | None) -> str:
+    """A metric with four digits behind the point, or of its own where it is small."""
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.3g}"
+
+
 def _print(result: dict[str, Any]) -> None:
     """The metrics, and which differences to the first model are more than chance."""
     from rich.table import Column, Table
 
+    from onnxprune.validate.report_format import numbered
+
     console = common.output_console()
     names = list(dict.fromkeys(name for model in result["models"] for name in model["metrics"]))
     table = Table(Column("model", overflow="fold"), *names, title=f"{result['samples']} samples")
-    for model in result["models"]:
+    labels = numbered([model["path"] for model in result["models"]])
+    for label, model in zip(labels, result["models"], strict=True):
         values = [model["metrics"].get(name) for name in names]
-        table.add_row(
-            model["path"], *("–" if value is None else f"{value:.4f}" for value in values)
-        )
+        table.add_row(label, *map(_number, values))
     console.print(table)
     if not any(model["against_first"] for model in result["models"]):
         return
-    first = result["models"][0]["path"]
     against = Table(
         Column("model", overflow="fold"),
         *("metric", "difference", "95 % interval", "p", ""),
-        title=f"against {first}",
+        title=f"against {labels[0]}",
     )
-    for model in result["models"]:
+    for label, model in zip(labels, result["models"], strict=True):
         for name, found in model["against_first"].items():
             chance = found["low"] <= 0 <= found["high"]
             against.add_row(
-                model["path"],
+                label,
                 name,
                 f"{found['difference']:+.4f}",
                 f"{found['low']:+.4f} to {found['high']:+.4f}",

@@ -54,17 +54,24 @@ def _print_facts(facts: dict[str, Any], show_all: bool) -> None:
         + (f", {flops / 1e9:.3f} GFLOP a sample" if flops else "")
     )
     console.print(f"sparsity of the prunable weights: {common.percent(facts['sparsity'], 4)}")
-    if facts["compiled"] is not None:
+    if facts["compiled_true"] is not None:
         operators = sum(facts["operators"].get(f"onnxprune::{name}", 0) for name in _SPARSE)
-        source = facts["compiled"]["source_sha256"]
+        source = (facts["compiled"] or {}).get("source_sha256")
         console.print(
             f"compiled: {operators} sparse operators, made from a file of digest {source}"
         )
-    if facts["metadata"] is None and facts["metadata_true"] is None:
+        _print_truth("record of compiling", facts["compiled_true"], facts["compiled_problems"])
+    if facts["metadata_true"] is None:
         console.print("no sparsity metadata")
-    elif facts["metadata_true"]:
-        console.print("sparsity metadata: every statement holds")
     else:
-        console.print("sparsity metadata: NOT TRUE")
-        for problem in facts.get("metadata_problems", []):
-            console.print(f"  - {problem}")
+        _print_truth("sparsity metadata", facts["metadata_true"], facts["metadata_problems"])
+
+
+def _print_truth(what: str, true: bool, problems: list[str]) -> None:
+    console = common.output_console()
+    if true:
+        console.print(f"{what}: every statement that the file can answer holds")
+        return
+    console.print(f"{what}: NOT TRUE")
+    for problem in problems:
+        console.print(f"  - {problem}")

@@ -26,7 +26,8 @@ def command(sources: tuple[str, ...], output: str | None, check: str | None, as_
     """Write what a run did and found as one HTML page without external parts.
 
     RUN_DIR is the run directory of `prune`, or the folder that `cascade --run-dir` wrote. Several
-    run directories of `prune` give a page that compares their accuracy, sparsity and speed.
+    run directories of `prune` give a page that compares their accuracy, sparsity and speed; one
+    that has not finished or was not evaluated is named and left out.
     RESULT.json is what `bench --json` or `check --json` printed.
 
     \b
@@ -56,13 +57,17 @@ def command(sources: tuple[str, ...], output: str | None, check: str | None, as_
         raise UsageError(f"{what} needs a file to go to", remedy="name it with -o")
     else:
         output = str(report_path(paths[0]))
+    left_out: dict[str, str] = {}
     if is_result:
         write_result_report(paths[0], Path(output))
     elif len(paths) > 1:
-        write_comparison(paths, Path(output))
+        left_out = write_comparison(paths, Path(output))
     else:
         write_report(paths[0], Path(output), check=None if check is None else Path(check))
+    for name, reason in left_out.items():
+        click.echo(f"left out: {common.printable(name)}: {common.printable(reason)}", err=True)
     if as_json:
-        common.print_json({"output": output, "size_bytes": Path(output).stat().st_size})
+        size = Path(output).stat().st_size
+        common.print_json({"output": output, "size_bytes": size, "left_out": left_out})
     else:
         click.echo(f"{output} ({common.size_text(Path(output).stat().st_size)})", err=True)

@@ -19,6 +19,7 @@ from onnxprune.errors import (
 )
 from onnxprune.export import (
     SPARSE_BREAK_EVEN,
+    DataMetadata,
     SparsityMetadata,
     describe_tensors,
     overall_sparsity,
@@ -28,6 +29,7 @@ from onnxprune.export import (
     to_sparse,
     write_back,
     write_metadata,
+    zeros_elsewhere,
 )
 from onnxprune.finetune import (
     CrossEntropy,
@@ -133,6 +135,7 @@ class Conclusion:
         kinds = set(patterns.values())
         described = describe_tensors((stored[name] for name in patterns), patterns)
         metadata = SparsityMetadata(
+            schema_version=1,
             tool_version=__version__,
             method=self.job.recipe.sparsity.method,
             target_sparsity=self.job.recipe.sparsity.resolved_target,
@@ -141,8 +144,9 @@ class Conclusion:
             source_sha256=self.job.source.sha256,
             payload_sha256=payload_sha256(proto),
             recipe=self.job.recipe.portable(),
-            data=self.job.data_facts,
+            data={name: DataMetadata(**facts) for name, facts in self.job.data_facts.items()},
             tensors=described,
+            zeros_elsewhere=zeros_elsewhere(proto, patterns),
         )
         write_metadata(proto, metadata)
         if self.job.recipe.export.storage == "sparse":

@@ -111,6 +111,8 @@ def atomic_write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
 def atomic_write_all(contents: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
     """Write files that belong together, in order; none takes its place before all are complete.
 
+    Folders that are missing are made.
+
     Raises:
         OutputError: A target cannot be written; existing files are left as they were.
     """
@@ -119,6 +121,7 @@ def atomic_write_all(contents: Mapping[Path, Callable[[BinaryIO], object]]) -> N
     path = next(iter(contents))
     try:
         for path, fill in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
             with temporaries[path].open("xb") as stream:
                 fill(stream)
                 stream.flush()
@@ -148,16 +151,19 @@ def _sync_folder(folder: Path) -> None:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Find out before long work that an output can be written.
+    """Find out before long work that an output can be written, and leave nothing behind.
+
+    Writing makes a folder that is missing, so the nearest one that exists has to be writable.
 
     Raises:
-        OutputError: The folder is missing or read-only, or the path is a folder.
+        OutputError: That folder is read-only or no folder, or the path is a folder.
     """
     path = Path(path)
     if path.is_dir():
         raise OutputError("the output path is a folder", where=path, expected="a file name")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"):
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.", suffix=".tmp"):
             pass
     except OSError as error:
         raise _unwritable(path, error) from None
@@ -170,5 +176,5 @@ def _unwritable(path: Path, error: OSError) -> OutputError:
         got=error.strerror or error,
         remedy="free some space"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        else "name a path in an existing folder that you may write to",
+        else "name a path in a folder that you may write to",
     )

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from onnxprune.cascade import Rounds
@@ -211,8 +210,4 @@ def _matches(tensor: GraphTensor, glob: str) -> bool:
 
 
 def _floor(name: str, size: int, settings: SparsityTable) -> int:
-    density = settings.min_density
-    for glob, value in settings.min_density_per_tensor.items():
-        if name == glob or fnmatchcase(name, glob):
-            density = value
-    return min(size, min_kept(density, size))
+    return min(size, min_kept(settings.min_density_of(name), size))

@@ -1,5 +1,6 @@
 """The tables of a recipe. Units stand in each field's text."""
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -229,6 +230,14 @@ class SparsityTable(Table):
         if self.target is not None:
             return self.target
         return pattern_sparsity(self.pattern) or 0.8
+
+    def min_density_of(self, name: str) -> float:
+        """Share of weights that a tensor keeps at least, in [0, 1]."""
+        density = self.min_density
+        for glob, value in self.min_density_per_tensor.items():
+            if name == glob or fnmatchcase(name, glob):
+                density = value
+        return density
 
 
 class ScheduleTable(Table):

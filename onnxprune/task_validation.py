@@ -39,8 +39,8 @@ def evaluate_task(
         For each model metric name -> value, None where that is not finite: with targets, `loss` and
         what the task measures beside it (`top1` for one class a sample, `accuracy` for several
         labels a sample, each at 0.5, or a class for each position); for every model but the first,
-        `cosine`, `sqnr_db` and `max_abs_error` of the output that the loss reads, against the
-        first's.
+        `cosine`, `sqnr_db`, `mean_abs_error` and `max_abs_error` of the output that the loss reads,
+        against the first's.
     """
     meters = [
         _Meter(open_session(model, provider, threads), objective, is_reference=index == 0)

@@ -169,9 +169,12 @@ class TestOutput:
             with pytest.raises(UsageError, match="overwrite the dense model"):
                 prepared(path)
 
-    def test_needs_a_folder(self, prepared: Prepare, tmp_path: Path) -> None:
+    def test_needs_a_folder(self, prepared: Prepare, tmp_path: Path, training_data: Path) -> None:
+        """One that is missing is made when the output is written, and not before."""
+        prepared(tmp_path / "missing" / "out.onnx")
+        assert not (tmp_path / "missing").exists()
         with pytest.raises(OutputError, match="cannot be written"):
-            prepared(tmp_path / "missing" / "out.onnx")
+            prepared(training_data / "out.onnx")
 
     def test_is_no_folder(self, prepared: Prepare, tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="is a folder"):

@@ -540,9 +540,9 @@ def test_text_is_utf_8_with_its_line_ends(tmp_path: Path) -> None:
 
 def test_targets_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    for target in (tmp_path / "none" / "out", tmp_path / "file" / "out"):
+    for target in (tmp_path / "file" / "out", tmp_path / "file" / "none" / "out"):
         for attempt in (check_writable, lambda path: atomic_write_bytes(path, b"")):
-            with pytest.raises(OutputError, match=r"remedy: name a path in an existing folder"):
+            with pytest.raises(OutputError, match=r"remedy: name a path in a folder that you may"):
                 attempt(target)
     with pytest.raises(OutputError, match="is a folder"):
         check_writable(tmp_path)
@@ -550,11 +550,22 @@ def test_targets_that_cannot_be_written(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_folders_that_are_missing_are_made_when_something_is_written(tmp_path: Path) -> None:
+    target = tmp_path / "none" / "nor here" / "out"
+    check_writable(target)
+    assert list(tmp_path.iterdir()) == []
+    atomic_write_bytes(target, b"new")
+    assert target.read_bytes() == b"new"
+    assert [path.name for path in target.parent.iterdir()] == ["out"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that even root cannot write")
 def test_folders_that_nobody_can_write() -> None:
     for attempt in (check_writable, lambda path: atomic_write_bytes(path, b"")):
         with pytest.raises(OutputError):
             attempt("/proc/out")
+        with pytest.raises(OutputError):
+            attempt("/proc/none/out")
 
 
 @pytest.mark.skipif(

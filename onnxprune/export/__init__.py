@@ -11,23 +11,25 @@ from types import ModuleType
 from onnxprune.export.inference import clear_training, training_nodes
 from onnxprune.export.metadata import (
     KEY,
-    MetadataCheck,
+    DataMetadata,
     SparsityMetadata,
     describe_tensors,
     overall_sparsity,
     read_metadata,
     schema,
-    verify,
     write_metadata,
+    zeros_elsewhere,
 )
 from onnxprune.export.pattern_check import pattern_holds
 from onnxprune.export.storage import SPARSE_BREAK_EVEN, to_sparse
 from onnxprune.export.taps import tapped
+from onnxprune.export.truth import MetadataCheck, verify
 from onnxprune.export.writeback import Exportable, export, write_back
 
 __all__ = [
     "KEY",
     "SPARSE_BREAK_EVEN",
+    "DataMetadata",
     "Exportable",
     "MetadataCheck",
     "SparsityMetadata",
@@ -44,6 +46,7 @@ __all__ = [
     "verify",
     "write_back",
     "write_metadata",
+    "zeros_elsewhere",
 ]
 
 

@@ -1,72 +1,150 @@
-"""What sparsity metadata say of a run against the recipe that they hold.
+"""What sparsity metadata say of a run against the recipe that they hold, and the file against it.
 
 The recipe is part of an untrusted file: nothing in it needs to be there, or of the right type.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 
-from onnxprune.export.pattern_check import pattern_fits
+from onnxprune.errors import RecipeError
+from onnxprune.export.claims import brief
+from onnxprune.export.metadata import SparsityMetadata
+from onnxprune.export.pattern_check import ZERO_BY_CHANCE, pattern_fits, pattern_holds
 from onnxprune.globs import matches
 from onnxprune.payload import inner_graphs
+from onnxprune.recipe import Recipe, SparsityTable
 from onnxprune.tensors import GraphTensor
 
+_TABLES = ("model", "data", "preprocess", "sparsity", "schedule", "finetune", "distill", "export")
+"""The tables that every version has written."""
 
-def recipe_problems(recipe: Mapping[str, Any], method: str, target: float) -> list[str]:
-    """Where method and target differ from the recipe's, one line each."""
-    settings = _sparsity(recipe)
-    return [
-        f"{key}: the recipe says {settings[name]}, the metadata say {said}"
-        for key, name, said in (("method", "method", method), ("target_sparsity", "target", target))
-        if settings.get(name) is not None and settings[name] != said
-    ]
+_KEYS = (
+    *("method", "scope", "pattern", "include", "exclude"),
+    *("min_density", "min_density_per_tensor"),
+)
+"""The keys of `[sparsity]` that every version has written; `target` may follow from others."""
+
+_FORMER_KEYS = (("distill", "cache"),)
+"""Keys that earlier versions have written."""
 
 
-def list_problems(
-    proto: onnx.ModelProto,
-    stored: Mapping[str, GraphTensor],
-    listed: set[str],
-    recipe: Mapping[str, Any],
-) -> list[str]:
-    """Prunable tensors in the recipe's scope that the metadata pass over in silence.
-
-    A tensor that no output depends on is not pruned and need not be listed.
+def recipe_problems(
+    proto: onnx.ModelProto, stored: Mapping[str, GraphTensor], claimed: SparsityMetadata
+) -> Iterator[str]:
+    """Where recipe, metadata and file contradict each other, one line each.
 
     Args:
         proto: The model.
         stored: Its tensors by name.
-        listed: Names that the metadata list.
-        recipe: The recipe in the metadata.
+        claimed: Its metadata.
     """
-    settings = _sparsity(recipe)
-    include = _texts(settings.get("include"), ["*"])
-    exclude = _texts(settings.get("exclude"), [])
-    pattern = settings.get("pattern")
+    recipe, problems = _read(claimed.recipe)
+    yield from problems
+    if recipe is None:
+        return
+    settings = recipe.sparsity
+    for key, wanted, said in (
+        ("method", settings.method, claimed.method),
+        ("target_sparsity", settings.resolved_target, claimed.target_sparsity),
+    ):
+        if wanted != said:
+            yield f"{key}: the recipe says {wanted}, the metadata say {brief(str(said))}"
+    listed = {claim.name: claim.pattern for claim in claimed.tensors if claim.name in stored}
+    yield from _list_problems(proto, stored, listed, settings)
+    yield from _pattern_problems(stored, listed, claimed.pattern, settings.pattern)
+    for name in listed:
+        zeros = stored[name].size - int(np.count_nonzero(stored[name].array()))
+        yield from _share_problems(stored[name], zeros, settings)
+
+
+def _read(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """The recipe, and what is wrong with its form."""
+    missing = [f"recipe.{name}" for name in _TABLES if name not in raw]
+    settings = raw.get("sparsity")
+    if isinstance(settings, Mapping):
+        missing += [f"recipe.sparsity.{key}" for key in _KEYS if key not in settings]
+    problems = [f"{name}: it is missing, and no file may leave it out" for name in missing]
+    known = {name: dict(t) if isinstance(t, Mapping) else t for name, t in raw.items()}
+    for table, key in _FORMER_KEYS:
+        if isinstance(known.get(table), dict):
+            known[table].pop(key, None)
+    try:
+        return Recipe.from_dict(known), problems
+    except RecipeError as error:
+        return None, problems + [f"recipe.{problem}" for problem in error.problems]
+
+
+def _list_problems(
+    proto: onnx.ModelProto,
+    stored: Mapping[str, GraphTensor],
+    listed: Iterable[str],
+    settings: SparsityTable,
+) -> Iterator[str]:
+    """Prunable tensors in the recipe's scope that are not listed, and listed ones outside of it.
+
+    A tensor that no output depends on is not pruned and need not be listed.
+    """
+    listed = set(listed)
     needed = needed_values(proto)
-    missing = [
-        name
-        for name, tensor in stored.items()
-        if name not in listed
-        and (tensor.prunable or (tensor.trainable and name in include))
-        and any(matches(name, tensor.op_type, glob) for glob in include)
-        and not any(matches(name, tensor.op_type, glob) for glob in exclude)
-        and (not isinstance(pattern, str) or pattern_fits(tensor, pattern))
-        and is_needed(tensor, needed)
-    ]
-    return [f"{name}: prunable, in the recipe's scope, and not listed" for name in missing]
+    for name, tensor in stored.items():
+        named = tensor.prunable or name in settings.include
+        in_scope = (
+            named
+            and any(matches(name, tensor.op_type, glob) for glob in settings.include)
+            and not any(matches(name, tensor.op_type, glob) for glob in settings.exclude)
+            and pattern_fits(tensor, settings.pattern)
+        )
+        if name in listed and not in_scope:
+            yield f"{name}: listed, and not in the recipe's scope"
+        missed = in_scope and (tensor.prunable or tensor.trainable) and is_needed(tensor, needed)
+        if name not in listed and missed:
+            yield f"{name}: prunable, in the recipe's scope, and not listed"
 
 
-def _sparsity(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    settings = recipe.get("sparsity")
-    return settings if isinstance(settings, Mapping) else {}
+def _pattern_problems(
+    stored: Mapping[str, GraphTensor], listed: Mapping[str, str], whole: str, asked: str
+) -> Iterator[str]:
+    """A tensor has the recipe's pattern, or is unstructured because that one does not hold."""
+    for name, said in listed.items():
+        wanted = asked if pattern_holds(stored[name], asked) else "unstructured"
+        if said != wanted:
+            yield (
+                f"{name}: the recipe's pattern is {asked}, which makes the tensor's {wanted}, the "
+                f"metadata say {brief(said)}"
+            )
+    kinds = set(listed.values())
+    wanted = kinds.pop() if len(kinds) == 1 else "unstructured"
+    if whole != wanted:
+        yield f"pattern: the tensors make it {wanted}, the metadata say {brief(whole)}"
 
 
-def _texts(value: object, default: list[str]) -> list[str]:
-    if not isinstance(value, list):
-        return default
-    return [item for item in value if isinstance(item, str)]
+def _share_problems(tensor: GraphTensor, zeros: int, settings: SparsityTable) -> Iterator[str]:
+    """A tensor keeps its minimum density, and with scope `layerwise` it has its share of the zeros.
+
+    Patterns round that share, dead weights that cascade-gmp takes out move it, and tensors that
+    keep more than their share leave it to others. Kept weights of the dense model may be zero, too,
+    as those of a new layer are.
+    """
+    slack = max(1, ZERO_BY_CHANCE * tensor.size)
+    density = settings.min_density_of(tensor.name)
+    if zeros < tensor.size and tensor.size - zeros < math.floor(density * tensor.size - slack):
+        yield (
+            f"{tensor.name}: {tensor.size - zeros} of {tensor.size} values are not zero, and the "
+            f"recipe's minimum density is {density:g}"
+        )
+    uneven = settings.pattern != "unstructured" or settings.method == "cascade-gmp"
+    if settings.scope != "layerwise" or uneven:
+        return
+    share = min(settings.resolved_target, 1 - density)
+    if zeros < math.floor(share * tensor.size - slack):
+        yield (
+            f"{tensor.name}: {zeros} of {tensor.size} values are zero, which is not the share of "
+            f"{share:g} that the recipe's scope, layerwise, gives it"
+        )
 
 
 def is_needed(tensor: GraphTensor, needed: set[str]) -> bool:

@@ -1,52 +1,64 @@
 """What a compiled model says of itself, under `onnxprune.compiled` in its metadata."""
 
-import json
 from typing import Any, Literal
 
 from onnx import ModelProto
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from onnxprune.export.claims import (
+    HEX64,
+    VERSION_TEXT,
+    Claims,
+    Count,
+    SchemaVersion,
+    drop_entries,
+    json_text,
+    only_entry,
+    read_claims,
+)
 from onnxprune.export.metadata import KEY as SPARSITY_KEY
+from onnxprune.export.metadata import holders
+
+Layout = Literal["plain", "tiled"]
 
 KEY = "onnxprune.compiled"
 """Key of the entry in `ModelProto.metadata_props`."""
 
 
-class LayerRecord(BaseModel):
+class LayerRecord(Claims):
     """What became of one layer."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(description="The node's name, or that of its first output.")
     op_type: str = Field(description="Operator before compiling.")
     weight: str = Field("", description="The stored weight.")
-    shape: list[int] = Field(default_factory=list, description="Its stored shape.")
+    shape: list[Count] = Field(default_factory=list, description="Its stored shape.")
     sparsity: float | None = Field(None, ge=0, le=1, description="zeros / size of the weight.")
-    block: int = Field(1, description="Neighbouring outputs that share their zeros.")
+    block: int = Field(1, ge=1, description="Neighbouring outputs that share their zeros.")
     sparse: bool = Field(description="Whether a sparse operator took its place.")
     reason: str = Field("", description="Why it stays dense; empty where it does not.")
     fused: list[str] = Field(default_factory=list, description="What the operator also computes.")
     values: Literal["float32", "float16"] = Field(
         "float32", description="How a sparse operator's values are stored."
     )
-    x_layout: str = Field("plain", description="Layout of what it reads.")
-    y_layout: str = Field("plain", description="Layout of what it makes.")
-    dense_ms: float | None = Field(None, description="Measured time of the dense layer.")
-    sparse_ms: float | None = Field(None, description="Measured time of the sparse one.")
+    x_layout: Layout = Field("plain", description="Layout of what it reads.")
+    y_layout: Layout = Field("plain", description="Layout of what it makes.")
+    dense_ms: float | None = Field(None, ge=0, description="Measured time of the dense layer.")
+    sparse_ms: float | None = Field(None, ge=0, description="Measured time of the sparse one.")
 
 
-class CompiledRecord(BaseModel):
+class CompiledRecord(Claims):
     """The metadata of a compiled model."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    schema_version: Literal[1] = Field(1, description="Version of this schema.")
-    tool_version: str = Field(description="Version of onnxprune that wrote the file.")
-    source_sha256: str = Field(description="Digest of the file that was compiled.")
-    replaced: int = Field(description="Number of layers with sparse operators.")
+    schema_version: SchemaVersion = Field(description="Version of this schema.")
+    tool_version: str = Field(
+        pattern=VERSION_TEXT, description="Version of onnxprune that wrote the file."
+    )
+    source_sha256: str = Field(pattern=HEX64, description="Digest of the file that was compiled.")
+    replaced: Count = Field(description="Number of layers with sparse operators.")
     layers: list[LayerRecord] = Field(description="Every layer with a weight.")
     largest_difference: float | None = Field(
         None,
+        ge=0,
         description="Largest difference of the outputs to those of the source on random inputs, as "
         "a share of the output's root mean square; null where it was not measured.",
     )
@@ -62,22 +74,12 @@ def schema() -> dict[str, Any]:
 
 def write_record(proto: ModelProto, record: CompiledRecord) -> None:
     """Put the record into a model, in place of statements about tensors that it no longer has."""
-    for holder in (proto, *proto.graph.initializer):
-        for place in reversed(range(len(holder.metadata_props))):
-            if holder.metadata_props[place].key in (KEY, SPARSITY_KEY):
-                del holder.metadata_props[place]
-    text = json.dumps(
-        record.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-    )
-    proto.metadata_props.add(key=KEY, value=text)
+    for _, holder in holders(proto):
+        drop_entries(holder, KEY, SPARSITY_KEY)
+    proto.metadata_props.add(key=KEY, value=json_text(record.model_dump(mode="json")))
 
 
 def read_record(proto: ModelProto) -> CompiledRecord | None:
     """The record of a model; None if it has none that can be read."""
-    for entry in proto.metadata_props:
-        if entry.key == KEY:
-            try:
-                return CompiledRecord.model_validate_json(entry.value)
-            except ValidationError:
-                return None
-    return None
+    raw = only_entry(proto, KEY, lambda fault: None)
+    return None if raw is None else read_claims(CompiledRecord, raw)[0]

@@ -104,6 +104,7 @@ def evaluate(
     - `cosine`: mean over samples of the cosine of the flattened outputs, in [-1, 1];
     - `sqnr_db`: 10 log10(sum of squares of the reference / sum of squared differences), at most
       `metrics.SQNR_CAP_DB`;
+    - `mean_abs_error`: mean difference of a value, without its sign;
     - `max_abs_error`: largest difference of a single value.
 
     `non_finite`, the share of samples whose output holds NaN or infinity, appears where it is above

@@ -1,6 +1,8 @@
 """The page that puts several runs side by side."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from onnxprune.errors import UsageError
@@ -23,17 +25,31 @@ _MAX_SETTINGS = 200
 _ABSENT = "–"
 
 
-def build_comparison(run_dirs: Sequence[Path]) -> str:
-    """The page for several runs, as HTML text.
+@dataclass(frozen=True)
+class Comparison:
+    """A page for several runs.
 
-    Runs that have not finished are named and left out of the plots.
+    Attributes:
+        page: The page, as HTML text.
+        left_out: Name of each run that is not compared -> why.
+    """
+
+    page: str
+    left_out: dict[str, str]
+
+
+def build_comparison(run_dirs: Sequence[Path]) -> Comparison:
+    """The page for several runs, and which of them it leaves out.
+
+    Runs that have not finished, were not evaluated, or lack the metric that most have, are named
+    and left out.
 
     Args:
         run_dirs: Run directories, at least two.
 
     Raises:
-        UsageError: One of them is no run directory, is named twice or is damaged; or no two runs
-            have finished and measured a metric in common.
+        UsageError: One of them is no run directory, is named twice or is damaged; or none has
+            finished and was evaluated.
     """
     paths = [Path(path) for path in run_dirs]
     _refuse_doubles(paths)
@@ -41,15 +57,16 @@ def build_comparison(run_dirs: Sequence[Path]) -> str:
     names = [path.resolve().name for path in paths]
     if len(set(names)) < len(names):
         names = fmt.distinct([str(path) for path in paths], 60)
-    finished = [(name, run) for name, run in zip(names, runs, strict=True) if run.results]
-    candidates = _candidates(finished)
+    candidates, left_out = _candidates(list(zip(names, runs, strict=True)))
+    used = {candidate.name for candidate in candidates}
+    compared = [pair for pair in zip(names, runs, strict=True) if pair[0] in used]
     groups = [
         Group("front", "Fronts", present([sparsity_plot(candidates), speed_plot(candidates)])),
         Group("runs", "Runs", tables=[("What each run came to", runs_table(candidates))]),
-        _settings_group(finished),
+        _settings_group(compared),
     ]
     groups = [group for group in groups if not group.empty]
-    return render_page(
+    page = render_page(
         "compare.html.j2",
         groups,
         title=f"Comparison of {len(runs)} pruning runs",
@@ -60,29 +77,31 @@ def build_comparison(run_dirs: Sequence[Path]) -> str:
         ],
         figures=_figures(candidates),
         outcome=_outcome(candidates),
-        cautions=_cautions(candidates, list(zip(names, runs, strict=True))),
+        cautions=_cautions(candidates, left_out),
         notes=[],
-        facts=[
-            (name, facts_table(_facts(run)))
-            for name, run in finished[:20]
-            if run.results is not None
-        ],
+        facts=[(name, facts_table(_facts(run))) for name, run in compared[:20]],
         tool_version=next((run.info.tool_version for run in runs if run.info.tool_version), None),
     )
+    return Comparison(page, left_out)
 
 
-def write_comparison(run_dirs: Sequence[Path], out: Path) -> None:
+def write_comparison(run_dirs: Sequence[Path], out: Path) -> dict[str, str]:
     """Write the page for several runs to the file `out`.
 
     Args:
         run_dirs: As in `build_comparison`.
         out: The HTML file.
 
+    Returns:
+        Name of each run that the page leaves out -> why.
+
     Raises:
         UsageError: As `build_comparison`.
         OutputError: `out` cannot be written.
     """
-    atomic_write_text(Path(out), build_comparison(run_dirs))
+    comparison = build_comparison(run_dirs)
+    atomic_write_text(Path(out), comparison.page)
+    return comparison.left_out
 
 
 def _refuse_doubles(paths: Sequence[Path]) -> None:
@@ -93,29 +112,36 @@ def _refuse_doubles(paths: Sequence[Path]) -> None:
             raise UsageError("a run is named twice", where=path, remedy="name each run once")
 
 
-def _candidates(finished: Sequence[tuple[str, RunRecord]]) -> list[Candidate]:
-    results = [(name, run.results) for name, run in finished if run.results is not None]
-    if len(results) < 2:
+def _candidates(
+    runs: Sequence[tuple[str, RunRecord]],
+) -> tuple[list[Candidate], dict[str, str]]:
+    """The runs that can be compared by one metric, and why the others cannot."""
+    left_out, measured = {}, []
+    for name, run in runs:
+        if run.results is None:
+            left_out[name] = f"it has not finished ({run.info.status})"
+        elif run.results.validation is None or not run.results.validation.pruned:
+            left_out[name] = "it was not evaluated on data"
+        else:
+            measured.append((name, run.results, run.results.validation.pruned))
+    if not measured:
         raise UsageError(
             "there is nothing to compare",
-            got=f"{len(results)} finished runs",
-            expected="at least 2",
-            remedy="continue the others with `onnxprune prune --resume`",
+            got="; ".join(f"{name}: {reason}" for name, reason in left_out.items()),
+            expected="at least one run that has finished and was evaluated",
+            remedy="continue runs with `onnxprune prune --resume`, and evaluate them, with "
+            "[data] eval",
         )
-    measured = [set(r.validation.pruned) if r.validation else set() for _, r in results]
-    common = set.intersection(*measured)
-    wanted = [main_metric(r) for _, r in results] + sorted(common)
-    metric = next((name for name in wanted if name in common), None)
-    if metric is None:
-        raise UsageError(
-            "the runs have no metric in common",
-            got="; ".join(
-                f"{name}: {', '.join(sorted(keys)) or 'none'}"
-                for (name, _), keys in zip(results, measured, strict=True)
-            ),
-            remedy="validate them on the same data, with [data] eval",
-        )
-    return [Candidate(name, result, metric) for name, result in results]
+    counts = Counter(key for _, _, values in measured for key in values)
+    wanted = [main_metric(results) for _, results, _ in measured] + sorted(counts)
+    metric = max((name for name in wanted if name is not None), key=counts.__getitem__)
+    candidates = []
+    for name, results, values in measured:
+        if metric in values:
+            candidates.append(Candidate(name, results, metric))
+        else:
+            left_out[name] = f"it has no {metric}, only {', '.join(sorted(values))}"
+    return candidates, left_out
 
 
 def _figures(candidates: Sequence[Candidate]) -> list[KeyFigure]:
@@ -149,20 +175,18 @@ def _outcome(candidates: Sequence[Candidate]) -> list[str]:
     respect = f"{', '.join(respects[:-1])} and {respects[-1]}"
     if not front:
         return [f"No run has a value of {respects[0]}."]
+    count = "1 finished run is" if len(candidates) == 1 else f"{len(candidates)} finished runs are"
     return [
-        f"{len(candidates)} finished runs are compared by {respect}. On the front, where no other "
+        f"{count} compared by {respect}. On the front, where no other "
         f"run is as good in all of these and better in one: {', '.join(front)}.",
         "Values are compared as measured, without their uncertainty: runs that lie close together "
         "may change places with another seed.",
     ]
 
 
-def _cautions(candidates: Sequence[Candidate], runs: Sequence[tuple[str, RunRecord]]) -> list[str]:
+def _cautions(candidates: Sequence[Candidate], left_out: Mapping[str, str]) -> list[str]:
     """What keeps the runs from being comparable."""
-    texts = []
-    unfinished = [f"{name} ({run.info.status})" for name, run in runs if run.results is None]
-    if unfinished:
-        texts.append(f"Left out, since they have not finished: {', '.join(unfinished)}.")
+    texts = [f"Left out: {fmt.shorten(name, 60)}, {why}." for name, why in left_out.items()]
     sources = {c.results.source_sha256 for c in candidates}
     if len(sources) > 1:
         texts.append("The runs pruned different models, so their values are not comparable.")
@@ -184,9 +208,9 @@ def _cautions(candidates: Sequence[Candidate], runs: Sequence[tuple[str, RunReco
     return texts
 
 
-def _settings_group(finished: Sequence[tuple[str, RunRecord]]) -> Group:
+def _settings_group(compared: Sequence[tuple[str, RunRecord]]) -> Group:
     """The settings in which the recipes differ."""
-    recipes = [dict(fmt.flatten(run.recipe)) for _, run in finished]
+    recipes = [dict(fmt.flatten(run.recipe)) for _, run in compared]
     keys = dict.fromkeys(key for recipe in recipes for key in recipe)
     rows = []
     for key in keys:
@@ -196,7 +220,7 @@ def _settings_group(finished: Sequence[tuple[str, RunRecord]]) -> Group:
     if not rows:
         return Group("settings", "Settings", texts=["The recipes of all runs are equal."])
     table = Table(
-        ["Setting", *(fmt.shorten(name, 60) for name, _ in finished)], rows[:_MAX_SETTINGS]
+        ["Setting", *(fmt.shorten(name, 60) for name, _ in compared)], rows[:_MAX_SETTINGS]
     )
     return Group("settings", "Settings", tables=[("Where the recipes differ", table)])
 

@@ -113,10 +113,10 @@ def metadata_required(subject: Subject, _: bool) -> Verdict:
 
 
 def metadata_true_to_file(subject: Subject, _: bool) -> Verdict:
-    """Every statement of the metadata holds."""
+    """Every statement of the metadata holds that the file can answer."""
+    problems = [*subject.metadata.problems, *subject.record.problems]
     if subject.metadata.true is None:
-        return Verdict(False, f"{_without_metadata(subject)}, so nothing is true")
-    problems = list(subject.metadata.problems)
+        problems.insert(0, f"{_without_metadata(subject)}, so nothing is true")
     if subject.baseline is not None and subject.metadata.metadata is not None:
         claimed = (subject.metadata.metadata or {}).get("source_sha256")
         if claimed != subject.baseline.sha256:
@@ -124,7 +124,9 @@ def metadata_true_to_file(subject: Subject, _: bool) -> Verdict:
     if problems:
         return Verdict(False, listed(problems), False)
     compared = "" if subject.baseline is None else ", and the baseline is the source"
-    return Verdict(True, f"every statement of the metadata holds{compared}", True)
+    return Verdict(
+        True, f"every statement of the metadata that the file can answer holds{compared}", True
+    )
 
 
 def _without_metadata(subject: Subject) -> str:

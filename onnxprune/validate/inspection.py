@@ -12,9 +12,10 @@ import numpy as np
 import onnx
 
 from onnxprune import model
-from onnxprune.export.metadata import MetadataCheck, verify
-from onnxprune.runtime import is_compiled, read_record
+from onnxprune.export.truth import MetadataCheck, verify
+from onnxprune.runtime import is_compiled
 from onnxprune.runtime.dense_view import dense_view
+from onnxprune.runtime.record_check import RecordCheck, verify_record
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate.flops import count_flops
 from onnxprune.validate.observed_pattern import observed_pattern
@@ -81,8 +82,8 @@ class Inspection:
         flops: Operations for one sample, None if shapes are not known.
         tensors: Every tensor that holds learned values or running statistics, in graph order.
         metadata: The file's own sparsity metadata against fact.
-        compiled: What a compiled model says of how it was made; None for others. `tensors` and
-            what is counted over them are of the weights that its operators hold.
+        compiled: What a compiled model says of how it was made, against fact. `tensors` and what is
+            counted over them are of the weights that its operators hold.
     """
 
     path: str | None
@@ -101,7 +102,7 @@ class Inspection:
     flops: int | None
     tensors: list[TensorInspection]
     metadata: MetadataCheck
-    compiled: dict[str, Any] | None = None
+    compiled: RecordCheck
 
     def to_json(self) -> dict[str, Any]:
         """The object that `inspect --json` prints."""
@@ -110,6 +111,10 @@ class Inspection:
         values["metadata"] = check["metadata"]
         values["metadata_true"] = check["true"]
         values["metadata_problems"] = check["problems"]
+        compiled = values.pop("compiled")
+        values["compiled"] = compiled["record"]
+        values["compiled_true"] = compiled["true"]
+        values["compiled_problems"] = compiled["problems"]
         return values
 
 
@@ -123,7 +128,6 @@ def inspect_model(
     """
     loaded = model.read(source)
     proto = loaded.proto
-    record = read_record(proto)
     layers = dense_view(proto) if is_compiled(proto) else proto
     stored = find_tensors(layers)
     check = verify(proto)
@@ -162,7 +166,7 @@ def inspect_model(
         flops=flops.total,
         tensors=tensors,
         metadata=check,
-        compiled=None if record is None else record.model_dump(mode="json"),
+        compiled=verify_record(proto),
     )
 
 

@@ -10,6 +10,7 @@ from onnxprune.model import OnnxModel
 from onnxprune.validate.bench_verdict import reason, sentence
 from onnxprune.validate.layer_costs import ModelCost, model_cost
 from onnxprune.validate.operator_times import KernelTime, OperatorTime, operator_times
+from onnxprune.validate.report_format import numbered
 from onnxprune.validate.speedup import Speedup, round_ratios, speedup
 
 
@@ -177,7 +178,11 @@ def completed(
 
 
 def _verdict(models: Sequence[ModelLatency]) -> str:
-    lines = [sentence(model.path, model.speedup, model.reason) for model in models[1:]]
+    labels = numbered([model.path for model in models])
+    lines = [
+        sentence(label, model.speedup, model.reason)
+        for label, model in zip(labels[1:], models[1:], strict=True)
+    ]
     return "\n".join(lines) or "one model, nothing to compare"
 
 

@@ -19,6 +19,7 @@ from onnxprune.validate.subject import Subject, Verdict, counted, runtime_source
 LEAST_SAMPLES = 50
 """Samples that a bound by resampling needs."""
 
+_ERRORS = ("mean_abs_error", "max_abs_error")
 _MORE_SAMPLES = "; more samples would make the bound narrower"
 
 
@@ -165,7 +166,18 @@ def agreement_min_sqnr_db(subject: Subject, least: float) -> Verdict:
     return _fidelity(subject, "sqnr_db", least)
 
 
-def _fidelity(subject: Subject, metric: str, least: float) -> Verdict:
+def agreement_max_mean_abs_error(subject: Subject, most: float) -> Verdict:
+    """Mean difference of a value to the dense model's."""
+    return _fidelity(subject, "mean_abs_error", most)
+
+
+def agreement_max_abs_error(subject: Subject, most: float) -> Verdict:
+    """Largest difference of a value to the dense model's."""
+    return _fidelity(subject, "max_abs_error", most)
+
+
+def _fidelity(subject: Subject, metric: str, bound: float) -> Verdict:
+    """A metric of the outputs against what is demanded; errors have a most, others a least."""
     if reason := _incomparable(subject.model, subject.need_baseline()):
         return Verdict(False, reason)
     metrics = subject.evaluation.models[1].metrics
@@ -181,7 +193,9 @@ def _fidelity(subject: Subject, metric: str, least: float) -> Verdict:
     text = f"{metric} {value:.6g} on {subject.evaluation.samples:,} samples"
     if not math.isfinite(value):
         return Verdict(False, f"{text}: the outputs are not finite")
-    return Verdict(value >= least, f"{text} where {least:g} is demanded", value)
+    if metric in _ERRORS:
+        return Verdict(value <= bound, f"{text} where {bound:g} is allowed", value)
+    return Verdict(value >= bound, f"{text} where {bound:g} is demanded", value)
 
 
 def latency_min_speedup(subject: Subject, least: float) -> Verdict:
@@ -252,5 +266,7 @@ MEASURED_CHECKS: dict[str, Any] = {
     "agreement.min": agreement_min,
     "agreement.min_cosine": agreement_min_cosine,
     "agreement.min_sqnr_db": agreement_min_sqnr_db,
+    "agreement.max_mean_abs_error": agreement_max_mean_abs_error,
+    "agreement.max_abs_error": agreement_max_abs_error,
     "latency.min_speedup": latency_min_speedup,
 }

@@ -142,6 +142,8 @@ class FidelityMeter:
         self._signal = 0.0
         self._noise = 0.0
         self._max_abs_error = 0.0
+        self._abs_error = 0.0
+        self._values = 0
 
     def add(self, output: np.ndarray, reference: np.ndarray) -> None:
         """Add two outputs `(N, ...)` of the same shape."""
@@ -156,12 +158,14 @@ class FidelityMeter:
             self._signal += float(np.square(truth).sum())
             self._noise += float(np.square(difference).sum())
         if difference.size:
-            largest = np.abs(difference).max()
-            self._max_abs_error = float(np.maximum(self._max_abs_error, largest))
+            errors = np.where(values == truth, 0.0, np.abs(difference))
+            self._max_abs_error = float(np.maximum(self._max_abs_error, errors.max()))
+            self._abs_error += float(errors.sum())
+            self._values += errors.size
         self._count += len(values)
 
     def metrics(self) -> Mapping[str, float]:
-        """`cosine`, `sqnr_db` and `max_abs_error`."""
+        """`cosine`, `sqnr_db`, `mean_abs_error` and `max_abs_error`."""
         if self._noise == 0:
             sqnr_db = SQNR_CAP_DB
         elif self._signal == 0 or np.isposinf(self._noise):
@@ -171,5 +175,6 @@ class FidelityMeter:
         return {
             "cosine": self._cosine / self._count,
             "sqnr_db": min(sqnr_db, SQNR_CAP_DB),
+            "mean_abs_error": self._abs_error / max(1, self._values),
             "max_abs_error": self._max_abs_error,
         }

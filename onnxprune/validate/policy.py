@@ -64,7 +64,7 @@ class Policy(Table):
             if self.agreement.conf is not None:
                 raise ValueError('agreement.conf: is about detectors; set metric = "map", too')
             return self
-        for key in ("min_cosine", "min_sqnr_db"):
+        for key in AgreementPolicy.DEMANDS[1:]:
             if getattr(self.agreement, key) is not None:
                 raise ValueError(
                     f"agreement.{key}: cannot be measured of boxes, which differ in number and "

@@ -116,8 +116,8 @@ class MetadataPolicy(PolicyTable):
     required: bool = Field(False, description="The file has sparsity metadata.")
     true_to_file: bool = Field(
         False,
-        description="It has, and every statement holds: computed again from the file and, with "
-        "`--baseline`, from the dense model.",
+        description="It has, and every statement holds that the file can answer: computed again "
+        "from it and, with `--baseline`, compared with the dense model.",
     )
     source_sha256: str | None = Field(
         None,
@@ -227,7 +227,10 @@ class AccuracyPolicy(PolicyTable):
 class AgreementPolicy(PolicyTable):
     """`[agreement]`: how close the outputs stay to the dense model's on data without labels."""
 
-    DEMANDS: ClassVar[tuple[str, ...]] = ("min", "min_cosine", "min_sqnr_db")
+    DEMANDS: ClassVar[tuple[str, ...]] = (
+        *("min", "min_cosine", "min_sqnr_db"),
+        *("max_mean_abs_error", "max_abs_error"),
+    )
 
     min: float | None = Field(
         None,
@@ -253,6 +256,12 @@ class AgreementPolicy(PolicyTable):
     )
     min_sqnr_db: float | None = Field(
         None, description="Signal to difference of the outputs in decibels, at least."
+    )
+    max_mean_abs_error: float | None = Field(
+        None, ge=0, description="Mean difference of a value of the output, at most."
+    )
+    max_abs_error: float | None = Field(
+        None, ge=0, description="Largest difference of a value of the output, at most."
     )
 
     @field_validator("metric")

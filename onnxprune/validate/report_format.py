@@ -2,7 +2,9 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, TypeGuard
 
 _NBSP = "\u00a0"
@@ -18,6 +20,7 @@ _METRIC_NAMES = {
     "agreement": "agreement with dense",
     "cosine": "cosine similarity to dense",
     "sqnr_db": "signal to noise to dense (dB)",
+    "mean_abs_error": "mean output difference",
     "max_abs_error": "largest output difference",
 }
 _FRACTIONS = frozenset({"top1", "top5", "agreement", "accuracy", "miou", "f1"})
@@ -171,6 +174,26 @@ def shorten(name: str, length: int) -> str:
         return name
     tail = (length - 1) // 2
     return f"{name[: length - 1 - tail]}…{name[len(name) - tail :]}"
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names of which those that occur more than once get a number: `a (1)`, `b`, `a (2)`."""
+    counts, seen = Counter(names), Counter[str]()
+    labels = []
+    for name in names:
+        seen[name] += 1
+        labels.append(f"{name} ({seen[name]})" if counts[name] > 1 else name)
+    return labels
+
+
+def file_labels(paths: Sequence[str], length: int) -> list[str]:
+    """What tells files apart: their names, or where these are the same, their paths."""
+    unique = list(dict.fromkeys(paths))
+    names = [PurePath(path).name for path in unique]
+    if len(set(names)) < len(names):
+        names = distinct(unique, length)
+    label = dict(zip(unique, names, strict=True))
+    return numbered([label[path] for path in paths])
 
 
 def distinct(names: Sequence[str], length: int) -> list[str]:

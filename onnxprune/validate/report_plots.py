@@ -37,7 +37,8 @@ NARROW_BELOW_PX = 720
 class Table:
     """Numbers; the first column heads its row.
 
-    `facts` are items and values without a header; `words` are cells that may be long, and wrap.
+    `facts` are items and values without a header; `words` are cells that may be long, and wrap;
+    `narrow` is a table of many columns, in which an interval goes below its value.
     With `sort_keys`, as many as there are cells, readers can sort by each column: by these numbers,
     or by the text in columns where all of them are None.
     """
@@ -47,6 +48,7 @@ class Table:
     facts: bool = False
     words: bool = False
     sort_keys: list[list[float | None]] | None = None
+    narrow: bool = False
 
 
 @dataclass(frozen=True)

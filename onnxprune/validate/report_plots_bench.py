@@ -119,7 +119,7 @@ def models_table(names: Sequence[str], models: Sequence[BenchedModel]) -> Table:
             ]
         )
     headers = ["Model", "Speed (95 % interval)", "Median", "p90", "p99", "Samples/s"]
-    return Table([*headers, "Load", "Memory", "File"], rows)
+    return Table([*headers, "Load", "Memory", "File"], rows, narrow=True)
 
 
 def operator_tables(

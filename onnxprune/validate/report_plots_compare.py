@@ -27,7 +27,7 @@ from onnxprune.validate.report_plots import (
 )
 from onnxprune.validate.run_record import Results, Speedup
 
-LOWER_IS_BETTER = frozenset({"loss", "max_abs_error"})
+LOWER_IS_BETTER = frozenset({"loss", "mean_abs_error", "max_abs_error"})
 """Metrics that fall as a model gets better; of all others more is better."""
 
 _MAX_LABELS = 12

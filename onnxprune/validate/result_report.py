@@ -131,9 +131,7 @@ def _render(
 
 def _bench_page(bench: BenchRecord) -> str:
     models = bench.models[:_MAX_MODELS]
-    names = [Path(model.path).name for model in models]
-    if len(set(names)) < len(names):
-        names = fmt.distinct([model.path for model in models], 60)
+    names = fmt.file_labels([model.path for model in models], 60)
     outcome = _verdicts(bench)
     left_out = len(bench.models) - len(models)
     if left_out:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxprune.export.metadata import MetadataCheck, verify
+from onnxprune.export.truth import MetadataCheck, verify
 from onnxprune.model import OnnxModel, ValueSpec
 from onnxprune.runtime import is_compiled
 from onnxprune.runtime.dense_view import dense_view
+from onnxprune.runtime.record_check import RecordCheck, verify_record
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate.accuracy import EvaluationResult, evaluate
 from onnxprune.validate.batches import SamplesLike
@@ -104,7 +105,12 @@ class Subject:
     @cached_property
     def metadata(self) -> MetadataCheck:
         """The model's metadata against fact."""
-        return verify(self.model.proto)
+        return verify(self.model.proto, None if self.baseline is None else self.baseline.proto)
+
+    @cached_property
+    def record(self) -> RecordCheck:
+        """What a compiled model says of how it was made, against fact."""
+        return verify_record(self.model.proto)
 
     @cached_property
     def evaluation(self) -> EvaluationResult:

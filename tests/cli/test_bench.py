@@ -72,7 +72,7 @@ def test_the_page_is_that_of_the_json(command: Command, classifier: Path, tmp_pa
     result.write_text(command(*arguments, page).expect(0).out, encoding="utf-8")
     command("report", result, "-o", other).expect(0)
     assert page.read_bytes() == other.read_bytes()
-    nowhere = command(*arguments, tmp_path / "gone" / "a.html").expect(2)
+    nowhere = command(*arguments, other / "a.html").expect(2)
     assert not nowhere.out
 
 

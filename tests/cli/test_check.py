@@ -161,7 +161,21 @@ def test_latency_without_a_baseline_is_no_pass(
 
 
 def test_reports_that_cannot_be_written_are_2(command: Command, line: list[object]) -> None:
-    assert "cannot be written" in command(*line, "--junit", "/no/such/folder/j.xml").expect(2).err
+    outcome = command(*line, "--junit", line[1] / "j.xml").expect(2)
+    assert "cannot be written" in outcome.err
+    assert str(line[1] / "j.xml") in outcome.err
+    assert outcome.out == "", "found before anything is checked"
+
+
+def test_reports_go_into_folders_that_are_not_there_yet(
+    command: Command, line: list[object], tmp_path: Path
+) -> None:
+    folder = tmp_path / "build" / "reports"
+    outputs = {"--junit": "gate.xml", "--markdown": "gate.md", "--html": "gate.html"}
+    options = [part for key, name in outputs.items() for part in (key, folder / name)]
+    command(*line, *options).expect(0)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(outputs.values())
+    assert JUnitXml.fromfile(str(folder / "gate.xml")).tests == 6
 
 
 def test_the_policy_is_needed(command: Command, pruned: Path) -> None:
@@ -214,7 +228,7 @@ def test_the_page_says_whether_it_may_ship(
     damaged.write_bytes(b"no model")
     command("check", damaged, "--policy", policy, "--html", page).expect(3)
     assert "at least one check did not pass" in page.read_text(encoding="utf-8")
-    nowhere = tmp_path / "gone" / "gate.html"
+    nowhere = damaged / "gate.html"
     command("check", damaged, "--policy", policy, "--html", nowhere).expect(2)
 
 

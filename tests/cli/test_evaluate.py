@@ -135,3 +135,12 @@ def test_average_precision_of_detectors(command: Command, tmp_path: Path) -> Non
     for model, status in ((models[0], "pass"), (models[1], "fail")):
         outcome = command("check", model, *arguments).expect(0 if status == "pass" else 1)
         assert {check["status"] for check in outcome.json["checks"]} == {status}
+
+
+def test_a_model_against_itself_has_two_labels(
+    command: Command, classifier: Path, evaluation_data: Path
+) -> None:
+    text = command("evaluate", classifier, classifier, "--data", evaluation_data).expect(0).out
+    assert "(1)" in text
+    assert "(2)" in text
+    assert "mean_abs_error" in text

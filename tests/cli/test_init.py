@@ -48,5 +48,6 @@ def test_nothing_is_replaced_unasked(command: Command, classifier: Path, tmp_pat
 
 def test_bad_paths(command: Command, classifier: Path, tmp_path: Path) -> None:
     command("init", tmp_path / "no.onnx").expect(3)
-    command("init", classifier, "-o", tmp_path / "missing" / "r.toml").expect(2)
-    assert not (tmp_path / "missing").exists()
+    command("init", classifier, "-o", classifier / "r.toml").expect(2)
+    command("init", classifier, "-o", tmp_path / "missing" / "r.toml").expect(0)
+    assert "[sparsity]" in (tmp_path / "missing" / "r.toml").read_text()

@@ -154,4 +154,29 @@ def test_of_a_bench(command: Command, classifier: Path, tmp_path: Path) -> None:
     file.write_text(result, encoding="utf-8")
     assert "name it with -o" in command("report", file).expect(2).err
     command("report", file, "-o", page).expect(0)
-    assert "Latency of 2 models" in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert "Latency of 2 models" in text
+    assert f"{classifier.name} (1)" in text
+    assert f"{classifier.name} (2)" in text
+    assert f"{classifier} (2): " in json.loads(result)["verdict"]
+
+
+def test_a_run_without_an_evaluation_does_not_keep_others_off_the_page(
+    command: Command, classifier: Path, training_data: Path, quick: list[str], tmp_path: Path
+) -> None:
+    command(
+        "prune", classifier, "-o", tmp_path / "good.onnx", "--data", training_data, *quick
+    ).expect(0)
+    plain = ["--epochs", 0, "--set", "validate.latency=false"]
+    for name in ("bare", "bare2"):
+        command("prune", classifier, "-o", tmp_path / f"{name}.onnx", *plain).expect(0)
+    page = tmp_path / "new" / "comparison.html"
+    outcome = command(
+        "report", tmp_path / "good.run", tmp_path / "bare.run", "-o", page, "--json"
+    ).expect(0)
+    reason = "it was not evaluated on data"
+    assert outcome.json["left_out"] == {"bare.run": reason}
+    assert f"left out: bare.run: {reason}" in outcome.err
+    assert f"Left out: bare.run, {reason}." in page.read_text(encoding="utf-8")
+    none = command("report", tmp_path / "bare.run", tmp_path / "bare2.run", "-o", page)
+    assert f"bare2.run: {reason}" in none.expect(2).err

@@ -102,6 +102,7 @@ class TestTasks:
             "accuracy",
             "cosine",
             "sqnr_db",
+            "mean_abs_error",
             "max_abs_error",
         }
         (measured,) = evaluations(tmp_path)

@@ -11,6 +11,7 @@ from onnx import ModelProto, numpy_helper
 
 from onnxprune.runtime import CompiledModel, CompileOptions, Thresholds, compile_model, register
 from onnxprune.runtime.layouts import LayoutRule
+from onnxprune.runtime.record_check import verify_record
 from onnxprune.tensors import find_tensors
 
 from .reference import run
@@ -56,7 +57,10 @@ def pruned(proto: ModelProto, sparsity: float = 0.9) -> ModelProto:
 def compiled(
     proto: ModelProto | Path, layouts: LayoutRule = "pointwise", thresholds: Thresholds = ANY
 ) -> CompiledModel:
-    return compile_model(proto, CompileOptions(thresholds, layouts))
+    result = compile_model(proto, CompileOptions(thresholds, layouts))
+    if result.record.replaced:
+        assert verify_record(result.proto).problems == []
+    return result
 
 
 def operators(proto: ModelProto) -> list[str]:

@@ -10,9 +10,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from onnxprune.errors import UnsupportedModelError
-from onnxprune.export.metadata import KEY, verify
+from onnxprune.export import KEY, verify
 from onnxprune.runtime import CompileOptions, Thresholds, compile_model, is_compiled, read_record
 from onnxprune.runtime.record import schema
+from onnxprune.runtime.record_check import verify_record
 
 from .helpers import (
     ANY,
@@ -221,7 +222,7 @@ def test_the_frame_of_a_model_survives(kernels: bool):
     for key, value in (("author", "us"), (KEY, '{"method": "gmp"}')):
         proto.metadata_props.add(key=key, value=value)
     proto.producer_name = "exporter"
-    result = compiled(proto)
+    result = compile_model(proto, CompileOptions(ANY))
     assert result.proto.graph.input == proto.graph.input
     assert result.proto.graph.output == proto.graph.output
     assert {o.domain: o.version for o in result.proto.opset_import} == {
@@ -242,6 +243,10 @@ def test_the_frame_of_a_model_survives(kernels: bool):
     assert record.sparsity == {"method": "gmp"}
     assert record.replaced == 2
     assert verify(result.proto).true is None, "no statement that could be false"
+    found = verify_record(result.proto)
+    assert found.record == record.model_dump(mode="json")
+    assert found.problems, "what the source says of itself is no sparsity metadata"
+    assert all(problem.startswith("sparsity: ") for problem in found.problems)
     assert json.loads(props["onnxprune.compiled"])["schema_version"] == 1
 
 

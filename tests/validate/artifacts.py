@@ -15,8 +15,10 @@ from onnxprune.export import (
     to_sparse,
     write_back,
     write_metadata,
+    zeros_elsewhere,
 )
 from onnxprune.model import payload_sha256, read, write
+from onnxprune.recipe import Recipe, SparsityTable
 from onnxprune.tensors import GraphTensor, find_tensors
 
 PRUNED = ("stem.weight", "body.weight", "fc.weight")
@@ -134,8 +136,9 @@ def describe(
     described = describe_tensors([stored[name] for name in names], dict.fromkeys(names, pattern))
     sparsity = overall_sparsity(described)
     target = sparsity if target is None else target
-    settings = {"target": target, "pattern": pattern, "method": "gmp", "include": ["*"]}
+    settings = SparsityTable(target=target, pattern=pattern)
     metadata = SparsityMetadata(
+        schema_version=1,
         tool_version="0.0",
         method="gmp",
         target_sparsity=target,
@@ -143,8 +146,10 @@ def describe(
         pattern=pattern,
         source_sha256=source_sha256,
         payload_sha256=payload_sha256(proto),
-        recipe={"sparsity": settings},
+        recipe=Recipe(sparsity=settings).portable(),
+        data={},
         tensors=described,
+        zeros_elsewhere=zeros_elsewhere(proto, names),
     )
     write_metadata(proto, metadata)
 

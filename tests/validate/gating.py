@@ -14,7 +14,13 @@ RULES: dict[str, dict[str, Any]] = {
     "signature": {"same_as_baseline": True, "same_graph": True},
     "outputs": {"providers": ["CPUExecutionProvider"], "finite": True},
     "accuracy": {"min": 0.7, "max_drop": 0.3},
-    "agreement": {"min": 0.7, "min_cosine": 0.9, "min_sqnr_db": 5.0},
+    "agreement": {
+        "min": 0.7,
+        "min_cosine": 0.9,
+        "min_sqnr_db": 5.0,
+        "max_mean_abs_error": 2.0,
+        "max_abs_error": 9.0,
+    },
     "size": {"max_bytes": 20_000, "max_ratio": 3.0},
 }
 TRUE, SOURCE = "metadata.true_to_file", "metadata.source_sha256"

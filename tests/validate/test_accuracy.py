@@ -84,7 +84,17 @@ def test_fidelity_to_the_first_model():
     )
     assert third["agreement"] == third["cosine"] == 1
     assert third["sqnr_db"] == SQNR_CAP_DB
-    assert third["max_abs_error"] == 0
+    assert second["mean_abs_error"] == pytest.approx(0.5 / 6, rel=1e-5)
+    assert third["max_abs_error"] == third["mean_abs_error"] == 0
+
+
+def test_the_mean_error_is_that_of_all_values_whatever_the_batches():
+    scores, _ = random_rows()
+    square = model("y = Mul(x, x)")
+    wanted = np.abs(np.square(scores, dtype=np.float64) - scores).mean()
+    for batch_size in (1, 5, 64):
+        result = evaluate([LOGITS, square], Rows(scores), batch_size=batch_size)
+        assert result.models[1].metrics["mean_abs_error"] == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("fixed", [1, 4, 32])
@@ -126,7 +136,7 @@ def test_outputs_that_are_no_class_scores():
     graph = model("y = Identity(x)", x="float[N, 2, 3] x", y="float[N, 2, 3] y")
     arrays = random_rows()[0].reshape(-1, 2, 3)
     metrics = evaluate([graph, graph], Rows(arrays)).models[1].metrics
-    assert set(metrics) == {"cosine", "sqnr_db", "max_abs_error"}
+    assert set(metrics) == {"cosine", "sqnr_db", "mean_abs_error", "max_abs_error"}
     with pytest.raises(DataError, match=r"no class scores(.|\n)*float32\[23, 2, 3\]"):
         evaluate([graph], Rows(arrays, [0] * 23))
 

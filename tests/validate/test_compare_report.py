@@ -48,7 +48,7 @@ def rows(page: Page) -> dict[str, str]:
 
 
 def test_fronts_tiles_and_table(runs: list[Path]) -> None:
-    page = Page(build_comparison(runs))
+    page = Page(build_comparison(runs).page)
     tiles = {attrs["data-key"]: text for attrs, text in page.all("div") if "data-key" in attrs}
     assert "93.00\u00a0%" in tiles["best-quality"]
     assert "95.00\u00a0%" in tiles["sparsest"]
@@ -73,13 +73,13 @@ def test_less_is_better_of_a_loss(tmp_path: Path) -> None:
         value["validation"] = {"dense": {"loss": 0.1}, "pruned": {"loss": loss}}
         values.append(value)
     paths = [write_run(tmp_path / f"r{i}", value) for i, value in enumerate(values)]
-    page = Page(build_comparison(paths))
+    page = Page(build_comparison(paths).page)
     assert page.plots()["sparsity"]["figure"]["data"][0]["y"] == [0.2]
     assert "speed" not in page.plots()
 
 
 def test_only_the_settings_that_differ_are_shown(runs: list[Path]) -> None:
-    page = Page(build_comparison(runs))
+    page = Page(build_comparison(runs).page)
     assert "0.8 0.7 0.95 0.6" in rows(page)["sparsity.target"]
     assert "finetune.lr" not in rows(page)
 
@@ -90,24 +90,46 @@ def test_what_keeps_runs_from_being_comparable_is_said(tmp_path: Path, runs: lis
     other["latency"]["environment"]["threads"] = 2
     extra = write_run(tmp_path / "other", other)
     unfinished = write_run(tmp_path / "halted", None, status="interrupted")
-    words = " ".join(Page(build_comparison([*runs, extra, unfinished])).texts("p"))
+    words = " ".join(Page(build_comparison([*runs, extra, unfinished]).page).texts("p"))
     for part in ("different models", "different samples", "numbers of threads", "(interrupted)"):
         assert part in words
-    plain = " ".join(Page(build_comparison(runs)).texts("p"))
+    plain = " ".join(Page(build_comparison(runs).page).texts("p"))
     for part in ("different models", "different samples", "numbers of threads", "Left out"):
         assert part not in plain
 
 
 def test_runs_that_cannot_be_compared(tmp_path: Path, runs: list[Path]) -> None:
     unfinished = write_run(tmp_path / "halted", None, status="interrupted")
-    with pytest.raises(UsageError, match=r"nothing to compare(?s:.*)1 finished runs"):
-        build_comparison([runs[0], unfinished])
+    empty = outcome(0.9, 0.8, 1.0) | {"validation": None}
+    unmeasured = write_run(tmp_path / "unmeasured", empty)
+    reasons = r"halted: it has not finished \(interrupted\); unmeasured: it was not evaluated"
+    with pytest.raises(UsageError, match=rf"nothing to compare(?s:.*){reasons}"):
+        build_comparison([unfinished, unmeasured])
     with pytest.raises(UsageError, match="named twice"):
         build_comparison([runs[0], runs[0].parent / "." / runs[0].name])
+
+
+def test_runs_that_cannot_be_compared_do_not_keep_others_off_the_page(
+    tmp_path: Path, runs: list[Path]
+) -> None:
+    """The metric is the one that most runs have, and not that of the first."""
     other = outcome(0.9, 0.8, 1.0)
     other["validation"]["pruned"] = {"cer": 0.1}
-    with pytest.raises(UsageError, match=r"no metric in common(?s:.*)cer"):
-        build_comparison([runs[0], write_run(tmp_path / "other", other)])
+    cer = write_run(tmp_path / "cer", other)
+    unmeasured = write_run(tmp_path / "unmeasured", outcome(0.9, 0.8, 1.0) | {"validation": None})
+    comparison = build_comparison([cer, unmeasured, *runs])
+    assert comparison.left_out == {
+        "unmeasured": "it was not evaluated on data",
+        "cer": "it has no top1, only cer",
+    }
+    page = Page(comparison.page)
+    assert rows(page).keys() >= {"a", "b", "c", "d"}
+    assert not rows(page).keys() & {"cer", "unmeasured"}
+    words = page.texts("p")
+    assert "Left out: unmeasured, it was not evaluated on data." in words
+    assert "Left out: cer, it has no top1, only cer." in words
+    alone = Page(build_comparison([runs[0], unmeasured]).page)
+    assert "1 finished run is compared by" in " ".join(alone.texts("p"))
 
 
 @needs_chromium
@@ -134,7 +156,7 @@ def test_runs_of_one_sparsity_stand_apart(tmp_path: Path) -> None:
         write_run(tmp_path / f"run{index}", outcome(0.9 + 0.001 * index, 0.8, None))
         for index in range(3)
     ]
-    page = Page(build_comparison(runs))
+    page = Page(build_comparison(runs).page)
     figure = page.plots()["sparsity"]["figure"]
     low, high = figure["layout"]["xaxis"]["range"]
     assert (low, high) == (pytest.approx(0.78), pytest.approx(0.82))

@@ -39,6 +39,7 @@ def test_what_is_not_given_is_skipped_and_no_pass(pair: Pair) -> None:
         *(SOURCE, SIGNATURE, GRAPH, "size.max_ratio", "latency.min_speedup"),
         *("accuracy.min", "accuracy.max_drop"),
         *("agreement.min", "agreement.min_cosine", "agreement.min_sqnr_db"),
+        *("agreement.max_mean_abs_error", "agreement.max_abs_error"),
     }
     assert (result.passed, result.exit_code) == (False, 1)
     assert "--baseline" in not_passed(result)["latency.min_speedup"]

@@ -18,6 +18,7 @@ from onnxprune.export.metadata import (
     write_metadata,
 )
 from onnxprune.graph_shapes import infer_shapes
+from onnxprune.recipe import Recipe, SparsityTable, pattern_sparsity
 from onnxprune.tensors import find_tensors
 from onnxprune.validate.flops import count_flops
 from onnxprune.validate.inspection import Inspection, inspect_model
@@ -76,18 +77,20 @@ def one_product(weight: np.ndarray, *, trans_b: bool = False) -> onnx.ModelProto
 def with_metadata(proto: onnx.ModelProto, pattern: str = "unstructured") -> onnx.ModelProto:
     prunable = [tensor for tensor in find_tensors(proto).values() if tensor.prunable]
     entries = describe_tensors(prunable, {tensor.name: pattern for tensor in prunable})
+    settings = SparsityTable(target=pattern_sparsity(pattern), pattern=pattern)
     write_metadata(
         proto,
         SparsityMetadata(
             schema_version=1,
             tool_version="0",
             method="gmp",
-            target_sparsity=0.0,
+            target_sparsity=settings.resolved_target,
             sparsity=overall_sparsity(entries),
             pattern=pattern,
             source_sha256="0" * 64,
             payload_sha256=model.payload_sha256(proto),
-            recipe={},
+            recipe=Recipe(sparsity=settings).portable(),
+            data={},
             tensors=entries,
         ),
     )

@@ -541,7 +541,9 @@ def test_not_a_run_directory_and_no_place_to_write(run_dir: Path, tmp_path: Path
     with pytest.raises(UsageError, match="not a run directory"):
         build_report(tmp_path / "missing")
     with pytest.raises(OutputError):
-        write_report(run_dir, tmp_path / "no" / "such" / "folder" / "report.html")
+        write_report(run_dir, run_dir / "run.json" / "report.html")
+    write_report(run_dir, tmp_path / "no" / "such" / "folder" / "report.html")
+    assert (tmp_path / "no" / "such" / "folder" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("text", HOSTILE)

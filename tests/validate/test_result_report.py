@@ -1,6 +1,7 @@
 """The pages of a bench and of a gate."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -325,3 +326,42 @@ def test_many_failures_are_counted(tmp_path: Path) -> None:
     words = page_of(tmp_path, gate(*["fail"] * 23)).texts("p")
     assert sum("failed: message" in text for text in words) == 20
     assert "3 more did not pass; the table below has them." in words
+
+
+def test_a_model_that_was_timed_against_itself_has_two_names(tmp_path: Path) -> None:
+    paths = ["a/model.onnx", "a/model.onnx", "b/model.onnx"]
+    value = bench(models=[model(path, 10.0, 1.0) for path in paths])
+    labels = ["a/model.onnx (1)", "a/model.onnx (2)", "b/model.onnx"]
+    page = page_of(tmp_path, value)
+    assert page.texts("th", scope="row")[:3] == labels
+    assert page.plots()["quantiles"]["figure"]["layout"]["yaxis"]["ticktext"][:3] == labels
+    value = bench(models=[model("a/model.onnx", 10.0, 1.0)] * 2)
+    page = page_of(tmp_path, value)
+    assert page.texts("th", scope="row")[:2] == ["model.onnx (1)", "model.onnx (2)"]
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [600, 1100])
+def test_a_bench_of_long_names_and_numbers_stays_on_the_page(tmp_path: Path, width: int) -> None:
+    """The table fits on a desktop's page, and scrolls within its frame on small ones."""
+    numbers = {"size_bytes": 97_800_000, "load_ms": 312.0, "throughput_per_s": 1234.5}
+    names = ("resnet50_v1_5_dense_opset17", "resnet50_v1_5_cascade_gmp_90_percent_seed3")
+    models = [
+        model(f"some/where/{name}.onnx", 10.123, 1.0, peak_memory_bytes=250_000_000, **numbers)
+        for name in names
+    ]
+    file, page = tmp_path / "bench.json", tmp_path / "bench.html"
+    file.write_text(json.dumps(bench(models=models)), encoding="utf-8")
+    measure = (
+        "<script>const t=document.querySelector('.table');document.body.dataset.widths="
+        "[document.documentElement.scrollWidth,innerWidth,t.scrollWidth,t.clientWidth]"
+        ".join(' ')</script>"
+    )
+    text = build_result_report(file).replace("</body>", f"{measure}</body>")
+    text = re.sub(r'content="default-src[^"]*"', 'content="object-src data:"', text, count=1)
+    page.write_text(text, encoding="utf-8")
+    dom, _ = browse(page, tmp_path / "profile", "--dump-dom", f"--window-size={width},900")
+    (body, _), *_ = Page(dom).all("body")
+    content, window, inner, outer = map(int, str(body["data-widths"]).split())
+    assert content <= window == width
+    assert inner <= outer if width == 1100 else inner > outer
