@@ -1,6 +1,7 @@
 """`onnxprune report`: one self-contained page."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -67,7 +68,7 @@ def command(sources: tuple[str, ...], output: str | None, check: str | None, as_
     for name, reason in left_out.items():
         click.echo(f"left out: {common.printable(name)}: {common.printable(reason)}", err=True)
     if as_json:
-        size = Path(output).stat().st_size
-        common.print_json({"output": output, "size_bytes": size, "left_out": left_out})
+        facts: dict[str, Any] = {"output": output, "size_bytes": Path(output).stat().st_size}
+        common.print_json(facts | ({"left_out": left_out} if len(paths) > 1 else {}))
     else:
         click.echo(f"{output} ({common.size_text(Path(output).stat().st_size)})", err=True)

@@ -125,8 +125,12 @@ def error_table() -> Iterator[str]:
 def metadata_tables() -> Iterator[str]:
     """The fields of the sparsity metadata, read from their JSON Schema."""
     document = schema()
-    tensor = document["$defs"]["TensorMetadata"]
-    yield from _schema_tables("##", {"The model": document, "Each entry of `tensors`": tensor})
+    parts = {
+        "The model": document,
+        "Each entry of `tensors`": document["$defs"]["TensorMetadata"],
+        "`train` and `eval` of `data`": document["$defs"]["DataMetadata"],
+    }
+    yield from _schema_tables("##", parts)
 
 
 def compiled_tables() -> Iterator[str]:

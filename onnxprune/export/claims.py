@@ -49,17 +49,24 @@ def read_claims(kind: type[T], raw: Mapping[str, Any]) -> tuple[T | None, list[s
     try:
         return kind.model_validate_json(json.dumps(raw)), []
     except ValidationError as error:
-        return None, [_problem(item) for item in error.errors(include_url=False)]
+        return None, [problem_text(item) for item in error.errors(include_url=False)]
 
 
-def _problem(item: Any) -> str:
-    """Which field, what was found, what was expected."""
-    where = ".".join(str(part) for part in item["loc"])
+def problem_text(item: Any, record: str = "") -> str:
+    """Which field, what was found, what was expected.
+
+    Args:
+        item: An entry of pydantic's `ValidationError.errors`.
+        record: Where the record is that was read; empty for the metadata as a whole.
+    """
+    where = ".".join(str(part) for part in (record, *item["loc"]) if part != "")
+    expected = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if item["type"] == "missing":
         return f"{where}: it is missing, and no file may leave it out"
+    if not item["loc"]:
+        return f"{where or 'the metadata'}: {brief(expected)}"
     if item["type"] == "extra_forbidden":
-        return f"{where}: found {shown(item['input'])}, expected no field of this name"
-    expected = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        expected = "no field of this name"
     expected = expected.replace("String should match pattern ", "text that matches ")
     return f"{where}: found {shown(item['input'])}, expected {expected}"
 
@@ -78,12 +85,13 @@ def json_object(text: str) -> dict[str, Any] | None:
     """A JSON object; None for anything else.
 
     That includes an object in which a key stands twice, of whose values readers take different
-    ones, and NaN and infinity, which are no JSON.
+    ones, NaN and infinity, which are no JSON, and halves of characters, which are no text.
     """
     try:
         value = json.loads(
             text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite
         )
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -4,18 +4,18 @@ The recipe is part of an untrusted file: nothing in it needs to be there, or of 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
+from pydantic import BaseModel, ValidationError
 
-from onnxprune.errors import RecipeError
-from onnxprune.export.claims import brief
+from onnxprune.export.claims import brief, problem_text, shown
+from onnxprune.export.liveness import is_needed, needed_readings
 from onnxprune.export.metadata import SparsityMetadata
 from onnxprune.export.pattern_check import ZERO_BY_CHANCE, pattern_fits, pattern_holds
 from onnxprune.globs import matches
-from onnxprune.payload import inner_graphs
 from onnxprune.recipe import Recipe, SparsityTable
 from onnxprune.tensors import GraphTensor
 
@@ -28,8 +28,8 @@ _KEYS = (
 )
 """The keys of `[sparsity]` that every version has written; `target` may follow from others."""
 
-_FORMER_KEYS = (("distill", "cache"),)
-"""Keys that earlier versions have written."""
+_NUMBERS = ("int_type", "float_type")
+"""Errors about something else in the place of a number."""
 
 
 def recipe_problems(
@@ -42,11 +42,10 @@ def recipe_problems(
         stored: Its tensors by name.
         claimed: Its metadata.
     """
-    recipe, problems = _read(claimed.recipe)
+    settings, problems = _read(claimed.recipe)
     yield from problems
-    if recipe is None:
+    if settings is None:
         return
-    settings = recipe.sparsity
     for key, wanted, said in (
         ("method", settings.method, claimed.method),
         ("target_sparsity", settings.resolved_target, claimed.target_sparsity),
@@ -61,21 +60,45 @@ def recipe_problems(
         yield from _share_problems(stored[name], zeros, settings)
 
 
-def _read(raw: Mapping[str, Any]) -> tuple[Recipe | None, list[str]]:
-    """The recipe, and what is wrong with its form."""
+def _read(raw: Mapping[str, Any]) -> tuple[SparsityTable | None, list[str]]:
+    """The recipe's `[sparsity]`, and what is wrong with the form of the recipe.
+
+    Other tables leave no trace in the file, and their keys and choices change from version to
+    version. What was a number has stayed one.
+    """
     missing = [f"recipe.{name}" for name in _TABLES if name not in raw]
     settings = raw.get("sparsity")
     if isinstance(settings, Mapping):
         missing += [f"recipe.sparsity.{key}" for key in _KEYS if key not in settings]
     problems = [f"{name}: it is missing, and no file may leave it out" for name in missing]
-    known = {name: dict(t) if isinstance(t, Mapping) else t for name, t in raw.items()}
-    for table, key in _FORMER_KEYS:
-        if isinstance(known.get(table), dict):
-            known[table].pop(key, None)
+    for name, table in raw.items():
+        if name not in Recipe.model_fields:
+            problems.append(f"recipe.{brief(name)}: there is no such table")
+        elif not isinstance(table, Mapping):
+            problems.append(f"recipe.{name}: found {shown(table)}, expected an object")
+    others = {name: table for name, table in raw.items() if name != "sparsity"}
+    problems += _form_problems(Recipe, others, "recipe", _NUMBERS)
+    if not isinstance(settings, Mapping):
+        return None, problems
+    wrong = _form_problems(SparsityTable, settings, "recipe.sparsity")
+    table = None if wrong else SparsityTable.model_validate(settings)
+    return table, problems + wrong
+
+
+def _form_problems(
+    kind: type[BaseModel],
+    values: Mapping[str, Any],
+    where: str,
+    only: Collection[str] | None = None,
+) -> list[str]:
+    """What is wrong with the form of a recipe, or of a table, a line a key; or some kinds of it."""
     try:
-        return Recipe.from_dict(known), problems
-    except RecipeError as error:
-        return None, problems + [f"recipe.{problem}" for problem in error.problems]
+        kind.model_validate(values)
+    except ValidationError as error:
+        items = error.errors(include_url=False)
+        found = [item for item in items if only is None or item["type"] in only]
+        return [problem_text(item, where) for item in found]
+    return []
 
 
 def _list_problems(
@@ -86,10 +109,10 @@ def _list_problems(
 ) -> Iterator[str]:
     """Prunable tensors in the recipe's scope that are not listed, and listed ones outside of it.
 
-    A tensor that no output depends on is not pruned and need not be listed.
+    A tensor that no output depends on is not pruned, and not listed.
     """
     listed = set(listed)
-    needed = needed_values(proto)
+    needed = needed_readings(proto)
     for name, tensor in stored.items():
         named = tensor.prunable or name in settings.include
         in_scope = (
@@ -98,9 +121,12 @@ def _list_problems(
             and not any(matches(name, tensor.op_type, glob) for glob in settings.exclude)
             and pattern_fits(tensor, settings.pattern)
         )
+        used = is_needed(tensor, needed)
         if name in listed and not in_scope:
             yield f"{name}: listed, and not in the recipe's scope"
-        missed = in_scope and (tensor.prunable or tensor.trainable) and is_needed(tensor, needed)
+        elif name in listed and not used:
+            yield f"{name}: listed, and no output depends on it"
+        missed = in_scope and (tensor.prunable or tensor.trainable) and used
         if name not in listed and missed:
             yield f"{name}: prunable, in the recipe's scope, and not listed"
 
@@ -145,32 +171,3 @@ def _share_problems(tensor: GraphTensor, zeros: int, settings: SparsityTable) ->
             f"{tensor.name}: {zeros} of {tensor.size} values are zero, which is not the share of "
             f"{share:g} that the recipe's scope, layerwise, gives it"
         )
-
-
-def is_needed(tensor: GraphTensor, needed: set[str]) -> bool:
-    """Whether an output depends on a tensor; inside sub-graphs and functions taken for granted.
-
-    Args:
-        tensor: The tensor.
-        needed: `needed_values` of its model.
-    """
-    return bool(tensor.scope) or any(use.value in needed for use in tensor.uses)
-
-
-def needed_values(proto: onnx.ModelProto) -> set[str]:
-    """Names of values of the main graph that its outputs depend on."""
-    needed = {value.name for value in proto.graph.output}
-    for node in reversed(proto.graph.node):
-        if needed.intersection(node.output):
-            needed.update(_read_by([node]))
-    return needed
-
-
-def _read_by(nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    """Names that nodes read, their sub-graphs included."""
-    names: set[str] = set()
-    for node in nodes:
-        names.update(node.input)
-        for _, graph in inner_graphs(node):
-            names |= _read_by(graph.node) | {value.name for value in graph.output}
-    return names

@@ -1,53 +1,114 @@
 """Checks of a policy that the files answer: sparsity, patterns, metadata, signature, size."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 
+from onnxprune.export.liveness import is_needed
 from onnxprune.export.pattern_check import count_blocks, nm_groups, pattern_fits, pattern_holds
-from onnxprune.export.recipe_check import is_needed, needed_values
 from onnxprune.globs import matches
 from onnxprune.model import OnnxModel
 from onnxprune.pattern_text import block_of, nm_of
 from onnxprune.runtime import read_record
+from onnxprune.runtime.library import DOMAIN
 from onnxprune.tensors import GraphTensor, find_tensors
+from onnxprune.validate.computed_weights import ComputedWeight
 from onnxprune.validate.graph_identity import graph_differences
 from onnxprune.validate.policy_tables import SparsityPolicy
 from onnxprune.validate.subject import Subject, Verdict, counted, listed
 
 
 def sparsity_min(subject: Subject, least: float) -> Verdict:
-    """Zeros / weights over all tensors in scope."""
-    tensors = _scope(subject)
-    size = sum(tensor.size for tensor in tensors)
+    """Zeros / weights over all tensors in scope, as operators multiply with them."""
+    computed = _computed_scope(subject)
+    unknown = [_uncounted(weight) for weight in computed if weight.zeros is None]
+    if unknown:
+        return Verdict(False, listed(unknown) + _EXCLUDE)
+    tensors = _read_whole(subject, _scope(subject), computed)
+    size = sum(tensor.size for tensor in tensors) + sum(weight.size for weight in computed)
     if not size:
         return Verdict(False, "no prunable weight is in scope")
     zeros = sum(_zeros(tensor) for tensor in tensors)
-    return Verdict(
-        zeros / size >= least,
-        f"{zeros:,} of {size:,} weights in {counted(len(tensors), 'tensor')} are zero, "
-        f"{zeros / size:.4%} where {least:.4%} are demanded",
-        zeros / size,
-    )
+    zeros += sum(weight.zeros or 0 for weight in computed)
+    text = f"{zeros:,} of {size:,} weights in {counted(len(tensors), 'tensor')}"
+    if computed:
+        text += f" and {counted(len(computed), 'computed weight')}"
+    text += f" are zero, {zeros / size:.4%} where {least:.4%} are demanded"
+    if added := _added_weights(subject, size):
+        return Verdict(False, f"{text}; {added}", zeros / size)
+    return Verdict(zeros / size >= least, text, zeros / size)
+
+
+_EXCLUDE = "; name such a node, or its value, in [sparsity] exclude to pass over it"
+
+
+def _uncounted(weight: ComputedWeight) -> str:
+    return f"{weight.value}: {weight.by} computes it for {weight.op_type}, so it cannot be counted"
+
+
+def _computed_scope(subject: Subject) -> list[ComputedWeight]:
+    """The computed weights that `[sparsity]` is about, by the names of nodes and values."""
+    settings = subject.policy.sparsity or SparsityPolicy()
+
+    def named(weight: ComputedWeight, globs: Sequence[str]) -> bool:
+        names = {weight.value, *(node for node, *_ in weight.readings)}
+        return any(matches(name, weight.op_type, glob) for name in names for glob in globs)
+
+    return [
+        weight
+        for weight in subject.computed_weights
+        if named(weight, settings.include) and not named(weight, settings.exclude)
+    ]
+
+
+def _read_whole(
+    subject: Subject, tensors: Sequence[GraphTensor], computed: Sequence[ComputedWeight]
+) -> list[GraphTensor]:
+    """The tensors that some operator multiplies with as they are stored, or rearranged."""
+    readings = {reading for weight in computed for reading in weight.readings}
+    return [tensor for tensor in tensors if is_needed(tensor, subject.needed - readings)]
+
+
+def _added_weights(subject: Subject, size: int) -> str:
+    """That there are more weights than the dense model has, whose zeros are for nobody."""
+    operators = (node.domain == DOMAIN for node in subject.model.proto.graph.node)
+    if subject.baseline is None or any(operators):  # compiling gives shared weights to each layer
+        return ""
+    dense = replace(subject, model=subject.baseline, baseline=None)
+    computed = _computed_scope(dense)
+    theirs = sum(tensor.size for tensor in _read_whole(dense, _scope(dense), computed))
+    theirs += sum(weight.size for weight in computed)
+    if size <= theirs:
+        return ""
+    return f"the baseline has {theirs:,} weights, so {size - theirs:,} were added"
 
 
 def sparsity_per_tensor_min(subject: Subject, least: Mapping[str, float]) -> Verdict:
     """Zeros / weights of each tensor; of several globs that match, the last holds."""
-    tensors = _scope(subject)
+    counts = {
+        tensor.name: (tensor.op_type, _zeros(tensor), tensor.size) for tensor in _scope(subject)
+    }
+    computed = [weight for weight in _computed_scope(subject) if not weight.selected]
+    counts |= {w.value: (w.op_type, w.zeros, w.size) for w in computed if w.zeros is not None}
     unused = [
         f"{glob!r} matches no tensor in scope"
         for glob in least
-        if not any(matches(tensor.name, tensor.op_type, glob) for tensor in tensors)
+        if not any(matches(name, op_type, glob) for name, (op_type, *_) in counts.items())
     ]
     found, low = {}, []
-    for tensor in tensors:
-        bounds = [v for glob, v in least.items() if matches(tensor.name, tensor.op_type, glob)]
-        if bounds and tensor.size:
-            found[tensor.name] = _zeros(tensor) / tensor.size
-            if found[tensor.name] < bounds[-1]:
-                low.append(f"{tensor.name}: {found[tensor.name]:.4%}, demanded {bounds[-1]:.4%}")
+    for name, (op_type, zeros, size) in counts.items():
+        bounds = [value for glob, value in least.items() if matches(name, op_type, glob)]
+        if bounds and size:
+            found[name] = zeros / size
+            if found[name] < bounds[-1]:
+                low.append(f"{name}: {found[name]:.4%}, demanded {bounds[-1]:.4%}")
+    for weight in computed:
+        matched = any(matches(weight.value, weight.op_type, glob) for glob in least)
+        if weight.zeros is None and matched:
+            low.append(_uncounted(weight))
     if unused or low:
         return Verdict(False, listed([*unused, *low]), found)
     return Verdict(True, f"{counted(len(found), 'tensor')} with at least what is demanded", found)
@@ -56,6 +117,14 @@ def sparsity_per_tensor_min(subject: Subject, least: Mapping[str, float]) -> Ver
 def sparsity_pattern(subject: Subject, pattern: str) -> Verdict:
     """Every tensor in scope keeps to the pattern, as far as its size allows one."""
     tensors = _scope(subject)
+    hidden = [weight for weight in _computed_scope(subject) if not weight.selected]
+    if hidden:
+        broken = [
+            f"{weight.value}: {weight.by} computes it for {weight.op_type}, so its pattern is not "
+            "known"
+            for weight in hidden
+        ]
+        return Verdict(False, listed(broken) + _EXCLUDE)
     fitting = [tensor for tensor in tensors if pattern_fits(tensor, pattern)]
     if not fitting:
         return Verdict(False, f"the size of no tensor in scope allows {pattern}")
@@ -90,14 +159,13 @@ def _break(tensor: GraphTensor, pattern: str) -> str:
 def _scope(subject: Subject) -> list[GraphTensor]:
     """The tensors that `[sparsity]` is about; zeros that no output depends on count for nothing."""
     settings = subject.policy.sparsity or SparsityPolicy()
-    needed = needed_values(subject.layers)
     return [
         tensor
         for tensor in subject.tensors.values()
         if (tensor.prunable or (tensor.trainable and tensor.name in settings.include))
         and any(matches(tensor.name, tensor.op_type, glob) for glob in settings.include)
         and not any(matches(tensor.name, tensor.op_type, glob) for glob in settings.exclude)
-        and is_needed(tensor, needed)
+        and is_needed(tensor, subject.needed)
     ]
 
 

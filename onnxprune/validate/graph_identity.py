@@ -60,29 +60,53 @@ class _Part:
         text: Operator, inputs and outputs.
         attributes: Of each attribute but tensors and graphs, which are compared on their own: its
             name, its exact bytes, and how a message shows it.
+        is_node: Whether it is a node.
     """
 
     text: str
     attributes: tuple[tuple[str, bytes, str], ...] = ()
+    is_node: bool = False
 
 
 def _parts(proto: onnx.ModelProto) -> dict[str, list[_Part]]:
-    """The nodes of each graph and function."""
-    parts = {}
+    """The nodes of each graph and function, with the values at their edges, and operator sets.
+
+    Graphs whose nodes share a name are one after the other in one list.
+    """
+    opsets = sorted(f"{opset.domain or 'ai.onnx'} {opset.version}" for opset in proto.opset_import)
+    parts = {"operator sets": [*map(_Part, opsets)]}
     for path, graph in iter_graphs(proto):
-        ends = [_Part(value.name) for value in graph.output] if path else []
-        parts[path or "main graph"] = [*map(_node, graph.node), *ends]
+        place = path or "main graph"
+        edges = [_Part(f"{side} {value.name}") for side, value in _edges(graph)]
+        parts.setdefault(place, []).extend(map(_node, graph.node))
+        parts.setdefault(f"{place}, inputs and outputs", []).extend(edges)
     for function in proto.functions:
         key = f"function {function.domain}::{function.name}"
-        edge = [_Part(name) for name in (*function.input, *function.output)]
+        names = (*function.input, *function.output, *function.attribute)
+        defaults = tuple(sorted(_attribute(default) for default in function.attribute_proto))
+        sets = sorted(f"{opset.domain} {opset.version}" for opset in function.opset_import)
+        edge = [*map(_Part, names), *map(_Part, sets), _Part("defaults", defaults)]
         parts[key] = [*edge, *map(_node, function.node)]
+    if proto.training_info:
+        held = b"".join(i.SerializeToString(deterministic=True) for i in proto.training_info)
+        parts["training info"] = [_Part("training info", (("held", held, "other content"),))]
     return parts
+
+
+def _edges(graph: onnx.GraphProto) -> list[tuple[str, onnx.ValueInfoProto]]:
+    """Inputs that nothing is stored for, and outputs, in their order."""
+    stored = {tensor.name for tensor in graph.initializer}
+    stored |= {sparse.values.name for sparse in graph.sparse_initializer}
+    inputs = [("input", value) for value in graph.input if value.name not in stored]
+    return inputs + [("output", value) for value in graph.output]
 
 
 def _node(node: NodeProto) -> _Part:
     operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+    operator += f" ({node.overload})" if node.overload else ""
     text = f"{operator}({', '.join(node.input)}) -> {', '.join(node.output)}"
-    return _Part(text, tuple(sorted(_attribute(attribute) for attribute in node.attribute)))
+    attributes = tuple(sorted(_attribute(attribute) for attribute in node.attribute))
+    return _Part(text, attributes, is_node=True)
 
 
 def _attribute(attribute: AttributeProto) -> tuple[str, bytes, str]:
@@ -101,11 +125,13 @@ def _attribute(attribute: AttributeProto) -> tuple[str, bytes, str]:
 def _first_difference(ours: list[_Part], theirs: list[_Part]) -> str:
     for index, (found, wanted) in enumerate(zip(ours, theirs, strict=False)):
         if found.text != wanted.text:
-            return f"node {index} is {found.text} where the baseline has {wanted.text}"
+            number = f"node {index}" if found.is_node and wanted.is_node else f"entry {index}"
+            return f"{number} is {found.text} where the baseline has {wanted.text}"
         if found != wanted:
             has, had = (_only_in(*pair) for pair in ((found, wanted), (wanted, found)))
             return f"node {index}, {found.text}, has {has} where the baseline has {had}"
-    return f"{len(ours)} nodes where the baseline has {len(theirs)}"
+    what = "nodes" if all(part.is_node for part in (*ours, *theirs)) else "entries"
+    return f"{len(ours)} {what} where the baseline has {len(theirs)}"
 
 
 def _only_in(part: _Part, other: _Part) -> str:
@@ -118,13 +144,14 @@ def _tensor_facts(proto: onnx.ModelProto, tensors: Mapping[str, GraphTensor]) ->
     trained = {
         id(tensor.proto) for tensor in tensors.values() if tensor.trainable or _is_running(tensor)
     }
-    facts = {}
+    facts: dict[str, str] = {}
     for name, stored in iter_named_tensors(proto):
         kind = onnx.TensorProto.DataType.Name(stored_type(stored))
         text = f"{kind}{list(stored_shape(stored))}"
         if id(stored) not in trained:
             text += f" with digest {_digest(stored_array(stored))}"
-        facts[name.removeprefix("|")] = text
+        key = name.removeprefix("|")
+        facts[key] = f"{facts[key]}, then {text}" if key in facts else text
     return facts
 
 

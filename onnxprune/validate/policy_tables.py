@@ -67,7 +67,11 @@ class SparsityPolicy(PolicyTable):
     DEMANDS: ClassVar[tuple[str, ...]] = ("min", "per_tensor_min", "pattern")
 
     min: float | None = Field(
-        None, ge=0, le=1, description="Zeros / weights over all tensors in scope, at least."
+        None,
+        ge=0,
+        le=1,
+        description="Zeros / weights over all tensors in scope, as operators multiply with them, "
+        "at least.",
     )
     per_tensor_min: dict[str, float] = Field(
         {},
@@ -146,9 +150,9 @@ class SignaturePolicy(PolicyTable):
     )
     same_graph: bool = Field(
         False,
-        description="Nodes, their attributes and order are the dense model's, and so are types and "
-        "shapes of all tensors and values of those that are not trained. For files that were "
-        "pruned, not for shrunk or compiled ones.",
+        description="Nodes, their attributes and order, inputs, outputs and operator sets are the "
+        "dense model's, and so are types and shapes of all tensors and values of those that are "
+        "not trained. For files that were pruned, not for shrunk or compiled ones.",
     )
 
 

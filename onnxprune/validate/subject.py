@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxprune.export.liveness import Reading, needed_readings
 from onnxprune.export.truth import MetadataCheck, verify
 from onnxprune.model import OnnxModel, ValueSpec
 from onnxprune.runtime import is_compiled
@@ -17,6 +18,7 @@ from onnxprune.runtime.record_check import RecordCheck, verify_record
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate.accuracy import EvaluationResult, evaluate
 from onnxprune.validate.batches import SamplesLike
+from onnxprune.validate.computed_weights import ComputedWeight, computed_weights
 from onnxprune.validate.detection_agreement import DetectionAgreement
 from onnxprune.validate.policy import Policy
 from onnxprune.validate.task_metrics import TaskMetric
@@ -101,6 +103,16 @@ class Subject:
         """The model, a compiled one as the layers that its sparse operators stand for."""
         proto = self.model.proto
         return dense_view(proto) if is_compiled(proto) else proto
+
+    @cached_property
+    def needed(self) -> set[Reading]:
+        """What nodes read that outputs of `layers` depend on."""
+        return needed_readings(self.layers)
+
+    @cached_property
+    def computed_weights(self) -> list[ComputedWeight]:
+        """Weights of `layers` that the graph computes from stored values."""
+        return computed_weights(self.layers)
 
     @cached_property
     def metadata(self) -> MetadataCheck:

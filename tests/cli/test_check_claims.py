@@ -227,6 +227,28 @@ def test_a_recipe_without_a_table_is_found(check: Callable[..., Outcome], folder
         assert f"recipe.{table}: it is missing" in message(outcome)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        (("recipe", "finetune", "epochs"), "4", 'recipe.finetune.epochs: found "4", expected'),
+        (("recipe", "finetune", "lr"), True, "recipe.finetune.lr: found true, expected"),
+        (("recipe", "export"), [], "recipe.export: found [], expected an object"),
+        (("recipe", "approved"), {"by": "me"}, "recipe.approved: there is no such table"),
+        (("recipe", "sparsity", "pattern"), "2:4", "recipe.sparsity: target 0.5 "),
+        (("method",), "\ud800", "the metadata are no JSON object"),
+    ],
+)
+def test_what_is_wrong_in_the_recipe_is_named(
+    check: Callable[..., Outcome], folder: Path, path: Field, value: Any, expected: str
+) -> None:
+    model = folder / "pruned.onnx"
+    claims = edited(read(model, KEY), path, put(value))
+    if path[-1] == "pattern":
+        claims["recipe"]["sparsity"]["target"] = 0.4
+        expected = "recipe.sparsity: target 0.4 is below the 0.5 that pattern 2:4 means"
+    assert expected in message(check(changed(model, KEY, claims)).expect(1))
+
+
 def test_a_layerwise_run_has_its_share_in_every_tensor(
     check: Callable[..., Outcome], folder: Path, command: Command
 ) -> None:

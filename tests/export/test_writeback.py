@@ -304,7 +304,7 @@ def test_a_failure_leaves_the_target_as_it_was(classifier: Path, tmp_path: Path)
     assert target.read_bytes() == b"older"
     good = SimpleNamespace(source=read(classifier), export_tensors=dict)
     with pytest.raises(OutputError):
-        export(good, tmp_path / "no" / "folder.onnx")
+        export(good, target / "folder.onnx")
 
 
 def test_a_real_model_changes_only_where_it_was_trained(
