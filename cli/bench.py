@@ -132,7 +132,11 @@ class _Batches(click.ParamType):
     show_default=True,
     help="cpu times how long a call has a processor core, for --threads 1 on a busy machine.",
 )
-@click.option("--profile", is_flag=True, help="Also show the time of each operator.")
+@click.option(
+    "--profile",
+    is_flag=True,
+    help="Also show the time of each operator; --html and --json have that of each layer, too.",
+)
 @click.option("--html", metavar="FILE", help="Write the result as a page.")
 @common.json_option
 def command(

@@ -16,8 +16,14 @@ from onnxprune.cli import common
     metavar="FILE",
     help="The HTML file to write.  [default for one: report.html or cascade.html in RUN_DIR]",
 )
+@click.option(
+    "--check",
+    metavar="RESULT.json",
+    help="What `check --json` printed of the run's model.  [default: check.json in RUN_DIR, if it "
+    "is there]",
+)
 @common.json_option
-def command(sources: tuple[str, ...], output: str | None, as_json: bool) -> None:
+def command(sources: tuple[str, ...], output: str | None, check: str | None, as_json: bool) -> None:
     """Write what a run did and found as one HTML page without external parts.
 
     RUN_DIR is the run directory of `prune`, or the folder that `cascade --run-dir` wrote. Several
@@ -28,6 +34,7 @@ def command(sources: tuple[str, ...], output: str | None, as_json: bool) -> None
     \b
     Examples:
       onnxprune report pruned.run -o report.html
+      onnxprune report pruned.run --check gate.json
       onnxprune report probe
       onnxprune report gmp.run cascade.run -o comparison.html
       onnxprune report bench.json -o bench.html
@@ -38,6 +45,12 @@ def command(sources: tuple[str, ...], output: str | None, as_json: bool) -> None
 
     paths = [Path(source) for source in sources]
     is_result = len(paths) == 1 and paths[0].is_file()
+    if check is not None and (is_result or len(paths) > 1):
+        raise UsageError(
+            "--check goes with the page of one run",
+            got=f"{len(paths)} runs" if len(paths) > 1 else "a result file",
+            remedy="name one run directory",
+        )
     if output is not None:
         check_writable(output)
     elif is_result or len(paths) > 1:
@@ -51,7 +64,7 @@ def command(sources: tuple[str, ...], output: str | None, as_json: bool) -> None
     elif len(paths) > 1:
         left_out = write_comparison(paths, Path(output))
     else:
-        write_report(paths[0], Path(output))
+        write_report(paths[0], Path(output), check=None if check is None else Path(check))
     for name, reason in left_out.items():
         click.echo(f"left out: {common.printable(name)}: {common.printable(reason)}", err=True)
     if as_json:

@@ -99,7 +99,8 @@ def check(
         batch_size=settings.validation.batch_size,
         shapes={**settings.validation.shapes, **(shapes or {})},
     )
-    return GateResult(str(model), label, [*inputs.errors, *run_checks(subject, on_check)])
+    checks = [*inputs.errors, *run_checks(subject, on_check)]
+    return GateResult(str(model), label, checks, artifact.sha256)
 
 
 class _Inputs:

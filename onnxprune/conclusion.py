@@ -40,12 +40,14 @@ from onnxprune.finetune import (
 from onnxprune.importer import ImportedModel
 from onnxprune.job import Job, has_classes
 from onnxprune.model import payload_sha256, read, write
-from onnxprune.outcome import tensor_table
+from onnxprune.outcome import layer_costs, tensor_table
 from onnxprune.run_directory import SCHEMA_VERSION
 from onnxprune.sparsity import Magnitude, select_masks
 from onnxprune.task_validation import evaluate_task
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate import bench, count_flops, describe_machine, evaluate, open_session
+from onnxprune.validate.runtime_process import CPU
+from onnxprune.validate.session import session_settings
 from onnxprune.version import __version__
 
 MAX_RUNTIME_DIFFERENCE = 1e-2
@@ -246,6 +248,8 @@ class Conclusion:
         settings = self.job.recipe.validation
         if not settings.latency:
             return None
+        # Elsewhere than on the CPU the profiler times how nodes are started, not how they run.
+        profile = session_settings(settings.provider, settings.threads).provider == CPU
         with self.run.stage("latency"):
             try:
                 return bench(
@@ -257,6 +261,7 @@ class Conclusion:
                     max_seconds=settings.latency_seconds,
                     seed=self.job.recipe.finetune.seed,
                     on_progress=self.run.work,
+                    profile=profile,
                 ).to_json(with_samples=True)
             except UsageError as error:
                 self.run.message(f"latency was not measured: {error.what}; {error.remedy}")
@@ -274,14 +279,15 @@ class Conclusion:
         closure = closure_of(proto, {name: mask.cpu() for name, mask in masks.items()})
         channels = {name: asdict(dead) for name, dead in closure.dead_channels.items()}
         tensors = tensor_table(self.job.source, proto, set(self.job.plan.tensors))
+        written = read(self.job.output)
         return {
             "schema_version": SCHEMA_VERSION,
             "tool_version": __version__,
             "output": self.job.output.name,
-            "size_bytes": {
-                "dense": self.job.source.size_bytes,
-                "pruned": read(self.job.output).size_bytes,
-            },
+            "output_path": str(self.job.output),
+            "output_sha256": written.sha256,
+            "source_path": str(self.job.source.path) if self.job.source.path else None,
+            "size_bytes": {"dense": self.job.source.size_bytes, "pruned": written.size_bytes},
             **{
                 key: metadata[key]
                 for key in (
@@ -297,6 +303,7 @@ class Conclusion:
             "budget": asdict(job_budget(self.job)),
             "overlap_with_one_shot": _overlap_with_one_shot(self.job, masks),
             "validation": {**validation, "torch_vs_runtime_max_abs_error": difference},
+            "cost": layer_costs(self.job.source.proto, proto, latency),
             "latency": latency,
             "dead_weights": sum(closure.dead.values()),
             "dead_channels": {

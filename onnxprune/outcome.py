@@ -7,6 +7,7 @@ import numpy as np
 
 from onnxprune.model import OnnxModel
 from onnxprune.tensors import find_tensors
+from onnxprune.validate.layer_costs import model_cost
 
 _HISTOGRAM_BINS = 60
 
@@ -38,6 +39,25 @@ def tensor_table(source: OnnxModel, proto: Any, pruned: set[str]) -> Iterator[di
         if name in pruned:
             entry["histogram"] = _histogram(old, new)
         yield entry
+
+
+def layer_costs(source: Any, proto: Any, latency: dict[str, Any] | None) -> dict[str, Any]:
+    """What each layer of both models costs, with times where the bench profiled them.
+
+    Args:
+        source: The dense model's `ModelProto`.
+        proto: The pruned model's.
+        latency: The result of the bench of both; its costs move from there, and distributions,
+            which its samples give as well, are dropped.
+    """
+    protos = {"dense": source, "pruned": proto}
+    benched = latency["models"] if latency else [{}, {}]
+    found = {}
+    for (side, graph), model in zip(protos.items(), benched, strict=True):
+        found[side] = model.pop("cost", None) or model_cost(graph).to_json()
+        for repeated in ("quantiles_ms", "ratio_quantiles"):
+            model.pop(repeated, None)
+    return found
 
 
 def _histogram(before: np.ndarray, after: np.ndarray) -> dict[str, list[float]]:

@@ -24,6 +24,8 @@ RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
 PROBE_FILE = "probe.json"
 PROBE_PAGE_FILE = "cascade.html"
+CHECK_FILE = "check.json"
+"""What `check --json` printed of the run's model, where it was put there."""
 MLFLOW_FILE = "mlflow.db"
 TRACKER_NAMES = ["onnxprune", MLFLOW_FILE, "mlruns"]
 """What TensorBoard and MLflow write in a run directory."""

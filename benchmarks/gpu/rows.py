@@ -121,6 +121,7 @@ CHECKS = (
             "evaluate on CUDA": "classes as on the CPU for >= 99 %",
             "bench on CUDA": "paired latency from the CUDA provider",
             "bench with inputs and outputs on the GPU": "less time than with copies, above 0",
+            "bench on TensorRT with fp16 and 2:4": "paired latency from the TensorRT provider",
         },
     ),
 )

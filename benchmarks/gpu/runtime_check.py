@@ -1,4 +1,4 @@
-"""`evaluate` and `bench` on ONNX Runtime's CUDA provider, where its GPU build is installed."""
+"""`evaluate` and `bench` on ONNX Runtime's CUDA and TensorRT providers, where these are there."""
 
 import tempfile
 import warnings
@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnx
 from rows import Outcome, Settings
 from small_run import SmallRun, make_small_run
 
 from onnxprune.calibration import open_data
+from onnxprune.errors import UsageError
 from onnxprune.model import read
-from onnxprune.validate import bench, evaluate
-from onnxprune.validate.session import available_providers
+from onnxprune.validate import bench, evaluate, open_session
+from onnxprune.validate.session import TENSORRT, available_providers
 
 AGREEMENT = 0.99
 _CUDA = "CUDAExecutionProvider"
@@ -21,6 +23,8 @@ _CUDA = "CUDAExecutionProvider"
 
 def measure(item: str, settings: Settings) -> Outcome:
     """Run one of the two commands' functions."""
+    if "TensorRT" in item:
+        return _tensorrt(settings)
     if settings.device == "cuda" and _CUDA not in available_providers():
         return Outcome(None, {}, f"this build of ONNX Runtime has no {_CUDA}")
     warnings.simplefilter("ignore")
@@ -67,6 +71,53 @@ def _bench(files: SmallRun, provider: str) -> Outcome:
     wanted = _CUDA if provider == "cuda" else "CPUExecutionProvider"
     message = "" if used == wanted else f"it ran on {used}"
     return Outcome(used == wanted, measured, message, result.environment)
+
+
+def _tensorrt(settings: Settings) -> Outcome:
+    """The dense model beside one with 2:4 zeros, in half precision where TensorRT likes that.
+
+    Builds of ONNX Runtime for GPUs list the provider also where TensorRT itself is missing, so only
+    a session that opens shows that it is there.
+    """
+    if TENSORRT not in available_providers():
+        return Outcome(None, {}, f"this build of ONNX Runtime has no {TENSORRT}")
+    warnings.simplefilter("ignore")
+    with _files(settings) as files:
+        try:
+            open_session(files.model, provider="tensorrt")
+        except UsageError as error:
+            return Outcome(None, {}, f"{error.what} ({error.got})")
+        sparse = files.model.with_name("sparse.onnx")
+        onnx.save(_with_2_4_zeros(onnx.load(files.model)), sparse)
+        result = bench(
+            [files.model, sparse],
+            batch=32,
+            provider="tensorrt",
+            provider_options={"trt_fp16_enable": "1", "trt_sparsity_enable": "1"},
+            max_seconds=20.0,
+        )
+    speedup = result.models[1].speedup
+    measured = {
+        "dense_ms": result.models[0].latency_ms["median"],
+        "sparse_ms": result.models[1].latency_ms["median"],
+        "ratio": speedup.ratio,
+        "low": speedup.low,
+        "high": speedup.high,
+    }
+    used = result.environment["provider"]
+    message = "" if used == TENSORRT else f"it ran on {used}"
+    return Outcome(used == TENSORRT, measured, message, result.environment)
+
+
+def _with_2_4_zeros(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Two of every four input channels of each convolution's weight set to zero; `proto` itself."""
+    weights = {node.input[1] for node in proto.graph.node if node.op_type == "Conv"}
+    for tensor in proto.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor).copy()
+        if tensor.name in weights and array.shape[1] % 4 == 0:
+            array.reshape(len(array), -1, 4, *array.shape[2:])[:, :, :2] = 0
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    return proto
 
 
 def _device_io(files: SmallRun, provider: str) -> Outcome:

@@ -18,7 +18,7 @@ from onnxprune.tensors import GraphTensor
 _CONVOLUTIONS = frozenset({"Conv", "FusedConv"})
 _PRODUCTS = frozenset({"MatMul", "FusedMatMul", "Gemm", "FusedGemm"})
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
-_COUNTED = _CONVOLUTIONS | _PRODUCTS | _RECURRENT | {"ConvTranspose"}
+MULTIPLYING = _CONVOLUTIONS | _PRODUCTS | _RECURRENT | {"ConvTranspose"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def count_flops(proto: ModelProto, tensors: Mapping[str, GraphTensor]) -> Flops:
     repeated = Counter(_key(node) for node in proto.graph.node)
     total: int | None = 0
     for node in proto.graph.node:
-        if node.op_type in _COUNTED:
+        if node.op_type in MULTIPLYING:
             flops = _node_flops(node, shapes)
             total = None if total is None or flops is None else total + flops
     if _counted_elsewhere(proto):
@@ -56,7 +56,7 @@ def count_flops(proto: ModelProto, tensors: Mapping[str, GraphTensor]) -> Flops:
         flops = 0
         known = False
         for use in tensor.uses:
-            if use.op_type not in _COUNTED or use.role not in ("weight", "recurrent"):
+            if use.op_type not in MULTIPLYING or use.role not in ("weight", "recurrent"):
                 continue
             node = nodes.get(use.node)
             counted = None
@@ -103,7 +103,7 @@ def _counted_elsewhere(proto: ModelProto) -> bool:
     inner += [node for function in proto.functions for node in function.node]
     inner += [node for node in proto.graph.node if node.op_type in ("Scan", "Loop")]
     return any(
-        node.op_type in _COUNTED
+        node.op_type in MULTIPLYING
         for node in inner
         if not any(a.type == AttributeProto.GRAPH for a in node.attribute)
     )

@@ -64,11 +64,13 @@ class GateResult:
         model: The artifact.
         policy: The policy file, or what it was called.
         checks: One entry a demand, and one for each file that cannot be used.
+        model_sha256: Digest of the artifact with its external data; None if it cannot be read.
     """
 
     model: str
     policy: str
     checks: list[CheckResult]
+    model_sha256: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -94,6 +96,7 @@ class GateResult:
         """The object that `check --json` prints."""
         return {
             "model": self.model,
+            "model_sha256": self.model_sha256,
             "policy": self.policy,
             "passed": self.passed,
             "checks": [check.to_json() for check in self.checks],

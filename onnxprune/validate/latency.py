@@ -28,7 +28,7 @@ from onnxprune.validate.device_calls import (
 )
 from onnxprune.validate.environment import Neighbours, describe_gpus, describe_machine
 from onnxprune.validate.latency_result import BenchResult, completed, summarise
-from onnxprune.validate.operator_times import operator_times
+from onnxprune.validate.operator_times import profile_kernels
 from onnxprune.validate.runtime_process import CLOCKS, CPU, SessionSettings
 from onnxprune.validate.session import ModelSource, PreparedModel, Session, session_settings
 from onnxprune.validate.timing import MIN_ROUNDS, Plan, measure
@@ -87,7 +87,7 @@ def bench(
             core; that is the same on an idle machine, and much less noisy on a busy one. For one
             thread on the CPU.
         spinning: Whether worker threads spin while a call runs, as ONNX Runtime's do by default.
-        profile: Find out the time of each operator, in calls of their own.
+        profile: Find out the time of each operator and layer, in calls of their own.
 
     Raises:
         UsageError: Inputs that differ between models, an open axis without a size, or a setting
@@ -116,7 +116,7 @@ def bench(
                 on_progress=on_progress,
             )
             busy_cores = neighbours.busy_cores(opener.cpu_s)
-            operators = [operator_times(model, feeds) if profile else None for model in prepared]
+            kernels = [profile_kernels(model, feeds) if profile else None for model in prepared]
         result = summarise(
             [model.label for model in prepared],
             openings,
@@ -137,7 +137,7 @@ def bench(
             seed=seed,
         )
         memory = _memory(opener, prepared, feeds)
-        return completed(result, [model.source for model in prepared], memory, operators)
+        return completed(result, [model.source for model in prepared], memory, kernels)
 
 
 def _opener(

@@ -8,9 +8,10 @@ import numpy as np
 
 from onnxprune.model import OnnxModel
 from onnxprune.validate.bench_verdict import reason, sentence
-from onnxprune.validate.operator_times import OperatorTime
+from onnxprune.validate.layer_costs import ModelCost, model_cost
+from onnxprune.validate.operator_times import KernelTime, OperatorTime, operator_times
 from onnxprune.validate.report_format import numbered
-from onnxprune.validate.speedup import Speedup, speedup
+from onnxprune.validate.speedup import Speedup, round_ratios, speedup
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class ModelLatency:
             Runtime takes without a model; None if not measured.
         reason: Why there is no speedup and what would help; None where there is one.
         operators: Time by operator, if it was asked for.
+        cost: What each layer costs, if that was asked for.
+        quantiles_ms: The distribution of `samples`: the least, every hundredth and the largest.
+        ratio_quantiles: The same of each round's ratio, latency of the first model / of this one.
     """
 
     path: str
@@ -42,6 +46,9 @@ class ModelLatency:
     peak_memory_bytes: int | None = None
     reason: str | None = None
     operators: list[OperatorTime] | None = field(default=None, repr=False)
+    cost: ModelCost | None = field(default=None, repr=False)
+    quantiles_ms: list[float] = field(default_factory=list, repr=False)
+    ratio_quantiles: list[float] = field(default_factory=list, repr=False)
 
     def to_json(self, *, with_samples: bool = False) -> dict[str, Any]:
         """An entry of `models` in what `bench --json` prints."""
@@ -125,6 +132,8 @@ def summarise(
                 load_ms=load_ms[index],
                 speedup=speedup(openings, index, seed) if index else Speedup(1, 1, 1),
                 throughput_per_s=samples_a_call * 1e3 / latency_ms["mean"],
+                quantiles_ms=_distribution(samples),
+                ratio_quantiles=_distribution(round_ratios(openings, index)),
             )
         )
     counts = {
@@ -140,23 +149,30 @@ def completed(
     result: BenchResult,
     sources: Sequence[OnnxModel],
     memory: Sequence[int | None],
-    operators: Sequence[list[OperatorTime] | None],
+    kernels: Sequence[list[KernelTime] | None],
 ) -> BenchResult:
-    """The result with memory, operators, and the reasons why models are not faster.
+    """The result with memory, operators, layers, and the reasons why models are not faster.
 
     Args:
         result: What `summarise` made of the times.
         sources: The models.
         memory: Peak memory of each, in bytes.
-        operators: Time by operator of each.
+        kernels: The profile of each, where that was asked for.
     """
     models = []
     for index, entry in enumerate(result.models):
         why = None
         if index:
             why = reason(entry.speedup, sources[index], result.environment)
+        profile = kernels[index]
         models.append(
-            replace(entry, peak_memory_bytes=memory[index], operators=operators[index], reason=why)
+            replace(
+                entry,
+                peak_memory_bytes=memory[index],
+                operators=None if profile is None else operator_times(profile),
+                cost=None if profile is None else model_cost(sources[index].proto, profile),
+                reason=why,
+            )
         )
     return replace(result, models=models, verdict=_verdict(models))
 
@@ -168,6 +184,11 @@ def _verdict(models: Sequence[ModelLatency]) -> str:
         for label, model in zip(labels[1:], models[1:], strict=True)
     ]
     return "\n".join(lines) or "one model, nothing to compare"
+
+
+def _distribution(values: np.ndarray) -> list[float]:
+    """The least, every hundredth and the largest value, with six significant digits."""
+    return [float(f"{value:.6g}") for value in np.percentile(values, np.arange(101))]
 
 
 def _percentiles(times: np.ndarray) -> dict[str, float]:

@@ -4,17 +4,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from onnxprune.errors import UsageError
 from onnxprune.model import atomic_write_text
-from onnxprune.run_directory import RunDirectory, Status
+from onnxprune.run_directory import CHECK_FILE, RunDirectory, Status
 from onnxprune.validate import report_format as fmt
 from onnxprune.validate.probe_report import build_probe_report
+from onnxprune.validate.report_decision import decide
 from onnxprune.validate.report_page import Group, facts_table, present, render_page
 from onnxprune.validate.report_plots import Table
+from onnxprune.validate.report_plots_cost import (
+    cost_plot,
+    cost_table,
+    cost_texts,
+    cost_words,
+    paired_layers,
+)
 from onnxprune.validate.report_plots_latency import latency_plot, ratio_plot
 from onnxprune.validate.report_plots_shedding import budget_words, event_plot, shed_plot
 from onnxprune.validate.report_plots_tensors import histogram_plot, tensor_plot
 from onnxprune.validate.report_plots_training import loss_plot, quality_plot
 from onnxprune.validate.report_summary import main_metric, summarize
+from onnxprune.validate.result_record import GateRecord, read_gate
 from onnxprune.validate.run_record import Results, RunRecord, TensorResult, read_run
 
 _MAX_PRUNABLE_ROWS = 700
@@ -22,7 +32,7 @@ _MAX_OTHER_ROWS = 250
 _MAX_RECIPE_CHARACTERS = 100_000
 
 
-def build_report(run_dir: Path, status: Status | None = None) -> str:
+def build_report(run_dir: Path, status: Status | None = None, check: Path | None = None) -> str:
     """The page for the run or the probe in `run_dir`, as HTML text under 6 MB.
 
     A run that was interrupted, failed or is still running gives a page that says so and shows what
@@ -31,6 +41,8 @@ def build_report(run_dir: Path, status: Status | None = None) -> str:
     Args:
         run_dir: The run directory, or the folder of a probe.
         status: How the run ended, where `run.json` does not say so yet.
+        check: What `check --json` printed of the run's model; else `check.json` in `run_dir`, if
+            there is one.
 
     Raises:
         UsageError: `run_dir` holds neither, the probe has not finished, or a file is missing or
@@ -38,26 +50,36 @@ def build_report(run_dir: Path, status: Status | None = None) -> str:
     """
     run_dir = Path(run_dir)
     if _holds_probe(run_dir):
+        if check is not None:
+            raise UsageError(
+                "a probe has no model to be checked", where=run_dir, remedy="leave out --check"
+            )
         return build_probe_report(run_dir)
     run = read_run(run_dir)
+    if check is None and (run_dir / CHECK_FILE).exists():
+        check = run_dir / CHECK_FILE
+    gate = None if check is None else read_gate(check)
     if status is not None:
         run = replace(run, info=run.info.model_copy(update={"status": status}))
-    return _render(run)
+    return _render(run, gate)
 
 
-def write_report(run_dir: Path, out: Path, status: Status | None = None) -> None:
+def write_report(
+    run_dir: Path, out: Path, status: Status | None = None, check: Path | None = None
+) -> None:
     """Write the page for the run or the probe in `run_dir` to the file `out`.
 
     Args:
         run_dir: The run directory, or the folder of a probe.
         out: The HTML file.
         status: How the run ended, where `run.json` does not say so yet.
+        check: As in `build_report`.
 
     Raises:
         UsageError: As `build_report`.
         OutputError: `out` cannot be written.
     """
-    atomic_write_text(Path(out), build_report(run_dir, status))
+    atomic_write_text(Path(out), build_report(run_dir, status, check))
 
 
 def report_path(run_dir: Path) -> Path:
@@ -75,7 +97,7 @@ def _holds_probe(folder: Path) -> bool:
     return not run.run.exists() and (run.probe.exists() or run.arms.is_dir())
 
 
-def _render(run: RunRecord) -> str:
+def _render(run: RunRecord, gate: GateRecord | None) -> str:
     results = run.results
     groups = [group for group in _groups(run) if not group.empty]
     prunable, others, left_out = _tensor_rows(results)
@@ -88,6 +110,7 @@ def _render(run: RunRecord) -> str:
         groups,
         title=_title(run),
         summary=summarize(run),
+        decision=decide(run, gate),
         sections=sections,
         run=run,
         tool_version=run.info.tool_version,
@@ -125,6 +148,7 @@ def _groups(run: RunRecord) -> list[Group]:
         training,
         shedding,
         Group("sparsity", "Sparsity per tensor", present([tensor_plot(results)])),
+        _cost_group(results),
         Group("weights", "Weight distributions", present([histogram_plot(results)])),
         Group(
             "latency",
@@ -135,6 +159,22 @@ def _groups(run: RunRecord) -> list[Group]:
             tables=[(caption, table) for caption, table in latency_tables if table.rows],
         ),
     ]
+
+
+def _cost_group(results: Results) -> Group:
+    cost = results.cost
+    if cost is None or not cost.pruned.layers:
+        return Group("cost", "Cost per layer")
+    layers = paired_layers(cost.pruned, cost.dense)
+    words = cost_words(cost.pruned)
+    plots = present([cost_plot(layers, "cost", "Multiply-adds of each layer", words)])
+    return Group(
+        "cost",
+        "Cost per layer",
+        plots,
+        texts=cost_texts(cost.pruned) + ([] if plots else [words]),
+        tables=[("Cost of each layer", cost_table(layers, compared=True))],
+    )
 
 
 def _title(run: RunRecord) -> str:

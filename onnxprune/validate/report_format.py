@@ -114,6 +114,18 @@ def count(value: float | None) -> str:
     return f"{value:,.0f}".replace(",", _THIN).replace("-", _MINUS)
 
 
+def short_count(value: float | None) -> str:
+    """A large count with four significant digits and a prefix: "12.85 M"."""
+    if not _finite(value):
+        return _DASH
+    scaled, unit = float(value), ""
+    for unit in ("", "k", "M", "G", "T"):
+        if abs(scaled) < 999.95 or unit == "T":
+            break
+        scaled /= 1000
+    return f"{number(scaled)}{_NBSP}{unit}" if unit else count(value)
+
+
 def milliseconds(value: float | None) -> str:
     """A latency with its unit."""
     return f"{number(value)}{_NBSP}ms" if _finite(value) else _DASH

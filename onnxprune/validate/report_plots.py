@@ -29,6 +29,9 @@ BELOW = {"x": 0, "xanchor": "left", "yref": "container", "y": 0, "yanchor": "bot
 NARROW: Figure = {"margin": MARGIN | {"b": 92}, "legend": BELOW}
 """What small screens change: the legend goes below the axis."""
 
+NARROW_BELOW_PX = 720
+"""Widths that are narrow for a plot whose legend is long; for others the page's script decides."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -36,12 +39,15 @@ class Table:
 
     `facts` are items and values without a header; `words` are cells that may be long, and wrap;
     `narrow` is a table of many columns, in which an interval goes below its value.
+    With `sort_keys`, as many as there are cells, readers can sort by each column: by these numbers,
+    or by the text in columns where all of them are None.
     """
 
     headers: list[str]
     rows: list[list[str]]
     facts: bool = False
     words: bool = False
+    sort_keys: list[list[float | None]] | None = None
     narrow: bool = False
 
 
@@ -50,8 +56,8 @@ class Plot:
     """One figure of the page.
 
     `figure` holds plotly's `data` and `layout`, and `narrow`: a layout that replaces keys on small
-    screens. `choices` are alternative sets of data of the same figure, by label; `chosen` is the
-    one that is shown first.
+    screens, and where its width is below `narrow_below_px`, if that is there. `choices` are
+    alternative sets of data of the same figure, by label; `chosen` is the one that is shown first.
     """
 
     key: str
@@ -135,6 +141,23 @@ def names_axis(names: Sequence[str]) -> Figure:
         "ticks": "",
         "ticklabelstandoff": 9,
         "fixedrange": True,
+    }
+
+
+def row_bars_layout(names: Sequence[str], scrolls: bool) -> Figure:
+    """The layout of a chart with a bar for each name.
+
+    One that scrolls has its axis and legend on top, where they are seen first.
+    """
+    legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
+    return {
+        "barmode": "overlay",
+        "margin": {"l": 8, "r": 20, "t": 76, "b": 12} if scrolls else MARGIN | {"r": 20},
+        "showlegend": True,
+        "legend": legend | ({"yref": "container", "yanchor": "top"} if scrolls else {}),
+        "hovermode": "closest",
+        "xaxis": {"fixedrange": True, "side": "top" if scrolls else "bottom"},
+        "yaxis": names_axis(names),
     }
 
 

@@ -11,6 +11,7 @@ from onnxprune.validate.report_plots import (
     MARGIN,
     MUTED,
     NARROW,
+    NARROW_BELOW_PX,
     PRUNED,
     SPARSITY,
     Figure,
@@ -220,6 +221,7 @@ def _scatter(
                 "hovermode": "closest",
             },
             "narrow": NARROW | {"margin": MARGIN | {"b": 120}},
+            "narrow_below_px": NARROW_BELOW_PX,
         },
         height_px=440,
     )

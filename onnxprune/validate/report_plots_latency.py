@@ -20,6 +20,7 @@ from onnxprune.validate.report_plots import (
     legend_line,
     upright_line,
 )
+from onnxprune.validate.report_plots_distribution import quantile_table
 from onnxprune.validate.run_record import ModelLatency, Results, Speedup
 
 _MAX_SAMPLES = 4000
@@ -96,6 +97,7 @@ def ratio_plot(results: Results) -> Plot | None:
             "narrow": NARROW,
         },
         height_px=320,
+        table=quantile_table("Model", [("pruned", ratios)], lambda ratio: fmt.ratio(ratio, 3)),
     )
 
 

@@ -92,7 +92,11 @@ def event_plot(run: RunRecord) -> Plot | None:
         title="What each pruning event took",
         caption=words,
         alternative=f"Stacked bar chart over training steps. {words}",
-        figure={"data": _event_bars(run, events, ranked), "layout": layout, "narrow": NARROW},
+        figure={
+            "data": _event_bars(run, events, ranked),
+            "layout": layout,
+            "narrow": NARROW | {"margin": MARGIN | {"b": 132}},
+        },
         height_px=320,
         table=_event_table(run, events, ranked),
     )

@@ -8,7 +8,6 @@ import numpy as np
 from onnxprune.validate import report_format as fmt
 from onnxprune.validate.report_plots import (
     DENSE,
-    MARGIN,
     NARROW,
     PRUNED,
     SPARSITY,
@@ -16,10 +15,10 @@ from onnxprune.validate.report_plots import (
     Plot,
     count_layout,
     legend_line,
-    names_axis,
     plain_text,
     rounded,
     rounded_all,
+    row_bars_layout,
     tick_names,
     upright_line,
 )
@@ -106,24 +105,9 @@ def _sparsity_bars(tensors: Sequence[TensorResult], overall: float) -> list[Figu
 
 
 def _sparsity_layout(tensors: Sequence[TensorResult], overall: float, scrolls: bool) -> Figure:
-    """A chart that scrolls has its axis and legend on top, where they are seen first."""
-    legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"}
-    return {
-        "barmode": "overlay",
-        "margin": {"l": 8, "r": 20, "t": 76, "b": 12} if scrolls else MARGIN | {"r": 20},
-        "showlegend": True,
-        "legend": legend | ({"yref": "container", "yanchor": "top"} if scrolls else {}),
-        "hovermode": "closest",
-        "xaxis": {
-            "range": [0, 1],
-            "tickformat": ".0%",
-            "dtick": 0.25,
-            "fixedrange": True,
-            "side": "top" if scrolls else "bottom",
-        },
-        "yaxis": names_axis([tensor.name for tensor in tensors]),
-        "shapes": [upright_line(rounded(overall), SPARSITY)],
-    }
+    layout = row_bars_layout([tensor.name for tensor in tensors], scrolls)
+    layout["xaxis"] |= {"range": [0, 1], "tickformat": ".0%", "dtick": 0.25}
+    return layout | {"shapes": [upright_line(rounded(overall), SPARSITY)]}
 
 
 def histogram_plot(results: Results) -> Plot | None:

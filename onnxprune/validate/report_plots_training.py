@@ -10,6 +10,7 @@ from onnxprune.validate.report_plots import (
     MARGIN,
     MUTED,
     NARROW,
+    NARROW_BELOW_PX,
     PRUNED,
     SPARSITY,
     Figure,
@@ -74,7 +75,12 @@ def quality_plot(run: RunRecord, metric: str | None) -> Plot | None:
         title=f"{fmt.capital(name)} and sparsity" if evals else "Sparsity over training",
         caption=f"Measured during training, on the evaluation data. {words}" if evals else words,
         alternative=f"Line chart over training steps. {words}",
-        figure={"data": data, "layout": layout, "narrow": NARROW},
+        figure={
+            "data": data,
+            "layout": layout,
+            "narrow": NARROW | {"margin": MARGIN | {"b": 120}},
+            "narrow_below_px": NARROW_BELOW_PX,
+        },
         height_px=470 if evals else 300,
         table=_quality_table(evals, key),
     )

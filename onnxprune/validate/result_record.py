@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from onnxprune.errors import UsageError
 from onnxprune.validate.record_files import read_json, validated
-from onnxprune.validate.run_record import ModelLatency
+from onnxprune.validate.run_record import ModelCostRecord, ModelLatency
 
 _REMEDY = "write it with `onnxprune bench ... --json > FILE`, or check instead of bench"
 
@@ -33,6 +33,9 @@ class BenchedModel(ModelLatency):
     peak_memory_bytes: int | None = None
     reason: str | None = None
     operators: list[OperatorRow] | None = None
+    cost: ModelCostRecord | None = None
+    quantiles_ms: list[float] = Field([])
+    ratio_quantiles: list[float] = Field([])
 
 
 class BenchedBatch(_Lenient):
@@ -70,6 +73,12 @@ class GateRecord(_Lenient):
     checks: list[CheckedDemand]
     model: str | None = None
     policy: str | None = None
+    model_sha256: str | None = None
+
+    @property
+    def ships(self) -> bool:
+        """Whether nothing but passes stands there, whatever the file claims."""
+        return self.passed and bool(self.checks) and all(c.status == "pass" for c in self.checks)
 
 
 def read_result(path: Path) -> BenchRecord | GateRecord:
@@ -87,6 +96,27 @@ def read_result(path: Path) -> BenchRecord | GateRecord:
         raise UsageError(
             error.what, where=path, got=error.got, expected=error.expected, remedy=_REMEDY
         ) from None
+
+
+def read_gate(path: Path) -> GateRecord:
+    """Read the result of a gate.
+
+    Args:
+        path: A JSON file of at most 256 MiB.
+
+    Raises:
+        UsageError: It is something else, or it is missing or damaged.
+    """
+    record = read_result(path)
+    if isinstance(record, GateRecord):
+        return record
+    raise UsageError(
+        "this is not the result of a check",
+        where=path,
+        got="the result of a bench",
+        expected="what check prints with --json",
+        remedy="write it with `onnxprune check ... --json > FILE`",
+    )
 
 
 def _read(path: Path) -> BenchRecord | GateRecord:

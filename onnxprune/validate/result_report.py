@@ -9,13 +9,21 @@ from onnxprune.model import atomic_write_text
 from onnxprune.validate import report_format as fmt
 from onnxprune.validate.gate import GateResult
 from onnxprune.validate.report_page import Group, facts_table, present, render_page
-from onnxprune.validate.report_plots import Table
+from onnxprune.validate.report_plots import Plot, Table
 from onnxprune.validate.report_plots_bench import (
     models_table,
     operator_tables,
     quantile_plot,
     speedup_plot,
 )
+from onnxprune.validate.report_plots_cost import (
+    cost_plot,
+    cost_table,
+    cost_texts,
+    cost_words,
+    paired_layers,
+)
+from onnxprune.validate.report_plots_distribution import latency_distribution, ratio_distribution
 from onnxprune.validate.report_summary import KeyFigure, Tone, speed_verdict
 from onnxprune.validate.result_record import (
     BenchedBatch,
@@ -28,9 +36,14 @@ from onnxprune.validate.result_record import (
 
 _MAX_MODELS = 60
 _MAX_BATCHES = 12
+_MAX_COSTS = 6
 _MAX_CHECKS = 2000
 _MAX_SENTENCES = 20
 _MAX_ITEMS = 4
+_NO_DECISION = (
+    "A bench measures time alone. Whether a model may ship is decided by onnxprune check with a "
+    "policy."
+)
 _ORDER = ("fail", "error", "skipped", "pass")
 _WORDS = {
     "fail": "failed",
@@ -132,16 +145,26 @@ def _bench_page(bench: BenchRecord) -> str:
     return _render(
         f"Latency of {fmt.count(len(bench.models))} models",
         [
-            Group("speed", "Speed", present([speedup_plot(*compared)])),
+            Group(
+                "speed",
+                "Speed",
+                present([speedup_plot(*compared), None if shown else _ratio_plot(names, bench)]),
+            ),
             Group(
                 "latency",
                 "Latency",
-                [quantile_plot(names, models)],
+                present(
+                    [quantile_plot(names, models), None if shown else _call_plot(names, bench)]
+                ),
+                texts=_without_distribution([bench, *shown]),
                 tables=[("All models", models_table(names, models))] if not shown else [],
             ),
             Group(
                 "batches",
                 "Batch sizes",
+                plots=present(
+                    [plot(names, batch) for batch in shown for plot in (_ratio_plot, _call_plot)]
+                ),
                 tables=[
                     (_batch_name(batch), models_table(names, batch.models[:_MAX_MODELS]))
                     for batch in shown
@@ -149,11 +172,64 @@ def _bench_page(bench: BenchRecord) -> str:
                 ],
             ),
             Group("operators", "Operators", pair=True, beside=operators),
+            _cost_group(names, models),
         ],
         _speed_figures(names, bench),
-        outcome,
+        [*outcome, _NO_DECISION],
         [("Where latency was measured", facts_table(fmt.flatten(bench.environment)))],
     )
+
+
+def _call_plot(names: Sequence[str], batch: BenchedBatch) -> Plot | None:
+    key, of = _batch_key(batch)
+    models = batch.models[: len(names)]
+    return latency_distribution(
+        names[: len(models)], models, f"calls{key}", f"Distribution of latencies{of}"
+    )
+
+
+def _ratio_plot(names: Sequence[str], batch: BenchedBatch) -> Plot | None:
+    key, of = _batch_key(batch)
+    models = batch.models[: len(names)]
+    return ratio_distribution(
+        names[: len(models)], models, f"rounds{key}", f"Speed round by round{of}"
+    )
+
+
+def _batch_key(batch: BenchedBatch) -> tuple[str, str]:
+    """What tells keys and titles of one batch size from those of others."""
+    if batch.batch is None:
+        return "", ""
+    return f"-{batch.batch}", f", {_batch_name(batch).lower()}"
+
+
+def _without_distribution(batches: Sequence[BenchedBatch]) -> list[str]:
+    if any(model.quantiles_ms or model.samples for batch in batches for model in batch.models):
+        return []
+    return [
+        "This result holds quantiles alone and no distributions; an older version wrote it. "
+        "Measure again to see them."
+    ]
+
+
+def _cost_group(names: Sequence[str], models: Sequence[BenchedModel]) -> Group:
+    """What each layer of the profiled models costs."""
+    plots: list[Plot] = []
+    tables: list[tuple[str, Table]] = []
+    texts: list[str] = []
+    for number, (name, model) in enumerate(zip(names, models, strict=True)):
+        if model.cost is None or not model.cost.layers or len(tables) == _MAX_COSTS:
+            continue
+        short = fmt.shorten(name, 80)
+        layers, words = paired_layers(model.cost, None), cost_words(model.cost)
+        plot = cost_plot(layers, f"cost-{number}", f"Multiply-adds of each layer of {short}", words)
+        if plot is None:
+            texts.append(f"{short}: {words}")
+        else:
+            plots.append(plot)
+        tables.append((f"Cost of each layer of {short}", cost_table(layers, compared=False)))
+        texts[:0] = cost_texts(model.cost) if len(tables) == 1 else []
+    return Group("cost", "Cost per layer", plots, texts=texts, tables=tables)
 
 
 def _verdicts(bench: BenchRecord) -> list[str]:
@@ -203,7 +279,7 @@ def _speed_figures(names: Sequence[str], bench: BenchRecord) -> list[KeyFigure]:
 
 
 def _gate_page(gate: GateRecord) -> str:
-    passed = gate.passed and bool(gate.checks) and all(c.status == "pass" for c in gate.checks)
+    passed = gate.ships
     counts = {status: sum(c.status == status for c in gate.checks) for status in _ORDER}
     figures = [
         KeyFigure(
@@ -254,14 +330,14 @@ def _checks_table(checks: Sequence[CheckedDemand]) -> Table:
         [
             fmt.shorten(check.name, 120),
             _WORDS[check.status],
+            fmt.shorten(check.message, 1000),
             _text(check.required),
             _text(check.measured),
-            fmt.shorten(check.message, 1000),
             fmt.duration(check.seconds),
         ]
         for check in checks
     ]
-    headers = ["Check", "Result", "Required", "Measured", "What was found", "Took"]
+    headers = ["Check", "Result", "What was found", "Required", "Measured", "Took"]
     return Table(headers, rows, words=True)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from onnxprune.errors import UsageError
 from onnxprune.run_directory import (
@@ -196,6 +196,40 @@ class Latency(_Lenient):
     models: list[ModelLatency] = Field(min_length=1)
 
 
+class LayerCostRecord(_Lenient):
+    """What a layer costs for one sample, see `layer_costs.LayerCost`."""
+
+    name: str
+    op_type: str
+    size: int = Field(ge=0)
+    nonzeros: int = Field(ge=0)
+    size_bytes: int = Field(ge=0)
+    multiply_adds: int | None = Field(None, ge=0)
+    multiply_adds_sparse: int | None = Field(None, ge=0)
+    ms: float | None = None
+
+    @model_validator(mode="after")
+    def _plausible(self) -> "LayerCostRecord":
+        if self.nonzeros > self.size:
+            raise ValueError(f"{self.nonzeros} non-zeros in {self.size} weights")
+        return self
+
+
+class ModelCostRecord(_Lenient):
+    """What the layers of a model cost."""
+
+    multiply_adds: int | None = None
+    layers: list[LayerCostRecord] = []
+    left_out: int = 0
+
+
+class CostResult(_Lenient):
+    """What both models cost."""
+
+    dense: ModelCostRecord
+    pruned: ModelCostRecord
+
+
 class BudgetResult(_Lenient):
     """What training cost; FLOPs are null where the graph's are not known."""
 
@@ -241,6 +275,10 @@ class Results(_Lenient):
     seed: int | None = None
     notes: list[str] = []
     budget: BudgetResult | None = None
+    cost: CostResult | None = None
+    output_path: str | None = None
+    output_sha256: str | None = None
+    source_path: str | None = None
     overlap_with_one_shot: OverlapResult | None = None
     dead_weights: int | None = Field(None, ge=0)
     dead_channels: DeadChannelsResult | None = None

@@ -71,12 +71,21 @@ def speedup(openings: Sequence[np.ndarray], model: int, seed: int) -> Speedup:
         model: Index of the model.
         seed: Seed of the bootstrap.
     """
-    logs = [
-        np.median(np.log(np.median(times[:, 0], axis=1) / np.median(times[:, model], axis=1)))
-        for times in openings
-    ]
+    logs = [np.median(np.log(round_ratios([times], model))) for times in openings]
     ratio, low, high = np.exp(estimate(np.array(logs), seed))
     return Speedup(float(ratio), float(low), float(high))
+
+
+def round_ratios(openings: Sequence[np.ndarray], model: int) -> np.ndarray:
+    """Latency of the first model over that of another, in each round; of its bursts the medians.
+
+    Args:
+        openings: Milliseconds, each `(rounds, models, calls)`.
+        model: Index of the other model.
+    """
+    return np.concatenate(
+        [np.median(times[:, 0], axis=1) / np.median(times[:, model], axis=1) for times in openings]
+    )
 
 
 def half_width(openings: Sequence[np.ndarray], seed: int) -> float:

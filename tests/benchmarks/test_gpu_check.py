@@ -4,12 +4,16 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from onnxprune.validate import BenchResult, bench, inspect_model
+from onnxprune.validate.session import TENSORRT
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
 sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
@@ -79,6 +83,55 @@ def test_the_code_of_the_checks_runs_on_a_cpu(
     assert event["measured"]["median_ms"] > 0
     assert rows["evaluate on CUDA"]["measured"] == {"agreement": 1.0, "max_abs_error": 0.0}
     assert len(rows) == 4
+
+
+def tensorrt_row(out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the process of the check says of TensorRT on a machine without it."""
+    options = ["--device", "cpu", "--tiny", "--out", str(out), "--only", "TensorRT"]
+    monkeypatch.setattr(sys, "argv", ["check.py", "--child", "runtime_check", *options])
+    assert main() == 0
+    (row,) = map(json.loads, out.read_text().splitlines())
+    return dict(row)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine may have TensorRT")
+def test_without_tensorrt_its_check_is_skipped_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a build of ONNX Runtime that lists the provider, whose libraries are not here."""
+    row = tensorrt_row(tmp_path / "rows.jsonl", monkeypatch)
+    assert row["check"] == "bench on TensorRT with fp16 and 2:4"
+    assert (row["status"], row["measured"]) == ("skipped", {})
+    assert "TensorrtExecutionProvider" in row["message"]
+    monkeypatch.setattr("runtime_check.available_providers", lambda: ["CPUExecutionProvider"])
+    row = tensorrt_row(tmp_path / "others.jsonl", monkeypatch)
+    assert row["status"] == "skipped"
+    assert row["message"] == "this build of ONNX Runtime has no TensorrtExecutionProvider"
+
+
+def test_with_tensorrt_a_dense_model_is_timed_beside_one_with_2_4_zeros(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processor stands in for the provider; what is asked of `bench` is that of a GPU."""
+    asked = []
+
+    def bench_here(models: list[Path], **settings: Any) -> BenchResult:
+        settings["max_seconds"], settings["rounds"] = 1.0, 5
+        asked.append(settings.pop("provider_options"))
+        assert settings.pop("provider") == "tensorrt"
+        result = bench(models, **settings)
+        zeros = [inspect_model(model).tensors for model in models]
+        asked.append([max(t.sparsity for t in side if t.op_type == "Conv") for side in zeros])
+        return replace(result, environment=result.environment | {"provider": TENSORRT})
+
+    monkeypatch.setattr("runtime_check.available_providers", lambda: [TENSORRT])
+    monkeypatch.setattr("runtime_check.open_session", lambda model, provider: None)
+    monkeypatch.setattr("runtime_check.bench", bench_here)
+    row = tensorrt_row(tmp_path / "rows.jsonl", monkeypatch)
+    assert row["status"] == "pass", row["message"]
+    assert asked[0] == {"trt_fp16_enable": "1", "trt_sparsity_enable": "1"}
+    assert asked[1] == [0.0, 0.5]
+    assert row["measured"]["low"] <= row["measured"]["ratio"] <= row["measured"]["high"]
 
 
 def test_a_check_that_fails_does_not_end_the_others(tmp_path: Path) -> None:

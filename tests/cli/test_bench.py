@@ -28,6 +28,11 @@ def test_json(command: Command, classifier: Path, tmp_path: Path) -> None:
         assert model["throughput_per_s"] > 0
         assert model["size_bytes"] == classifier.stat().st_size
         assert model["operators"] is None
+        assert model["cost"] is None
+        for quantiles in (model["quantiles_ms"], model["ratio_quantiles"]):
+            assert len(quantiles) == 101
+            assert quantiles == sorted(quantiles)
+        assert model["quantiles_ms"][50] == pytest.approx(model["latency_ms"]["median"], rel=1e-4)
     speedup = copy["speedup"]
     assert 0 < speedup["low"] <= speedup["ratio"] <= speedup["high"]
     assert copy["verdict"] in ("same", "faster", "slower", "unclear")

@@ -1,5 +1,8 @@
+import hashlib
+import html
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,65 @@ def test_of_a_run(
     assert "conv.weight" in page.read_text(encoding="utf-8")
     outcome = command("report", tmp_path / "pruned.run", "-o", page).expect(0)
     assert str(page) in outcome.err
+
+
+def test_a_run_is_decided_by_the_check_of_its_very_file(
+    command: Command, classifier: Path, training_data: Path, quick: list[str], tmp_path: Path
+) -> None:
+    """The command on the page, run as it stands there, turns "Not decided" into an answer."""
+    output, run_dir, page = tmp_path / "pruned.onnx", tmp_path / "pruned.run", tmp_path / "p.html"
+    data = ["--data", training_data, "--eval-data", training_data]
+    command("prune", classifier, "-o", output, *data, *quick).expect(0)
+
+    def answer(*options: object) -> str:
+        command("report", run_dir, "-o", page, *options).expect(0)
+        (text,) = re.findall(r'data-key="ship">.*?class="value">([^<]*)<', page.read_text())
+        return text
+
+    assert answer() == "Not decided"
+    (line,) = re.findall(r"<code>(onnxprune check .*?) &gt; (\S*)", page.read_text())
+    arguments, target = shlex.split(html.unescape(line[0])), Path(line[1])
+    assert target == run_dir / "check.json"
+    policy = tmp_path / "policy.toml"
+    policy.write_text("[sparsity]\nmin = 0.5\n")
+    arguments[arguments.index("policy.toml")] = str(policy)
+    result = command(*arguments[1:]).expect(0)
+    target.write_text(result.out, encoding="utf-8")
+    assert result.json["model_sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()
+    assert answer() == "Yes"
+    policy.write_text("[sparsity]\nmin = 0.99\n")
+    elsewhere = tmp_path / "gate.json"
+    elsewhere.write_text(command(*arguments[1:]).expect(1).out, encoding="utf-8")
+    assert answer("--check", elsewhere) == "No"
+    other = command("check", classifier, "--policy", policy, "--json").expect(1)
+    elsewhere.write_text(other.out, encoding="utf-8")
+    assert answer("--check", elsewhere) == "Not decided"
+    outcome = command("report", elsewhere, "-o", page, "--check", elsewhere).expect(2)
+    assert "--check goes with the page of one run" in outcome.err
+
+
+def test_a_run_records_what_its_layers_cost(
+    command: Command, classifier: Path, training_data: Path, quick: list[str], tmp_path: Path
+) -> None:
+    output, run_dir = tmp_path / "pruned.onnx", tmp_path / "pruned.run"
+    latency = ["--set", "validate.latency=true", "--set", "validate.latency_seconds=1.0"]
+    command("prune", classifier, "-o", output, "--data", training_data, *quick, *latency).expect(0)
+    results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    facts = command("inspect", output, "--json").expect(0).json
+    flops = {t["name"]: t["flops"] for t in facts["tensors"] if t["prunable"]}
+    zeros = {t["name"]: t["zeros"] for t in facts["tensors"] if t["prunable"]}
+    dense, pruned = (results["cost"][side]["layers"] for side in ("dense", "pruned"))
+    assert {layer["name"] for layer in pruned} == set(flops)
+    for before, after in zip(dense, pruned, strict=True):
+        assert before["multiply_adds"] == after["multiply_adds"] == flops[after["name"]] // 2
+        assert before["multiply_adds_sparse"] == before["multiply_adds"]
+        kept = 1 - zeros[after["name"]] / after["size"]
+        assert after["multiply_adds_sparse"] == pytest.approx(after["multiply_adds"] * kept)
+        assert before["ms"] >= 0
+        assert after["ms"] >= 0
+    models = results["latency"]["models"]
+    assert all("cost" not in model and "quantiles_ms" not in model for model in models)
+    assert all(model["samples"] for model in models)
 
 
 def test_the_schedule_on_the_page_is_that_of_the_log(

@@ -11,6 +11,7 @@ from onnxprune.random_inputs import random_inputs
 from onnxprune.validate import Speedup, bench
 from onnxprune.validate.latency_result import summarise
 from onnxprune.validate.runtime_process import host_burst
+from onnxprune.validate.speedup import round_ratios
 
 
 def summary(times, **options):
@@ -50,6 +51,23 @@ def test_percentiles_and_throughput():
     )
     assert model.throughput_per_s == pytest.approx(4000 / 50.5)
     assert model.samples == list(range(1, 101))
+
+
+def test_distributions_of_calls_and_rounds():
+    times = np.stack([np.full(100, 10.0), np.linspace(5, 10, 100)], axis=1)
+    baseline, model = summary(times).models
+    assert len(model.quantiles_ms) == len(model.ratio_quantiles) == 101
+    assert (model.quantiles_ms[0], model.quantiles_ms[50], model.quantiles_ms[100]) == (5, 7.5, 10)
+    assert (model.ratio_quantiles[0], model.ratio_quantiles[100]) == (1, 2)
+    assert model.ratio_quantiles == sorted(model.ratio_quantiles)
+    assert set(baseline.ratio_quantiles) == {1.0}
+    assert "samples" not in model.to_json()
+    assert model.to_json()["quantiles_ms"] == model.quantiles_ms
+
+
+def test_the_ratio_of_a_round_is_that_of_its_bursts_medians():
+    openings = [np.array([[[2.0, 4.0, 90.0], [1.0, 2.0, 50.0]]])]
+    assert round_ratios(openings, 1).tolist() == [2.0]
 
 
 @pytest.fixture

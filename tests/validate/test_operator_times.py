@@ -1,6 +1,11 @@
 import pytest
 
-from onnxprune.validate.operator_times import OperatorTime, summarise_events
+from onnxprune.validate.operator_times import (
+    KernelTime,
+    OperatorTime,
+    operator_times,
+    summarise_events,
+)
 
 
 def kernel(name, op_type, start, micros):
@@ -21,7 +26,13 @@ def test_medians_over_calls_after_the_warm_ones():
             kernel("c2", "Conv", call * 10 + 1, 4000),
             kernel("r", "Relu", call * 10 + 2, 1000 if call != 9 else 50000),
         ]
-    assert summarise_events(events[::-1]) == [
+    kernels = summarise_events(events[::-1])
+    assert kernels == [
+        KernelTime("c1", "Conv", 3.0),
+        KernelTime("c2", "Conv", 4.0),
+        KernelTime("r", "Relu", 1.0),
+    ]
+    assert operator_times(kernels) == [
         OperatorTime("Conv", 2, 7.0, pytest.approx(7 / 8)),
         OperatorTime("Relu", 1, 1.0, pytest.approx(1 / 8)),
     ]
@@ -29,3 +40,4 @@ def test_medians_over_calls_after_the_warm_ones():
 
 def test_an_empty_profile():
     assert summarise_events([]) == []
+    assert operator_times([]) == []

@@ -12,7 +12,15 @@ from PIL import Image
 
 from onnxprune.errors import OutputError, UsageError
 from onnxprune.validate.report import build_report, write_report
-from onnxprune.validate.report_format import duration, flatten, percent, points, shorten, size
+from onnxprune.validate.report_format import (
+    duration,
+    flatten,
+    percent,
+    points,
+    short_count,
+    shorten,
+    size,
+)
 from onnxprune.validate.report_plots_shedding import shed_plot
 from onnxprune.validate.report_plots_tensors import histogram_plot
 from onnxprune.validate.report_plots_training import quality_plot, thin
@@ -382,6 +390,52 @@ def test_tensor_tables_list_every_tensor(run_dir: Path) -> None:
     assert "stem.bias Conv 10 × 100 1\u202f000 0 0 0.00\u00a0%" in rows
 
 
+def layer(name: str, dense: int | None, nonzeros: int, ms: float | None) -> dict[str, Any]:
+    """What a layer of 1000 weights costs."""
+    sparse = None if dense is None else dense * nonzeros // 1000
+    weights = {"size": 1000, "nonzeros": nonzeros, "size_bytes": 4000}
+    costs = {"multiply_adds": dense, "multiply_adds_sparse": sparse, "ms": ms}
+    return {"name": name, "op_type": "Conv", "shape": [10, 100], **weights, **costs}
+
+
+def costs() -> dict[str, Any]:
+    dense = [layer("stem.weight", 2_000_000, 1000, 0.5), layer("block.weight", None, 1000, 0.25)]
+    pruned = [layer("stem.weight", 2_000_000, 300, 0.4), layer("block.weight", None, 100, None)]
+    return {
+        "dense": {"multiply_adds": None, "layers": dense},
+        "pruned": {"multiply_adds": None, "layers": pruned},
+    }
+
+
+def test_what_layers_cost_stands_beside_their_sparsity(tmp_path: Path) -> None:
+    page = Page(build_report(write_run(tmp_path / "run", results(cost=costs()))))
+    keys = list(page.plots())
+    assert keys[keys.index("tensors") + 1] == "cost"
+    dense, actual = page.plots()["cost"]["figure"]["data"]
+    assert (dense["x"], actual["x"]) == ([2_000_000], [600_000])
+    rows = page.texts("tr")
+    (row,) = [text for text in rows if text.startswith("stem.weight Conv 70.0")]
+    assert row.endswith("2\u00a0M 600\u00a0k 4.00\u00a0kB 1.20\u00a0kB 0.5\u00a0ms 0.4\u00a0ms")
+    assert "block.weight Conv 90.0\u00a0% – – 4.00\u00a0kB 400\u00a0bytes 0.25\u00a0ms –" in rows
+    words = " ".join(page.texts("p"))
+    assert (
+        "1 layer: 2\u00a0M multiply-adds a sample if dense, and 600\u00a0k (30.0\u00a0%)" in words
+    )
+    assert "That is theory" in words
+    assert "Times are by ONNX Runtime's profiler" in words
+
+
+def test_without_times_that_is_said(tmp_path: Path) -> None:
+    cost = costs()
+    for side in cost.values():
+        for entry in side["layers"]:
+            entry["ms"] = None
+    page = Page(build_report(write_run(tmp_path / "run", results(cost=cost))))
+    words = " ".join(page.texts("p"))
+    assert "Times were not measured." in words
+    assert "profiler" not in words
+
+
 def test_recipe_environment_and_notes_are_shown(run_dir: Path) -> None:
     page = Page(build_report(run_dir))
     assert page.texts("code")[-1] == '[sparsity] target = 0.8 method = "gmp"'
@@ -622,6 +676,9 @@ def test_numbers_in_words() -> None:
     assert duration(7261) == "2\u00a0h 1\u00a0min"
     assert shorten("abcdefghij", 5) == "ab…ij"
     assert shorten("abc", 3) == "abc"
+    assert short_count(12_845_056) == "12.85\u00a0M"
+    assert [short_count(value) for value in (0, 999, 999_960)] == ["0", "999", "1\u00a0M"]
+    assert short_count(None) == "\u2013"
     assert flatten({"a": {"b": True, "c": None}, "d": [1, 2]}) == [
         ("a.b", "yes"),
         ("a.c", "unknown"),

@@ -5,6 +5,7 @@
   const plots = JSON.parse(document.getElementById("plots").textContent);
   const root = document.documentElement;
   let printing = false;
+  let closed = [];
 
   function colored(value, style) {
     if (Array.isArray(value)) return value.map((item) => colored(item, style));
@@ -65,7 +66,7 @@
     const style = getComputedStyle(root);
     const width = printing ? PRINT_PX : element.clientWidth;
     plot.width = width;
-    const narrow = width < NARROW_PX && plot.figure.narrow;
+    const narrow = width < (plot.figure.narrow_below_px ?? NARROW_PX) && plot.figure.narrow;
     let layout = narrow ? merged(plot.figure.layout, plot.figure.narrow) : plot.figure.layout;
     const chosen = plot.choices.length ? plot.choices[plot.chosen].data : null;
     const data = plot.figure.data.map((trace, i) => (chosen ? { ...trace, ...chosen[i] } : trace));
@@ -112,12 +113,54 @@
     show();
   }
 
+  function key(row, column) {
+    const cell = row.cells[column];
+    return cell.dataset.sort === undefined ? null : Number(cell.dataset.sort);
+  }
+
+  function compared(column, numeric, sign) {
+    return (one, other) => {
+      if (!numeric) {
+        return sign * one.cells[column].textContent.localeCompare(other.cells[column].textContent);
+      }
+      const [a, b] = [key(one, column), key(other, column)];
+      if (a === null || b === null) return (a === null) - (b === null);
+      return sign * (a - b);
+    };
+  }
+
+  function makeSortable(table) {
+    const headers = [...table.tHead.rows[0].cells];
+    const body = table.tBodies[0];
+    const original = [...body.rows];
+    headers.forEach((header, column) => {
+      const numeric = original.some((row) => key(row, column) !== null);
+      const orders = numeric ? ["descending", "ascending"] : ["ascending", "descending"];
+      orders.push("none");
+      const button = header.querySelector("button");
+      button.addEventListener("click", () => {
+        const order = orders[(orders.indexOf(header.getAttribute("aria-sort")) + 1) % 3];
+        for (const each of headers) each.setAttribute("aria-sort", "none");
+        header.setAttribute("aria-sort", order);
+        const sign = order === "descending" ? -1 : 1;
+        const rows = [...original];
+        if (order !== "none") rows.sort(compared(column, numeric, sign));
+        body.replaceChildren(...rows);
+        document.getElementById("sorted").textContent =
+          order === "none" ? "In the original order." : `Sorted by ${button.textContent}, ${order}.`;
+      });
+    });
+  }
+
   const drawAll = () => Promise.all(plots.map(draw));
 
   for (const plot of plots) {
     if (plot.choices.length) offer(plot);
   }
+  document.querySelectorAll("table.sortable").forEach(makeSortable);
   drawAll().then(() => {
+    // Plotly measures texts in it; to a screen reader it would be an image without a name.
+    document.getElementById("js-plotly-tester")?.setAttribute("aria-hidden", "true");
     root.dataset.plots = "drawn";
   });
 
@@ -139,11 +182,14 @@
   addEventListener("beforeprint", () => {
     printing = true;
     root.classList.add("printing");
+    closed = [...document.querySelectorAll("details:not([open])")];
+    for (const details of closed) details.open = true;
     drawAll();
   });
   addEventListener("afterprint", () => {
     printing = false;
     root.classList.remove("printing");
+    for (const details of closed) details.open = false;
     drawAll();
   });
 })();
