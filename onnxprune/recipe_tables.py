@@ -407,8 +407,8 @@ class FinetuneTable(Table):
     compile: bool = Field(False, description="Compile the model with `torch.compile`.")
     channels_last: bool | None = Field(
         None,
-        description="Keep image tensors with the channels last in memory; by default on CUDA, for "
-        "models with convolutions of images.",
+        description="Keep image tensors with the channels last in memory; by default for models "
+        "with convolutions of images, unless `sharding` spreads them.",
     )
     sharding: Literal["none", "fsdp"] = Field(
         "none",
