@@ -301,7 +301,7 @@ class CascadeTable(Table):
         description="Factor on weight decay until the target is reached (cascade-gmp).",
     )
     hold_lr: bool = Field(
-        True,
+        False,
         description="Keep the learning rate at its peak until the target is reached; the rest of "
         "its course takes what is left of the run (cascade-gmp).",
     )
