@@ -81,6 +81,8 @@ class Setting:
             lr_schedule="constant",
             warmup=0.0,
             device=self.device,  # type: ignore[arg-type]
+            # On the CPU the native step has PyTorch's own layout, and so has ours.
+            channels_last=None if self.device == "cuda" else False,
             precision=self.precision,  # type: ignore[arg-type]
             seed=self.seed,
         )

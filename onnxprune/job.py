@@ -221,7 +221,7 @@ def _never_falling(recipe: Recipe) -> list[str]:
         return []
     return [
         "the learning rate stays at its peak to the last step, since the target is reached only "
-        "there: lower [schedule] end, or set [cascade] hold_lr = false"
+        "there: lower [schedule] end, or leave out [cascade] hold_lr"
     ]
 
 

@@ -310,7 +310,7 @@ class CascadeTable(Table):
         description="Factor on weight decay until the target is reached (cascade-gmp).",
     )
     hold_lr: bool = Field(
-        True,
+        False,
         description="Keep the learning rate at its peak until the target is reached; the rest of "
         "its course takes what is left of the run (cascade-gmp).",
     )
@@ -416,8 +416,8 @@ class FinetuneTable(Table):
     compile: bool = Field(False, description="Compile the model with `torch.compile`.")
     channels_last: bool | None = Field(
         None,
-        description="Keep image tensors with the channels last in memory; by default on CUDA, for "
-        "models with convolutions of images.",
+        description="Keep image tensors with the channels last in memory; by default for models "
+        "with convolutions of images, unless `sharding` spreads them.",
     )
     sharding: Literal["none", "fsdp"] = Field(
         "none",

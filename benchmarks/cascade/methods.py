@@ -46,8 +46,8 @@ METHODS = (
     *("iterative learning-rate", "iterative weights"),
 )
 ABLATION = (
-    *("cascade-gmp pressure", "gmp, held learning rate"),
-    "cascade-gmp, free learning rate",
+    *("cascade-gmp pressure", "cascade-gmp, held learning rate"),
+    "gmp, held learning rate",
 )
 """For `--methods` and `--tune`; see `runs.METHODS`. `cascade-gmp pressure` tries the weight decays
 of the others while weights go, so its grid is as large as theirs."""
@@ -107,6 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=float,
         help="compare at these instead of the plan's, and tune at each of them",
     )
+    parser.add_argument("--lrs", nargs="+", type=float, help="instead of the plan's")
+    parser.add_argument("--decays", nargs="+", type=float, help="instead of the plan's")
+    parser.add_argument("--ends", nargs="+", type=float, help="of pruning, instead of the plan's")
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--tune", nargs="+", default=TUNED)
     given = parser.parse_args(arguments)
@@ -115,6 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.sparsities:
         own = tuple(given.sparsities)
         plan = replace(plan, sparsities=own, tuned_at=own)
+    asked = {"lrs": given.lrs, "decays": given.decays, "ends": given.ends}
+    plan = replace(plan, **{key: tuple(values) for key, values in asked.items() if values})
     lab = Lab(options)
     methods = [method for method in given.methods if supported(method)]
     tuned = [method for method in dict.fromkeys((*given.tune, REFERENCE)) if supported(method)]

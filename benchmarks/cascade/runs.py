@@ -36,11 +36,11 @@ METHODS: dict[str, Tables] = {
     "cascade-gmp pressure": {"sparsity": {"method": "cascade-gmp"}},
     "gmp, held learning rate": {
         "sparsity": {"method": "cascade-gmp"},
-        "cascade": {"closure": False, "harvest": False, "wait": 0},
+        "cascade": {"closure": False, "harvest": False, "wait": 0, "hold_lr": True},
     },
-    "cascade-gmp, free learning rate": {
+    "cascade-gmp, held learning rate": {
         "sparsity": {"method": "cascade-gmp"},
-        "cascade": {"hold_lr": False},
+        "cascade": {"hold_lr": True},
     },
     "layerwise-gmp": {"sparsity": {"method": "gmp", "scope": "layerwise"}},
     "one-shot random": {"sparsity": {"method": "random"}, "schedule": {"kind": "one-shot"}},
@@ -54,8 +54,8 @@ METHODS: dict[str, Tables] = {
 """What the experiments call by a name of their own; any other name is the recipe's.
 
 - `cascade-gmp pressure` has more weight decay while weights go than afterwards.
-- `gmp, held learning rate` has the learning rate's course of cascade-gmp and nothing else of it.
-- `cascade-gmp, free learning rate` has all of cascade-gmp but that.
+- Where the learning rate is held, it stays at its peak until the target is reached; `gmp, held
+  learning rate` has nothing else of cascade-gmp.
 """
 
 DENSE_LR, DENSE_WEIGHT_DECAY = 0.1, 5e-4

@@ -26,6 +26,11 @@ MARKED = re.compile(r"(<!-- table ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Row = Mapping[str, Any]
 
+HELD = "cascade-gmp, held learning rate"
+
+_HOLDING = (*("methods_glyphs_95", "methods_glyphs_98", "methods_glyphs_98_equal"),)
+"""Results with several ways of holding the learning rate."""
+
 _SETTINGS = ("lr", "weight_decay", "pruning_end")
 
 
@@ -52,9 +57,15 @@ def table(name: str) -> str:
         "methods-glyphs-against-gmp": partial(methods_against_gmp, "methods_glyphs"),
         "tuning-glyphs": partial(tuning, "methods_glyphs"),
         "tuning-differences": tuning_differences,
+        "learning-rate": learning_rate,
+        "real": real,
+        "real-probes": real_probes,
         "cost": cost,
         "variants": variants,
         "kept-sets-glyphs": kept_sets,
+        "kept-sets-learning-rate": partial(
+            kept_sets, "methods_glyphs_95", "methods_glyphs_98_equal"
+        ),
         "iterative": iterative,
         "closure": closure,
     }
@@ -121,7 +132,7 @@ def tuning(file: str = "methods") -> str:
 
 
 def tuning_differences() -> str:
-    """cascade-gmp less gmp at equal settings on the tuning model, means over the other settings."""
+    """HELD less gmp at equal settings on the tuning model, means over the other settings."""
     cells: dict[tuple[str, float], dict[tuple[str, float], str]] = {}
     for result in (results("methods")[0], results("methods_glyphs")[0]):
         scores = {
@@ -130,7 +141,7 @@ def tuning_differences() -> str:
         }
         found: dict[tuple[float, str, float], list[float]] = {}
         for (method, sparsity, *values), score in scores.items():
-            if method == "cascade-gmp":
+            if method == HELD:
                 difference = score - scores["gmp", sparsity, *values]
                 for key, value in zip(_SETTINGS, values, strict=True):
                     found.setdefault((sparsity, key, value), []).append(difference)
@@ -148,6 +159,30 @@ def tuning_differences() -> str:
         for key, value in settings
     ]
     return markdown(head, rows)
+
+
+def learning_rate() -> str:
+    """What holding the learning rate does, with the settings of each row."""
+    rows = []
+    for file in _HOLDING:
+        (result,) = results(file)
+        for cell in result["comparison"]:
+            same = [run for run in result["runs"] if _cell(run) == _cell(cell)]
+            row = [
+                f"{result['data']}, {_share(cell['sparsity'])}",
+                cell["method"],
+                *(f"{same[0]['lr']:g}", f"{same[0]['pruning_end']:g}", len(same)),
+                percent(cell["accuracy"]),
+                points(cell["against_gmp"]),
+            ]
+            if row not in rows:
+                rows.append(row)
+    head = ["data, sparsity", "method", "learning rate", "pruning ends", "seeds"]
+    return markdown([*head, "accuracy, %", "against gmp, points"], rows)
+
+
+def _cell(row: Row) -> tuple[str, float]:
+    return row["method"], row["sparsity"]
 
 
 def cost() -> str:
@@ -179,14 +214,15 @@ def variants() -> str:
     return markdown(["arm", "accuracy, %", "against gmp, points", "mean density"], rows)
 
 
-def kept_sets() -> str:
+def kept_sets(*files: str) -> str:
     """The Jaccard index of kept sets over two seeds or more, and what chance would make of it.
 
     One-shot pruning is left out where the set of the dense model's largest weights, which it keeps,
     stands beside it.
     """
     cells: dict[tuple[str, str], dict[float, str]] = {}
-    for cell in results("methods_glyphs")[0]["overlap"]:
+    overlaps = [results(file)[0]["overlap"] for file in files or ("methods_glyphs",)]
+    for cell in itertools.chain(*overlaps):
         if "one-shot" in cell["sets"] or cell["jaccard"]["count"] < 2:
             continue
         shown = f"{with_ends(cell['jaccard'], 3)}; {number(cell['by_chance'], 3)}"
@@ -213,6 +249,40 @@ def iterative() -> str:
             [one, other, *(points(difference and difference.to_json()) for difference in found)]
         )
     return markdown(["method", "against", *map(_share, sparsities)], rows)
+
+
+def real() -> str:
+    """Methods on production models, and differences to gmp."""
+    rows = [
+        [
+            cell["model"],
+            _share(cell["sparsity"]),
+            cell["method"],
+            f"{100 * cell['dense']:.1f}",
+            percent(cell["accuracy"]),
+            points(cell["against_gmp"]),
+        ]
+        for cell in sorted(results("real_models")["comparison"], key=lambda c: c["sparsity"])
+    ]
+    head = ["model", "sparsity", "method", "dense, %", "accuracy, %", "against gmp, points"]
+    return markdown(head, rows)
+
+
+def real_probes() -> str:
+    """The cascade gain of production models."""
+    rows = [
+        [
+            probe["model"],
+            _share(probe["pruned_share"]),
+            probe["criterion"],
+            f"{probe['decay_horizon_reached']:.3f}",
+            with_ends(probe["gain"], 4),
+            probe["gain"]["verdict"],
+        ]
+        for probe in results("real_models")["probes"]
+    ]
+    head = ["model", "pruned", "by", "decay horizon covered", "gain", "verdict"]
+    return markdown(head, rows)
 
 
 def closure() -> str:

@@ -30,7 +30,7 @@ from runs import DENSE_WEIGHT_DECAY, Run, Tables
 from scales import options_of, parser_of
 
 REFERENCE = "gmp"
-_PLAIN = {"closure": False, "harvest": False, "wait": 0, "hold_lr": False}
+_PLAIN = {"closure": False, "harvest": False, "wait": 0}
 
 
 def _cascade(**settings: Any) -> Tables:
@@ -53,7 +53,7 @@ ARMS: dict[str, Tables] = {
     "cascade-gmp, τ 0.1, no brake": _cascade(tau=0.1, harvest_cost=1.0),
     "cascade-gmp, wait 0": _cascade(wait=0),
     "cascade-gmp, wait 3": _cascade(wait=3),
-    "cascade-gmp, learning rate not held": _cascade(hold_lr=False),
+    "cascade-gmp, held learning rate": _cascade(hold_lr=True),
     "cascade-gmp, 5 events": {**_cascade(), "schedule": {"events": 5}},
     "cascade-gmp, 60 events": {**_cascade(), "schedule": {"events": 60}},
     "cascade-gmp, pressure 4": _cascade(pressure=4.0),

@@ -52,9 +52,10 @@ def check_device(settings: FinetuneTable) -> None:
 
 
 def _check_sharded(settings: FinetuneTable) -> None:
-    """What keeps or compiles a whole copy of the model does not go with parts of it."""
+    """What keeps, compiles or lays out the whole model does not go with parts of it."""
     excluded = {"ema": settings.ema > 0, "sam_rho": settings.sam_rho > 0}
     excluded |= {"compile": settings.compile, "precision": settings.precision == "fp16"}
+    excluded["channels_last"] = settings.channels_last is True
     for key, is_set in excluded.items():
         if is_set:
             raise UsageError(
@@ -114,17 +115,20 @@ def _join_processes(settings: FinetuneTable) -> None:
     )
 
 
-def uses_channels_last(module: nn.Module, settings: FinetuneTable, device: torch.device) -> bool:
-    """Whether image tensors are kept with their channels last in memory."""
+def uses_channels_last(module: nn.Module, settings: FinetuneTable) -> bool:
+    """Whether image tensors are kept with their channels last in memory.
+
+    FSDP takes no parameters that are not contiguous.
+    """
     if settings.channels_last is not None:
         return settings.channels_last
-    return device.type == "cuda" and any(p.ndim == 4 for p in module.parameters())
+    return settings.sharding == "none" and any(p.ndim == 4 for p in module.parameters())
 
 
 def placed(module: Module, settings: FinetuneTable, device: torch.device) -> Module:
     """The module on the device and in the memory format in which it trains; changed in place."""
     module = module.to(device)
-    if uses_channels_last(module, settings, device):
+    if uses_channels_last(module, settings):
         module = module.to(memory_format=torch.channels_last)
     return module
 

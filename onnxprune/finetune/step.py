@@ -73,7 +73,7 @@ class Stepper:
         sharded: bool = False,
     ) -> None:
         self.device = accelerator.device
-        self.channels_last = uses_channels_last(module, settings, self.device)
+        self.channels_last = uses_channels_last(module, settings)
         self.module = module if sharded else placed(module, settings, self.device)
         self.output_names = output_names
         self.parameters = parameters

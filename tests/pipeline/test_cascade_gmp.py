@@ -123,17 +123,28 @@ def test_dead_weights_leave_first(tmp_path: Path) -> None:
     assert not weights(output)["w1"][8:].any()
 
 
-def test_the_learning_rate_is_held_while_pruning_and_decays_in_recovery(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cascade", "at_step_10", "at_step_31"),
+    [({}, 0.0867, 0.0133), ({"hold_lr": True}, 0.1, 0.05)],
+    ids=["falls from the start", "held while pruning"],
+)
+def test_the_course_of_the_learning_rate(
+    tmp_path: Path, cascade: dict[str, Any], at_step_10: float, at_step_31: float
+) -> None:
+    """Pruning ends in the middle, at step 20 of 40."""
     _, entries = run(
         tmp_path,
         sparsity={"method": "cascade-gmp"},
+        cascade=cascade,
         schedule={"begin": 0.0, "end": 0.5, "events": 4},
         finetune={"lr": 0.1, "lr_schedule": "cosine"},
     )
     rates = {entry["step"]: entry["lr"] for entry in entries if entry["kind"] == "train"}
-    assert {rates[step] for step in range(1, 21)} == {0.1}
-    assert rates[31] == pytest.approx(0.05, rel=0.1)
+    assert rates[10] == pytest.approx(at_step_10, rel=0.01)
+    assert rates[31] == pytest.approx(at_step_31, rel=0.1)
     assert rates[40] < 0.001
+    if cascade:
+        assert {rates[step] for step in range(1, 21)} == {0.1}
 
 
 @pytest.mark.parametrize("step", [3, 9])
