@@ -30,7 +30,7 @@ HELD = "cascade-gmp, held learning rate"
 
 _HOLDING = (
     *("methods_glyphs_95", "methods_fashion_95"),
-    *("methods_glyphs_98", "methods_glyphs_98_equal"),
+    *("methods_glyphs_98", "methods_glyphs_98_equal", "methods_glyphs_98_wide"),
 )
 """Results with several ways of holding the learning rate."""
 
