@@ -28,7 +28,10 @@ Row = Mapping[str, Any]
 
 HELD = "cascade-gmp, held learning rate"
 
-_HOLDING = (*("methods_glyphs_95", "methods_glyphs_98", "methods_glyphs_98_equal"),)
+_HOLDING = (
+    *("methods_glyphs_95", "methods_fashion_95"),
+    *("methods_glyphs_98", "methods_glyphs_98_equal", "methods_glyphs_98_wide"),
+)
 """Results with several ways of holding the learning rate."""
 
 _SETTINGS = ("lr", "weight_decay", "pruning_end")
