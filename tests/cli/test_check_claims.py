@@ -109,11 +109,13 @@ def test_every_field_of_the_metadata_has_a_lie() -> None:
     assert LIES.keys() == {path for path, _ in fields(schema())}
 
 
-@pytest.mark.parametrize("path", LIES, ids=".".join)
+ANSWERABLE = [path for path, lie in LIES.items() if not isinstance(lie, str)]
+
+
+@pytest.mark.parametrize("path", ANSWERABLE, ids=".".join)
 def test_a_lie_is_found(check: Callable[..., Outcome], folder: Path, path: Field) -> None:
     lie = LIES[path]
-    if isinstance(lie, str):
-        pytest.skip(lie)
+    assert not isinstance(lie, str)
     model = folder / "pruned.onnx"
     outcome = check(changed(model, KEY, edited(read(model, KEY), path, lie))).expect(1)
     assert message(outcome)
@@ -410,18 +412,25 @@ def record_problems(command: Command, model: Path) -> list[str]:
     return problems
 
 
-@pytest.mark.parametrize("place", [SPARSE, DENSE])
-@pytest.mark.parametrize("path", RECORD_LIES, ids=".".join)
+RECORD_CASES = [
+    (path, place)
+    for path, lies in RECORD_LIES.items()
+    for place in (SPARSE, DENSE)
+    # The layer that stays dense has nothing fused.
+    if not isinstance(lies, str) and not (path[-2:] == ("fused", "*") and place == DENSE)
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "place"), RECORD_CASES, ids=[f"{'.'.join(p)}-{place}" for p, place in RECORD_CASES]
+)
 def test_a_lie_of_the_record_is_found(
     command: Command, compiled: Path, path: Field, place: int
 ) -> None:
     lies = RECORD_LIES[path]
-    if isinstance(lies, str):
-        pytest.skip(lies)
+    assert not isinstance(lies, str)
     claims = read(compiled, COMPILED)
     claims["layers"] = claims["layers"][place:] + claims["layers"][:place]
-    if path[-2:] == ("fused", "*") and not claims["layers"][0]["fused"]:
-        pytest.skip("the layer that stays dense has nothing fused")
     for lie in lies:
 
         def edit(holder: Any, key: Any, lie: Any = lie) -> None:

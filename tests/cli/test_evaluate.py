@@ -143,4 +143,3 @@ def test_a_model_against_itself_has_two_labels(
     text = command("evaluate", classifier, classifier, "--data", evaluation_data).expect(0).out
     assert "(1)" in text
     assert "(2)" in text
-    assert "mean_abs_error" in text

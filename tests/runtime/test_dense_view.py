@@ -48,9 +48,10 @@ def test_inspection_tells_sparsity_from_what_the_operators_hold():
     assert after.flops == before.flops
     assert after.operators["onnxprune::SparseConv"] == 2
     assert after.metadata.metadata is None
-    assert after.compiled is not None
-    assert after.compiled["replaced"] == 3
-    assert before.compiled is None
+    assert after.compiled.record is not None
+    assert after.compiled.record["replaced"] == 3
+    assert (after.compiled.true, after.compiled.problems) == (True, [])
+    assert (before.compiled.record, before.compiled.true) == (None, None)
 
 
 def test_false_metadata_change_nothing():
