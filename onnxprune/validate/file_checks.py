@@ -1,5 +1,6 @@
 """Checks of a policy that the files answer: sparsity, patterns, metadata, signature, size."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -275,8 +276,8 @@ def _difference(found: list[str], wanted: list[str]) -> str:
     """What two lists of texts have not in common, or that it is their order."""
     if sorted(found) == sorted(wanted):
         return f"another order, {', '.join(found)} where the baseline has {', '.join(wanted)}"
-    ours = [item for item in found if item not in wanted]
-    theirs = [item for item in wanted if item not in found]
+    ours = (Counter(found) - Counter(wanted)).elements()
+    theirs = (Counter(wanted) - Counter(found)).elements()
     return f"{', '.join(ours) or 'less'} where the baseline has {', '.join(theirs) or 'less'}"
 
 

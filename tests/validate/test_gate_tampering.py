@@ -10,6 +10,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.export import KEY, to_sparse
+from onnxprune.model import read
+from onnxprune.validate.file_checks import signature_same_as_baseline
+from onnxprune.validate.policy import Policy
+from onnxprune.validate.subject import Subject
 
 from .artifacts import PRUNED, Pair, describe
 from .gating import FINITE, GRAPH, PATTERN, SIGNATURE, SOURCE, TRUE, gate, not_passed
@@ -291,3 +295,12 @@ def test_tampering_is_caught(pair: Pair, case: str) -> None:
     assert caught <= set(not_passed(result)), not_passed(result)
     assert not result.passed
     assert result.exit_code == 1
+
+
+def test_an_output_named_twice_is_said(pair: Pair) -> None:
+    pair.edit(lambda proto: proto.graph.output.append(proto.graph.output[0]))
+    model, baseline = read(pair.pruned), read(pair.dense)
+    policy = Policy.model_validate({"signature": {"same_as_baseline": True}})
+    verdict = signature_same_as_baseline(Subject(model, policy, baseline), True)
+    assert not verdict.passed
+    assert "outputs: scores: FLOAT[N, 4] where the baseline has less" in verdict.message
