@@ -150,10 +150,19 @@ def _check_dense(tensor: TensorProto, where: str) -> None:
             expected="tensors with their data",
             remedy="give the path of the model file",
         )
-    typed = tensor.data_type == TensorProto.STRING or any(
-        len(getattr(tensor, field)) for field in _TYPED_FIELDS
-    )
-    typed = typed and not is_mapped(tensor)
+    filled = [field for field in _TYPED_FIELDS if len(getattr(tensor, field))]
+    if tensor.HasField("segment") or (filled and tensor.HasField("raw_data")):
+        twice = ["raw_data", *filled]
+        raise ModelFileError(
+            "a tensor is stored in pieces, which nothing reads"
+            if tensor.HasField("segment")
+            else "a tensor has its data twice",
+            where=where,
+            got="a segment" if tensor.HasField("segment") else ", ".join(twice),
+            expected="all of its data in one place",
+            remedy="export the model again",
+        )
+    typed = (tensor.data_type == TensorProto.STRING or bool(filled)) and not is_mapped(tensor)
     length = None if typed else stored_bytes(tensor)
     if length is not None and length != claimed:
         raise ModelFileError(

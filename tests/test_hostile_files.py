@@ -391,6 +391,18 @@ def test_sizes_beyond_64_bits(dims: list[int]) -> None:
         assert "'w'" in refusal(proto)
 
 
+def test_data_in_two_places_or_in_pieces() -> None:
+    for field, word in (("float_data", "float_data"), ("segment", "a segment")):
+        proto = model("y = Add(x, w)")
+        tensor = proto.graph.initializer.add()
+        tensor.CopyFrom(numpy_helper.from_array(normal(4), "w"))
+        if field == "segment":
+            tensor.segment.begin, tensor.segment.end = 0, 4
+        else:
+            tensor.float_data.extend([1.0, 2.0, 3.0, 4.0])
+        assert word in refusal(proto)
+
+
 # --- external data --------------------------------------------------------------------------------
 
 

@@ -95,14 +95,21 @@ def outputs_finite(subject: Subject, _: bool) -> Verdict:
 
 
 def _non_finite_tensors(subject: Subject) -> list[str]:
-    """Trained tensors with NaN or infinity, which an input need not bring to light."""
+    """Trained tensors with NaN or infinity, which an input need not bring to light.
+
+    A negative variance is as bad: its root is NaN, which a Clip behind it swallows.
+    """
     found = []
     for name, tensor in subject.tensors.items():
         if tensor.trainable or tensor.role in ("running_mean", "running_var"):
             with np.errstate(invalid="ignore"):
-                bad = int((~np.isfinite(tensor.array().astype(np.float64))).sum())
+                values = tensor.array().astype(np.float64)
+                bad = int((~np.isfinite(values)).sum())
+                negative = int((values < 0).sum()) if tensor.role == "running_var" else 0
             if bad:
                 found.append(f"{name}: {bad} of {tensor.size} values are NaN or infinite")
+            if negative:
+                found.append(f"{name}: {negative} of {tensor.size} variances are negative")
     return found
 
 

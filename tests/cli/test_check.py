@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from junitparser import JUnitXml
 
@@ -241,3 +242,23 @@ def test_digests_and_names_stand_in_the_table_as_a_whole(
     assert "…" not in text
     digest = hashlib.sha256(classifier.read_bytes()).hexdigest()
     assert digest in "".join(row[4] for row in rows if len(row) > 4)
+
+
+def test_a_negative_variance_is_not_finite(command: Command, tmp_path: Path) -> None:
+    """Its root is NaN, which the Clip behind it turns into a number."""
+    one = "{1.0, 1.0}"
+    path, policy = tmp_path / "model.onnx", tmp_path / "policy.toml"
+    policy.write_text("[outputs]\nfinite = true\n")
+    for variance, code in (("{1.0, 0.5}", 0), ("{1.0, -0.5}", 1)):
+        proto = onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["" : 17]>'
+            f"g (float[N, 2, 3] x) => (float[N, 2, 3] y)"
+            f" <float[2] s = {one}, float[2] b = {one}, float[2] m = {one},"
+            f" float[2] v = {variance}, float low = {{0.0}}, float high = {{6.0}}>"
+            " { n = BatchNormalization(x, s, b, m, v) y = Clip(n, low, high) }"
+        )
+        onnx.save(proto, path)
+        outcome = command("check", path, "--policy", policy, "--json").expect(code)
+        if code:
+            (found,) = [c for c in outcome.json["checks"] if c["name"] == "outputs.finite"]
+            assert "v: 1 of 2 variances are negative" in found["message"]
