@@ -69,7 +69,10 @@ def table(name: str) -> str:
         "kept-sets-learning-rate": partial(
             kept_sets, "methods_glyphs_95", "methods_glyphs_98_equal"
         ),
+        "kept-sets-order": another_order,
+        "pattern-choice": pattern_choice,
         "iterative": iterative,
+        "rewinding": rewinding,
         "closure": closure,
     }
     return makers[name]()
@@ -217,16 +220,19 @@ def variants() -> str:
     return markdown(["arm", "accuracy, %", "against gmp, points", "mean density"], rows)
 
 
-def kept_sets(*files: str) -> str:
+def kept_sets(*files: str, having: str | None = None) -> str:
     """The Jaccard index of kept sets over two seeds or more, and what chance would make of it.
 
-    One-shot pruning is left out where the set of the dense model's largest weights, which it keeps,
-    stands beside it.
+    With `having`, of pairs with this set only. One-shot pruning is left out where the set of the
+    dense model's largest weights, which it keeps, stands beside it.
     """
     cells: dict[tuple[str, str], dict[float, str]] = {}
-    overlaps = [results(file)[0]["overlap"] for file in files or ("methods_glyphs",)]
+    found = [results(file) for file in files or ("methods_glyphs",)]
+    overlaps = [(f if isinstance(f, dict) else f[0])["overlap"] for f in found]
     for cell in itertools.chain(*overlaps):
         if "one-shot" in cell["sets"] or cell["jaccard"]["count"] < 2:
+            continue
+        if having is not None and having not in cell["sets"]:
             continue
         shown = f"{with_ends(cell['jaccard'], 3)}; {number(cell['by_chance'], 3)}"
         cells.setdefault(tuple(cell["sets"]), {})[cell["sparsity"]] = shown
@@ -235,6 +241,20 @@ def kept_sets(*files: str) -> str:
     return markdown(
         head, [[*sets, *(row.get(s, "–") for s in sparsities)] for sets, row in cells.items()]
     )
+
+
+def pattern_choice() -> str:
+    """Patterns by the moment at which their groups are chosen."""
+    rows = [
+        [
+            cell["pattern"],
+            cell["choice"],
+            percent(cell["accuracy"]),
+            "–" if cell["choice"] == "before" else points(cell["against_before"]),
+        ]
+        for cell in results("kept_sets")["patterns"]
+    ]
+    return markdown(["pattern", "chosen", "accuracy, %", "against before, points"], rows)
 
 
 def iterative() -> str:
@@ -252,6 +272,28 @@ def iterative() -> str:
             [one, other, *(points(difference and difference.to_json()) for difference in found)]
         )
     return markdown(["method", "against", *map(_share, sparsities)], rows)
+
+
+def rewinding() -> str:
+    """Both rewindings beside plain fine-tuning."""
+    rows = [
+        [
+            _share(cell["sparsity"]),
+            cell["rounds"],
+            cell["arm"],
+            cell["accuracy"]["count"],
+            percent(cell["accuracy"]),
+            "–" if cell["arm"] == "fine-tuning" else points(cell["against_fine_tuning"]),
+        ]
+        for cell in sorted(results("rewinding"), key=lambda c: (c["sparsity"], c["rounds"]))
+    ]
+    head = ["sparsity", "rounds", "arm", "seeds", "accuracy, %", "against fine-tuning, points"]
+    return markdown(head, rows)
+
+
+def another_order() -> str:
+    """What gmp keeps, beside what it keeps with its data in another order and others keep."""
+    return kept_sets("kept_sets", having="gmp")
 
 
 def real() -> str:
