@@ -151,15 +151,20 @@ def _check_dense(tensor: TensorProto, where: str) -> None:
             remedy="give the path of the model file",
         )
     filled = [field for field in _TYPED_FIELDS if len(getattr(tensor, field))]
-    if tensor.HasField("segment") or (filled and tensor.HasField("raw_data")):
-        twice = ["raw_data", *filled]
+    if tensor.HasField("segment"):
         raise ModelFileError(
-            "a tensor is stored in pieces, which nothing reads"
-            if tensor.HasField("segment")
-            else "a tensor has its data twice",
+            "a tensor is a segment of a larger one",
             where=where,
-            got="a segment" if tensor.HasField("segment") else ", ".join(twice),
-            expected="all of its data in one place",
+            got="a segment",
+            expected="a whole tensor, as nothing joins segments",
+            remedy="export the model again",
+        )
+    if filled and tensor.HasField("raw_data"):
+        raise ModelFileError(
+            "a tensor has its data twice",
+            where=where,
+            got=", ".join(["raw_data", *filled]),
+            expected="all of its data in one field",
             remedy="export the model again",
         )
     typed = (tensor.data_type == TensorProto.STRING or bool(filled)) and not is_mapped(tensor)

@@ -122,7 +122,7 @@ MACHINES = (
         },
     ),
 )
-"""Processors that the rule was measured on. A layer is to gain on them all."""
+"""Processors that the rule was measured on. A replaced layer is to be slower on none of them."""
 
 
 @dataclass(frozen=True)

@@ -153,31 +153,34 @@ ONNXPRUNE_FLATTEN void band_rows(const Band& band, const float* weights, Vec sta
   }
 }
 
+template <int P>
+inline void band_of_planes(const Band& band, const float* weights, Vec start,
+                           const Target& target) {
+  switch (band.kernel_rows) {  // those of in_bands()
+    case 1:
+      return band_rows<1, P>(band, weights, start, target);
+    case 3:
+      return band_rows<3, P>(band, weights, start, target);
+    case 5:
+      return band_rows<5, P>(band, weights, start, target);
+    case 7:
+      return band_rows<7, P>(band, weights, start, target);
+  }
+}
+
 void depthwise_band(const Band& band, const float* weights, float bias, const Target& target) {
   const Vec start = V::broadcast(bias);
-  switch (band.kernel_rows * 2 + band.row_planes - 1) {
-    case 2:
-      return band_rows<1, 1>(band, weights, start, target);
-    case 3:
-      return band_rows<1, 2>(band, weights, start, target);
-    case 6:
-      return band_rows<3, 1>(band, weights, start, target);
-    case 7:
-      return band_rows<3, 2>(band, weights, start, target);
-    case 10:
-      return band_rows<5, 1>(band, weights, start, target);
-    case 11:
-      return band_rows<5, 2>(band, weights, start, target);
-    case 14:
-      return band_rows<7, 1>(band, weights, start, target);
-    case 15:
-      return band_rows<7, 2>(band, weights, start, target);
+  if (band.row_planes == 1) {
+    band_of_planes<1>(band, weights, start, target);
+  } else {
+    band_of_planes<2>(band, weights, start, target);
   }
 }
 
 template <int N>
-ONNXPRUNE_FLATTEN void depthwise_tile(const float* source, const float* weights, size_t tap_count, Vec start,
-                           const Shift* taps, const Target& target, uint32_t channel) {
+ONNXPRUNE_FLATTEN void depthwise_tile(const float* source, const float* weights,
+                                      size_t tap_count, Vec start, const Shift* taps,
+                                      const Target& target, uint32_t channel) {
   Row<N> row;
   row.each([&](Vec& a, int) { a = start; });
   for (size_t i = 0; i < tap_count; ++i) {
