@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from onnxprune.runtime import CompiledRecord
     from onnxprune.runtime.half import StoredValues
     from onnxprune.runtime.layouts import LayoutRule
+    from onnxprune.runtime.plan import SampleRule
 
 
 @click.command("compile")
@@ -40,6 +41,14 @@ if TYPE_CHECKING:
     help="Which convolutions read values that lie in memory tile by tile.",
 )
 @click.option(
+    "--samples",
+    type=click.Choice(["auto", "together", "split"]),
+    default="auto",
+    show_default=True,
+    help="Whether the samples of a batch are computed together, or one after the other, which "
+    "saves memory traffic; auto decides by the model and --threads.",
+)
+@click.option(
     "--values",
     type=click.Choice(["float32", "float16"]),
     default="float32",
@@ -59,6 +68,7 @@ def command(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     layouts: str,
+    samples: str,
     values: str,
     shapes: tuple[str, ...],
     threads: int | None,
@@ -89,6 +99,8 @@ def command(
         layouts=cast("LayoutRule", layouts),
         include=include or ("*",),
         exclude=exclude,
+        samples=cast("SampleRule", samples),
+        threads=threads,
     )
     console = common.message_console()
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bars:
@@ -140,6 +152,10 @@ def _print(record: "CompiledRecord", output: str) -> None:
         f"{record.replaced} of {len(record.layers)} layers have sparse kernels{stored}; the "
         f"outputs differ by at most {record.largest_difference:.1e} of their root mean square"
     )
+    if record.samples == "split":
+        console.print("the samples of a batch are computed one after the other")
+    else:
+        console.print(f"the samples of a batch are computed together: {record.samples_reason}")
     console.print(f'{output}: open it with onnxprune.runtime.session("{output}")')
 
 

@@ -81,6 +81,8 @@ def replaced(source: OnnxModel, plan: Plan) -> CompiledModel:
         source_sha256=source.sha256,
         replaced=len(plan.chosen),
         layers=plan.records(),
+        samples="together" if plan.mixing else "split",
+        samples_reason=plan.mixing,
         sparsity=read_metadata(source.proto),
     )
     if not plan.chosen:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxprune.runtime.layers import Layer
@@ -16,6 +16,13 @@ _BLOCK_COLUMNS = 128
 """Pixels of a vector, and columns that the kernels take at once of unstructured weights.
 
 They take more of blocked and of very sparse ones, for which this expects a little too much time."""
+
+_LEAST_LAYER_MS = 0.2
+"""Mean time of layers from which on threads may meet after each of every sample."""
+
+_FEW_POSITIONS = 16
+_MOST_REREAD = 0.25
+"""Layers with fewer positions may take this share of the time, if samples are split."""
 
 _ROUNDING = 5e-4
 """Layers pruned to a threshold have it up to the rounding of their number of zeros."""
@@ -275,6 +282,30 @@ def expected_gain(chosen: Iterable[Work], every: Iterable[Work]) -> float:
         / sum(machine.dense_ms(work) for work in every)
         for machine in MACHINES
     )
+
+
+def splitting_pays(layers: Sequence[tuple[Work, bool]], threads: int | None) -> bool:
+    """Whether computing samples one after the other is expected to be faster than together.
+
+    It saves memory traffic between layers. On several threads it has them meet more often, which
+    short layers do not bear; and a layer that reads each weight once for a sample reads them all
+    again for the next one.
+
+    Args:
+        layers: What each layer of a model has to do, and whether it is sparse.
+        threads: Threads of a session; None if that is not known.
+    """
+
+    def expected(some: Iterable[tuple[Work, bool]]) -> float:
+        return sum(
+            statistics.mean(m.sparse_ms(work) if sparse else m.dense_ms(work) for m in MACHINES)
+            for work, sparse in some
+        )
+
+    whole = expected(layers)
+    reread = expected(layer for layer in layers if layer[0].positions < _FEW_POSITIONS)
+    short = threads != 1 and whole < _LEAST_LAYER_MS * len(layers)
+    return bool(layers) and not short and reread <= _MOST_REREAD * whole
 
 
 def _milliseconds(works: Mapping[str, float], costs: Mapping[str, float]) -> float:

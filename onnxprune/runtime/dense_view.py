@@ -10,6 +10,7 @@ from onnxprune.runtime.graph import label
 from onnxprune.runtime.library import DOMAIN
 from onnxprune.runtime.rewriting import PARTS
 from onnxprune.runtime.rows import MOST_COLUMNS, SparseRows
+from onnxprune.runtime.samples import with_whole_batch
 from onnxprune.stored import stored_array, stored_shape
 from onnxprune.tensor_views import attribute_of
 
@@ -31,7 +32,7 @@ def dense_view(proto: ModelProto) -> ModelProto:
         ModelFileError: The compressed rows of an operator make no sense.
     """
     view = ModelProto()
-    view.CopyFrom(proto)
+    view.CopyFrom(with_whole_batch(proto))
     stored = {tensor.name: tensor for tensor in view.graph.initializer}
     nodes: list[NodeProto] = []
     weights: dict[tuple[object, ...], TensorProto] = {}

@@ -11,6 +11,7 @@ from onnxprune.runtime.graph import label
 from onnxprune.runtime.library import DOMAIN
 from onnxprune.runtime.record import write_record
 from onnxprune.runtime.rewriting import PARTS
+from onnxprune.runtime.samples import working_graph
 from onnxprune.stored import stored_array
 
 StoredValues = Literal["float32", "float16"]
@@ -27,10 +28,10 @@ def with_half_values(compiled: CompiledModel) -> CompiledModel:
     Args:
         compiled: A compiled model.
     """
-    stored = {tensor.name: tensor for tensor in compiled.proto.graph.initializer}
+    stored = {tensor.name: tensor for tensor in working_graph(compiled.proto).initializer}
     rounded = {name for name in _values(compiled.proto) if _round(stored[name])}
     operators = {
-        label(node) for node in compiled.proto.graph.node if set(node.input[1:2]) & rounded
+        label(node) for node in working_graph(compiled.proto).node if set(node.input[1:2]) & rounded
     }
     layers = [
         layer.model_copy(update={"values": "float16"})
@@ -51,7 +52,7 @@ def _values(proto: ModelProto) -> list[str]:
     return list(
         dict.fromkeys(
             node.input[1]
-            for node in proto.graph.node
+            for node in working_graph(proto).node
             if node.domain == DOMAIN and node.input[1].endswith(suffix)
         )
     )

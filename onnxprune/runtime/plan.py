@@ -3,14 +3,22 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from onnx import ModelProto, NodeProto
 
 from onnxprune.globs import matches
-from onnxprune.runtime.cost import Thresholds, Work, expected_gain, work_of
+from onnxprune.model import fits_in_one_message
+from onnxprune.runtime.cost import (
+    Thresholds,
+    Work,
+    expected_gain,
+    splitting_pays,
+    work_of,
+)
 from onnxprune.runtime.graph import GraphIndex, label
+from onnxprune.runtime.independence import mixing
 from onnxprune.runtime.layers import (
     LINEAR,
     Layer,
@@ -22,7 +30,11 @@ from onnxprune.runtime.layers import (
 from onnxprune.runtime.layouts import LayoutRule, tiled_values
 from onnxprune.runtime.record import LayerRecord
 from onnxprune.runtime.rows import SparseRows, block_rows
+from onnxprune.runtime.samples import OLDEST_OPSET
 from onnxprune.runtime.sizes import Sizes
+
+SampleRule = Literal["auto", "together", "split"]
+"""Whether the samples of a batch are computed together, or one after the other."""
 
 WeightKey = tuple[str, bool, float]
 """A stored weight, whether it is transposed, and what it is multiplied by."""
@@ -37,12 +49,17 @@ class CompileOptions:
         layouts: Which convolutions read tiled values.
         include: Globs over names of nodes and weights, or `op:TYPE`; only these are replaced.
         exclude: Globs of those that stay dense.
+        samples: Whether the samples of a batch are computed one after the other; `auto` does so
+            where it is expected to pay, and both only where they do not depend on each other.
+        threads: Threads of the sessions to come; None if that is not known.
     """
 
     thresholds: Thresholds = field(default_factory=Thresholds)
     layouts: LayoutRule = "strided"
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
+    samples: SampleRule = "auto"
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +100,7 @@ class Plan:
         chosen: The layers that become sparse operators, by node.
         companions: Depthwise convolutions between them, by node; see `_find_companions`.
         tiled: Values that are tiled.
+        mixing: Why the samples of a batch are computed together; empty if one after the other.
     """
 
     def __init__(
@@ -111,6 +129,7 @@ class Plan:
             self.leave_dense("the whole model is expected to gain too little")
         self._find_companions()
         self.tiled = tiled_values(self.index, self.sizes, self.chosen, options.layouts)
+        self.mixing = self._why_together()
 
     @property
     def replaced(self) -> list[Layer]:
@@ -136,6 +155,7 @@ class Plan:
         self.chosen.clear()
         self.companions.clear()
         self.tiled = set()
+        self.mixing = reason
 
     def layout(self, value: str) -> str:
         """Layout of a value."""
@@ -198,6 +218,23 @@ class Plan:
             return False
         gain = expected_gain((self._works[n] for n in self.chosen), self._works.values())
         return gain < least
+
+    def _why_together(self) -> str:
+        rule = self._options.samples
+        if not self.chosen:
+            return "no layer was replaced"
+        if rule == "together":
+            return "not asked for"
+        works = [(work, n in self.chosen) for n, work in self._works.items()]
+        whole = self.chosen.keys() <= self._works.keys()
+        if rule == "auto" and not (whole and splitting_pays(works, self._options.threads)):
+            return "expected not to pay"
+        opset = max(o.version for o in self.proto.opset_import if o.domain in ("", "ai.onnx"))
+        if opset < OLDEST_OPSET:
+            return f"opset {opset} has no operator for it"
+        if not fits_in_one_message(self.proto):
+            return "the model is too large for one file"
+        return mixing(self.proto, self.index, self.sizes) or ""
 
     def _find_companions(self) -> None:
         """Depthwise convolutions that read what a sparse one makes.

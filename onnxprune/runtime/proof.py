@@ -8,14 +8,16 @@ from onnx import ModelProto
 from onnxprune import model as model_files
 from onnxprune.errors import UnsupportedModelError
 from onnxprune.model import OnnxModel
-from onnxprune.random_inputs import random_inputs
+from onnxprune.random_inputs import batched_shapes, random_inputs
 from onnxprune.runtime.compiler import Source
 from onnxprune.runtime.library import is_compiled
+from onnxprune.runtime.samples import working_graph
 from onnxprune.runtime.sessions import open_proto
 
 LARGEST_DIFFERENCE = 1e-4
 """Largest difference of an output, as a share of its root mean square."""
 
+_SPLIT_BATCH = 3
 _NOISE_FACTOR = 4.0
 """What is above `LARGEST_DIFFERENCE` may exceed the effect of ONNX Runtime's own optimisation by
 this factor: some outputs are sensitive to the order of sums."""
@@ -45,7 +47,7 @@ def prove(
         MissingKernelsError: The library of sparse kernels is not there.
     """
     loaded = model_files.read(source)
-    feeds = random_inputs(loaded.inputs, shapes=shapes, seed=seed)
+    feeds = _feeds(loaded, compiled, shapes, seed)
     expected = _outputs(loaded, loaded.proto, feeds)
     found = _outputs(loaded, compiled, feeds)
     differences = [difference(a, b) for a, b in zip(expected, found, strict=True)]
@@ -90,7 +92,7 @@ def rounding(
         UnsupportedModelError: An output is not finite where the source's is.
     """
     loaded = model_files.read(source)
-    feeds = random_inputs(loaded.inputs, shapes=shapes, seed=seed)
+    feeds = _feeds(loaded, compiled, shapes, seed)
     expected = _outputs(loaded, loaded.proto, feeds)
     found = _outputs(loaded, compiled, feeds)
     largest = max(map(difference, expected, found), default=0.0)
@@ -123,6 +125,19 @@ def difference(expected: np.ndarray, found: np.ndarray) -> float:
     largest = float(np.abs(a[finite] - b[finite]).max())
     scale = float(np.sqrt(np.mean(a[finite] ** 2)))
     return largest / scale if scale else (0.0 if largest == 0 else float("inf"))
+
+
+def _feeds(
+    loaded: OnnxModel,
+    compiled: ModelProto,
+    shapes: Mapping[str, Sequence[int]] | None,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Random inputs; of several samples if the compiled model computes them one by one."""
+    if working_graph(compiled) is compiled.graph:
+        return random_inputs(loaded.inputs, shapes=shapes, seed=seed)
+    shapes = batched_shapes(loaded.inputs, shapes, _SPLIT_BATCH) if shapes else None
+    return random_inputs(loaded.inputs, batch=_SPLIT_BATCH, shapes=shapes, seed=seed)
 
 
 def _outputs(

@@ -56,6 +56,12 @@ class CompiledRecord(Claims):
     source_sha256: str = Field(pattern=HEX64, description="Digest of the file that was compiled.")
     replaced: Count = Field(description="Number of layers with sparse operators.")
     layers: list[LayerRecord] = Field(description="Every layer with a weight.")
+    samples: Literal["together", "split"] = Field(
+        "together", description="Whether the samples of a batch are computed one after the other."
+    )
+    samples_reason: str = Field(
+        "", description="Why they are computed together; empty where they are not."
+    )
     largest_difference: float | None = Field(
         None,
         ge=0,

@@ -16,14 +16,15 @@ from onnxprune.runtime.library import DOMAIN
 from onnxprune.runtime.record import KEY, CompiledRecord, LayerRecord
 from onnxprune.runtime.rewriting import PARTS
 from onnxprune.runtime.rows import block_rows
+from onnxprune.runtime.samples import working_graph
 from onnxprune.stored import stored_array, stored_shape
 from onnxprune.tensor_views import attribute_of
 
 _SPARSE = {"SparseConv": ("Conv",), "SparseMatMul": ("Gemm", "MatMul")}
 """Operators of the library, and those whose place each takes."""
 
-_ADDED_LATER = {"values"}
-"""Fields of a layer that earlier versions have not written."""
+_ADDED_LATER = {"values", "samples", "samples_reason"}
+"""Fields of a layer and of a model that earlier versions have not written."""
 
 _TOLERANCE = 1e-9
 
@@ -51,7 +52,7 @@ def verify_record(proto: ModelProto) -> RecordCheck:
     """
     problems: list[str] = []
     raw = only_entry(proto, KEY, problems.append)
-    operators = [node for node in proto.graph.node if node.domain == DOMAIN]
+    operators = [node for node in working_graph(proto).node if node.domain == DOMAIN]
     strays = [place for place, h in holders(proto) if h is not proto and entries_of(h, KEY)]
     problems += [f"{place}: a record stands here, where only the model has one" for place in strays]
     if raw is None:
@@ -69,7 +70,7 @@ def verify_record(proto: ModelProto) -> RecordCheck:
 def _missing(raw: dict[str, Any]) -> Iterator[str]:
     """Fields that every version has written and the record lacks; each layer has all of them."""
     of_layers = LayerRecord.model_fields.keys() - _ADDED_LATER
-    lacking = [("", CompiledRecord.model_fields.keys() - raw.keys())]
+    lacking = [("", CompiledRecord.model_fields.keys() - _ADDED_LATER - raw.keys())]
     for number, layer in enumerate(raw["layers"]):
         lacking.append((f"layers.{number}.", of_layers - layer.keys()))
     for where, names in lacking:
@@ -84,17 +85,22 @@ class _Comparison:
     def __init__(self, proto: ModelProto, record: CompiledRecord) -> None:
         self._proto = proto
         self._record = record
-        self._index = GraphIndex(proto.graph)
+        self._index = GraphIndex(working_graph(proto))
         self._by_label: dict[str, list[NodeProto]] = {}
-        for node in proto.graph.node:
+        for node in self._index.graph.node:
             self._by_label.setdefault(label(node), []).append(node)
 
     def problems(self) -> Iterator[str]:
         """What the record says that is not so."""
         told = [layer for layer in self._record.layers if layer.sparse]
-        found = [node for node in self._proto.graph.node if _is_sparse(node)]
+        found = [node for node in self._index.graph.node if _is_sparse(node)]
         if not found:
             yield "the model has no sparse operator, so it is not compiled"
+        split = self._index.graph is not self._proto.graph
+        if self._record.samples != ("split" if split else "together"):
+            yield f"samples: {self._record.samples}, which they are not"
+        if split and self._record.samples_reason:
+            yield "samples_reason: it is given, and the samples are split"
         if self._record.replaced != len(found):
             yield (
                 f"replaced: the model has {len(found)} sparse operators, the record says "
@@ -108,7 +114,7 @@ class _Comparison:
             where = f"layers.{number} ({brief(layer.name)})"
             yield from (f"{where}: {problem}" for problem in self._layer_problems(layer))
         listed = {layer.name for layer in self._record.layers}
-        for node in self._proto.graph.node:
+        for node in self._index.graph.node:
             is_layer = node.op_type in LINEAR and self._reads_stored(node)
             if (is_layer or _is_sparse(node)) and label(node) not in listed:
                 yield f"layers: {label(node)}, a {node.op_type}, is not listed"

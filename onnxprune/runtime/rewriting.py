@@ -10,6 +10,7 @@ from onnxprune.runtime.graph import label, names_read
 from onnxprune.runtime.layers import Layer
 from onnxprune.runtime.library import DOMAIN, VERSION
 from onnxprune.runtime.plan import Plan, Weight, WeightKey, weight_key
+from onnxprune.runtime.samples import split_samples
 
 PARTS = ("values", "columns", "row_starts")
 """What is appended to a weight's name for each of the three tensors that take its place."""
@@ -49,6 +50,9 @@ def rewrite(plan: Plan) -> None:
     graph.initializer.extend(writer.tensors)
     plan.proto.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     _drop_unread(plan.proto)
+    if not plan.mixing:
+        shapes = {value.name: plan.sizes.of_sample(value.name) for value in graph.output}
+        split_samples(plan.proto, plan.sizes.batch or "", shapes)
 
 
 def layer_models(

@@ -71,7 +71,7 @@ def session(
     names = [provider if isinstance(provider, str) else provider[0] for provider in wanted]
     if reason is not None or names != [_CPU]:
         return _open(os.fspath(path), options, wanted, loaded.label)
-    compiled = compile_model(loaded, CompileOptions())
+    compiled = compile_model(loaded, CompileOptions(threads=options.intra_op_num_threads or None))
     if not compiled.record.replaced:
         return _open(os.fspath(path), options, wanted, loaded.label)
     register(options, check_kernels())

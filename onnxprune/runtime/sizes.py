@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from onnx import ModelProto, TypeProto
 
-from onnxprune.graph_shapes import PartialShape, infer_facts
+from onnxprune.graph_shapes import GraphFacts, PartialShape, infer_facts
 
-_TRIALS = ((29, 96), (31, 160))
+TRIALS = ((29, 96), (31, 160))
 """Sizes for the batch axis and for every other axis that the inputs leave open, in two trials.
 
 No network makes a batch's two sizes out of the others."""
@@ -32,7 +32,7 @@ class Sizes:
     @classmethod
     def of(cls, proto: ModelProto) -> "Sizes":
         """Infer the shapes; `proto` is as before when this returns."""
-        first, second = (_inferred(proto, t[0], _trial_size(*t)) for t in _TRIALS)
+        first, second = (dict(_inferred(proto, t[0], _trial_size(*t)).shapes) for t in TRIALS)
         axes = [value.type.tensor_type.shape.dim[:1] for value in proto.graph.input]
         names = {dim.dim_param or _BATCH for dims in axes for dim in dims if dim.dim_value <= 0}
         return cls((first, second), names.pop() if len(names) == 1 else None)
@@ -55,9 +55,20 @@ class Sizes:
             return None
         shape: list[int | str | None] = list(certain)
         firsts = tuple(trial[value][0] for trial in self.trials) if shape else ()
-        if firsts == tuple(batch for batch, _ in _TRIALS):
+        if firsts == tuple(batch for batch, _ in TRIALS):
             shape[0] = self.batch
         return shape
+
+    def of_sample(self, value: str) -> list[int]:
+        """Sizes without those of the batch, which is the first axis.
+
+        Raises:
+            ValueError: They are not certain.
+        """
+        sizes = [size for size in (self.certain(value) or (None, None))[1:] if size is not None]
+        if len(sizes) + 1 != self.rank(value):
+            raise ValueError(value)
+        return sizes
 
     def rank(self, value: str) -> int | None:
         """Number of axes; None if it is not known."""
@@ -75,7 +86,7 @@ class Sizes:
         With a fixed batch, they are those of the whole batch.
         """
         counts = []
-        for (batch, _), trial in zip(_TRIALS, self.trials, strict=True):
+        for (batch, _), trial in zip(TRIALS, self.trials, strict=True):
             shape = list(trial.get(value, ()))
             if not shape or len(shape) <= without:
                 return None
@@ -92,13 +103,18 @@ class Sizes:
 def shapes_at(proto: ModelProto, inputs: Mapping[str, Sequence[int]]) -> dict[str, PartialShape]:
     """Shapes of a graph's values for inputs of given shapes; `proto` is as before at the end."""
     batch = next((shape[0] for shape in inputs.values() if shape), 1)
-    return _inferred(proto, batch, lambda name, axis: inputs[name][axis])
+    return dict(_inferred(proto, batch, lambda name, axis: inputs[name][axis]).shapes)
 
 
-def _inferred(
-    proto: ModelProto, batch: int, size: Callable[[str, int], int]
-) -> dict[str, PartialShape]:
-    """Shapes of all values, with a size for every axis that an input leaves open."""
+def batch_free(proto: ModelProto) -> set[str]:
+    """Small values of integers that are the same for batches of two sizes, all else being equal."""
+    other = TRIALS[0][1]
+    first, second = (_inferred(proto, b, _trial_size(b, other)).numbers for b, _ in TRIALS)
+    return {name for name, numbers in first.items() if second.get(name) == numbers}
+
+
+def _inferred(proto: ModelProto, batch: int, size: Callable[[str, int], int]) -> GraphFacts:
+    """What is known of all values, with a size for every axis that an input leaves open."""
     before = []
     for value in proto.graph.input:
         kept = TypeProto()
@@ -108,7 +124,7 @@ def _inferred(
             if not dim.HasField("dim_value") or dim.dim_value <= 0:
                 dim.dim_value = size(value.name, axis)
     try:
-        return dict(infer_facts(proto, batch).shapes)
+        return infer_facts(proto, batch)
     finally:
         for value, kept in zip(proto.graph.input, before, strict=True):
             value.type.CopyFrom(kept)

@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from onnxprune.runtime.cost import Thresholds
 from onnxprune.runtime.front import optimized
 from onnxprune.runtime.layers import Layer
 from onnxprune.runtime.library import import_runtime, instruction_set, library_path
-from onnxprune.runtime.plan import CompileOptions, Plan
+from onnxprune.runtime.plan import CompileOptions, Plan, SampleRule
 from onnxprune.runtime.rewriting import layer_models
 from onnxprune.runtime.sessions import open_proto
 from onnxprune.runtime.sizes import shapes_at
@@ -35,6 +36,7 @@ LEAST_GAIN = 1.02
 _CANDIDATES = (1.0, 1.25, 1.6, 2.2, 3.5)
 """Least speedups of a layer: what a layer gains alone, its neighbours may lose by other layouts."""
 
+_OTHER_WAY: dict[str, SampleRule] = {"together": "split", "split": "together"}
 _ANYTHING_SPARSE = Thresholds.any_size(0.01)
 _LAYER_SHARE = 0.6
 _ROUNDS = 15
@@ -75,23 +77,36 @@ def tune(
         UsageError: An open axis has no size.
         MissingKernelsError: The library of sparse kernels is not there.
     """
-    options = options or CompileOptions()
+    options = replace(options or CompileOptions(), threads=threads)
     loaded = read_plain(source)
     feeds = random_inputs(loaded.inputs, shapes=shapes)
     front = optimized(loaded)
     deadline = _Deadline(seconds, clock, on_progress)
     timer = _LayerTimer(threads or 0, deadline)
     times = timer.measure(front, options, {name: array.shape for name, array in feeds.items()})
-    plans = [Plan(_copy(front), options, times)]
-    plans += [Plan(_copy(front), options, times, least) for least in _CANDIDATES]
-    distinct = {frozenset(plan.chosen): plan for plan in reversed(plans) if plan.chosen}
-    candidates = [replaced(loaded, plan) for plan in distinct.values()]
+
+    def made(least: float | None, samples: SampleRule) -> CompiledModel:
+        plan = Plan(_copy(front), replace(options, samples=samples), times, least)
+        return replaced(loaded, plan)
+
+    rules = {
+        frozenset(Plan(front, options, times, least).chosen): least
+        for least in reversed((None, *_CANDIDATES))
+    }
+    leasts = [least for chosen, least in rules.items() if chosen]
+    candidates = [made(least, options.samples) for least in leasts]
     best = _fastest([loaded.proto, *(c.proto for c in candidates)], feeds, threads or 0, deadline)
     if best == 0:
         plan = Plan(front, options, times)
         plan.leave_dense("the whole model is not faster with sparse kernels")
         return replaced(loaded, plan)
-    return candidates[best - 1]
+    found = candidates[best - 1]
+    if options.samples != "auto" or all(array.shape[:1] in ((), (1,)) for array in feeds.values()):
+        return found
+    ways = [found, made(leasts[best - 1], _OTHER_WAY[found.record.samples])]
+    if ways[0].record.samples == ways[1].record.samples:
+        return found
+    return ways[_fastest([way.proto for way in ways], feeds, threads or 0, deadline, plain=0)]
 
 
 class _Deadline:
@@ -124,10 +139,15 @@ def _fastest(
     feeds: Mapping[str, np.ndarray],
     threads: int,
     deadline: _Deadline,
+    plain: int = 1,
 ) -> int:
-    """Index of the fastest model; the first unless another is clearly faster."""
+    """Index of the fastest model; the first unless another is clearly faster.
+
+    The first `plain` models need no sparse kernels.
+    """
     sessions = [
-        open_proto(proto, kernels=index > 0, threads=threads) for index, proto in enumerate(protos)
+        open_proto(proto, kernels=index >= plain, threads=threads)
+        for index, proto in enumerate(protos)
     ]
     medians = _medians([partial(s.run, None, dict(feeds)) for s in sessions], deadline, 1.0)
     best = min(range(len(protos)), key=lambda index: medians[index])

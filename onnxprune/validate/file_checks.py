@@ -15,6 +15,7 @@ from onnxprune.model import OnnxModel
 from onnxprune.pattern_text import block_of, nm_of
 from onnxprune.runtime import read_record
 from onnxprune.runtime.library import DOMAIN
+from onnxprune.runtime.samples import working_graph
 from onnxprune.tensors import GraphTensor, find_tensors
 from onnxprune.validate.computed_weights import ComputedWeight
 from onnxprune.validate.graph_identity import graph_differences
@@ -75,7 +76,7 @@ def _read_whole(
 
 def _added_weights(subject: Subject, size: int) -> str:
     """That there are more weights than the dense model has, whose zeros are for nobody."""
-    operators = (node.domain == DOMAIN for node in subject.model.proto.graph.node)
+    operators = (node.domain == DOMAIN for node in working_graph(subject.model.proto).node)
     if subject.baseline is None or any(operators):  # compiling gives shared weights to each layer
         return ""
     dense = replace(subject, model=subject.baseline, baseline=None)

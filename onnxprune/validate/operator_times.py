@@ -16,6 +16,7 @@ _CALLS = 20
 _WARM_CALLS = 3
 _MOST_SECONDS = 10.0
 _KERNEL = "_kernel_time"
+_CONTROL = ("If", "Loop", "Scan")
 
 
 @dataclass(frozen=True)
@@ -66,29 +67,49 @@ def profile_kernels(model: PreparedModel, feeds: Mapping[str, np.ndarray]) -> li
             if call > _WARM_CALLS and time.monotonic() - begun > _MOST_SECONDS:
                 break
             session.run(feeds)
+            calls = call + 1
         path = session.raw.end_profiling()
         events = json.loads(Path(path).read_text(encoding="utf-8"))
-    return summarise_events(events)
+    return summarise_events(events, calls)
 
 
-def summarise_events(events: Sequence[Mapping[str, Any]]) -> list[KernelTime]:
+def summarise_events(
+    events: Sequence[Mapping[str, Any]], calls: int | None = None
+) -> list[KernelTime]:
     """Nodes of a profile in Chrome's trace format, whose first calls warmed up, as they ran.
+
+    Nodes that run a graph are left out, since the nodes of that graph are there.
 
     Args:
         events: The profile; kernels have `dur` in microseconds, and `args.op_name`.
+        calls: Number of calls; a node that ran several times in each takes the sum. None if every
+            node ran once in each.
     """
     kernels = sorted(
-        (event for event in events if str(event.get("name", "")).endswith(_KERNEL)),
+        (
+            event
+            for event in events
+            if str(event.get("name", "")).endswith(_KERNEL)
+            and event["args"]["op_name"] not in _CONTROL
+        ),
         key=lambda event: event["ts"],
     )
     by_node: dict[tuple[str, str], list[float]] = {}
     for event in kernels:
         key = (event["name"].removesuffix(_KERNEL), event["args"]["op_name"])
         by_node.setdefault(key, []).append(event["dur"] / 1e3)
-    return [
-        KernelTime(name, op_type, float(np.median(times[_WARM_CALLS:] or times)))
-        for (name, op_type), times in by_node.items()
-    ]
+    found = []
+    for (name, op_type), times in by_node.items():
+        runs = len(times) // calls if calls and len(times) % calls == 0 else 1
+        sums = np.reshape(times, (-1, runs)).sum(axis=1)
+        found.append(
+            KernelTime(
+                name,
+                op_type,
+                float(np.median(sums[_WARM_CALLS:] if len(sums) > _WARM_CALLS else sums)),
+            )
+        )
+    return found
 
 
 def operator_times(kernels: Sequence[KernelTime]) -> list[OperatorTime]:
