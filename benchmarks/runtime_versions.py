@@ -1,7 +1,8 @@
 r"""Does the library of sparse kernels work in several versions of ONNX Runtime?
 
 Each version is installed into a folder of its own, and a process that sees only it runs a pruned
-network with convolutions of all kinds, dense and compiled, and an encoder layer.
+network with convolutions of all kinds, dense and compiled, and an encoder layer; each with the
+samples of a batch together, and one after the other.
 
 python benchmarks/runtime_versions.py
 python benchmarks/runtime_versions.py --versions 1.17.3 1.20.1
@@ -14,14 +15,14 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sparse_networks
 import torch
 import torchvision
 from record import write_results
 
-from onnxprune.runtime import compile_model, library_path
+from onnxprune.runtime import CompileOptions, compile_model, library_path
 
 VERSIONS = ("1.17.3", "1.18.1", "1.19.2", "1.20.1", "1.22.1", "1.23.2", "1.24.1")
 
@@ -70,7 +71,8 @@ def main() -> None:
         pairs = [
             str(path)
             for name in ("resnet18", "mobilenet_v3_small", "encoder")
-            for path in written(name, Path(folder))
+            for samples in ("together", "split")
+            for path in written(name, samples, Path(folder))
         ]
         for version in arguments.versions:
             results.append({"asked": version} | tried(version, pairs, Path(folder) / version))
@@ -78,11 +80,13 @@ def main() -> None:
     write_results(arguments.name, {"versions": arguments.versions, "sparsity": 0.9}, results)
 
 
-def written(name: str, folder: Path) -> tuple[Path, Path]:
+def written(name: str, samples: Literal["together", "split"], folder: Path) -> tuple[Path, Path]:
     """A pruned network, and the same compiled."""
-    pruned, compiled = folder / f"{name}.onnx", folder / f"{name}.compiled.onnx"
+    pruned, compiled = folder / f"{name}.onnx", folder / f"{name}.{samples}.onnx"
     sparse_networks.export_pruned(name, pruned, 0.9, "unstructured")
-    compiled.write_bytes(compile_model(pruned).proto.SerializeToString())
+    made = compile_model(pruned, CompileOptions(samples=samples))
+    assert made.record.samples == samples, made.record.samples_reason
+    compiled.write_bytes(made.proto.SerializeToString())
     return pruned, compiled
 
 

@@ -62,10 +62,10 @@ def split_samples(proto: ModelProto, batch: str, shapes: Mapping[str, Sequence[i
     body.node.extend(_renamed(graph.node, inner))
     for value in graph.output:
         kind = value.type.tensor_type.elem_type
-        made = unique(f"{value.name}.sample")
-        body.output.append(helper.make_tensor_value_info(made, kind, shapes[value.name]))
+        result = unique(f"{value.name}.sample")
+        body.output.append(helper.make_tensor_value_info(result, kind, shapes[value.name]))
         given = [inner[value.name], *axes]
-        body.node.append(helper.make_node("Squeeze", given, [made], **attributes))
+        body.node.append(helper.make_node("Squeeze", given, [result], **attributes))
     body.initializer.extend(graph.initializer)
     for value in graph.value_info:
         if value.name not in inner:
