@@ -34,10 +34,10 @@ struct V {
   }
   static void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
   using Bits = __m256i;
+  // Bit i becomes the sign of lane i, which is all that loads and blends look at.
   static Bits bits_of(uint64_t bits) {
-    const __m256i powers = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    const __m256i set = _mm256_set1_epi32(static_cast<int>(bits & 255));
-    return _mm256_cmpeq_epi32(_mm256_and_si256(set, powers), powers);
+    const __m256i signs = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+    return _mm256_sllv_epi32(_mm256_set1_epi32(static_cast<int>(bits)), signs);
   }
   static Vec load_bits(const float* p, Bits bits) { return _mm256_maskload_ps(p, bits); }
   // c + a times the floats at p that have a bit, others as zero.
