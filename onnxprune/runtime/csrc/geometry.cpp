@@ -172,10 +172,11 @@ const WindowList* Geometry::windows(Scratch& scratch, int64_t tile, int vector_w
       for (int i = 0; i < count; ++i) {
         const int32_t at_y = top[i] + down, at_x = left[i] + right;
         if (at_y < 0 || at_y >= height || at_x < 0 || at_x >= row_size) continue;
-        int32_t base = at_y * row_size + at_x, stride = pixels;
+        int32_t base = at_y * row_size + at_x, stride = pixels, place = base;
         if (tiled_) {
           const int32_t source = std::min(base / kTile, tiles - 1);
           stride = source + 1 == tiles ? pixels - source * kTile : kTile;
+          place -= source * kTile;
           base += source * kTile * int32_t(channels_ - 1);
         }
         // Pixels rise, so the last window is the only one that may hold this one, too.
@@ -187,11 +188,16 @@ const WindowList* Geometry::windows(Scratch& scratch, int64_t tile, int vector_w
           window->stride = stride;
           window->needed = 0;
           window->lanes = 0;
+          window->every_second = false;
           window->vector = uint16_t(i / vector_width);
         }
         window->index[lane] = base - window->base;
         window->needed |= uint32_t{1} << (base - window->base);
         window->lanes = uint16_t(window->lanes | 1u << lane);
+        // Steps of two, or others of one length where rows end: the last lane tells. It is `place`
+        // floats behind the first one of its channel (in its tile), which has `stride`.
+        window->every_second = spec_.strides[1] == 2 && window->lanes + 1u == 1u << vector_width &&
+                               window->index[lane] == 2 * (vector_width - 1) && place + 1 < stride;
       }
       lists[ky * columns + kx] = {first, size_t(next - first)};
     }

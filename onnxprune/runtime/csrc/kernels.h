@@ -108,6 +108,7 @@ struct Window {
   uint32_t needed;
   uint16_t lanes;
   uint16_t vector;
+  bool every_second;  // whether all lanes are the floats 0, 2, 4 …, and all 2 × width may be read
 };
 
 struct WindowList {

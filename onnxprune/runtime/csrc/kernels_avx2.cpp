@@ -19,7 +19,8 @@ struct V {
   static constexpr const char* kName = "avx2";
   static constexpr int kWidth = 8;
   static constexpr int kGroupRows = 1;
-  static constexpr int kBlockVectors = 2;
+  static constexpr int kBlockVectors = 3;
+  static constexpr bool kPixelsStay = true;
   static constexpr int kSquare = 8;
 
   static Vec load(const float* p) { return _mm256_loadu_ps(p); }
@@ -33,10 +34,10 @@ struct V {
   }
   static void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
   using Bits = __m256i;
+  // Bit i becomes the sign of lane i, which is all that loads and blends look at.
   static Bits bits_of(uint64_t bits) {
-    const __m256i powers = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    const __m256i set = _mm256_set1_epi32(static_cast<int>(bits & 255));
-    return _mm256_cmpeq_epi32(_mm256_and_si256(set, powers), powers);
+    const __m256i signs = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+    return _mm256_sllv_epi32(_mm256_set1_epi32(static_cast<int>(bits)), signs);
   }
   static Vec load_bits(const float* p, Bits bits) { return _mm256_maskload_ps(p, bits); }
   // c + a times the floats at p that have a bit, others as zero.
@@ -44,7 +45,23 @@ struct V {
     return fma(load_bits(p, bits), a, c);
   }
   static void store_head(float* p, Vec v, int count) {
-    _mm256_maskstore_ps(p, bits_of((1u << count) - 1), v);
+    if (count >= 8) {
+      store(p, v);
+      return;
+    }
+    // Not by a mask: such stores take more than ten cycles on processors of AMD.
+    __m128 rest = _mm256_castps256_ps128(v);
+    if (count & 4) {
+      _mm_storeu_ps(p, rest);
+      rest = _mm256_extractf128_ps(v, 1);
+      p += 4;
+    }
+    if (count & 2) {
+      _mm_storel_pi(reinterpret_cast<__m64*>(p), rest);
+      rest = _mm_movehl_ps(rest, rest);
+      p += 2;
+    }
+    if (count & 1) _mm_store_ss(p, rest);
   }
   static Vec take(Vec x, const float* p, const Window& w) {
     const __m256i index = _mm256_load_si256(reinterpret_cast<const __m256i*>(w.index));
@@ -65,8 +82,9 @@ struct V {
     return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xD8));
   }
   static Vec gather(const float* p, const uint16_t* index) {
-    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(index));
-    return _mm256_i32gather_ps(p, _mm256_cvtepu16_epi32(narrow), 4);
+    // Instructions that gather take many times as long on processors of AMD.
+    return _mm256_setr_ps(p[index[0]], p[index[1]], p[index[2]], p[index[3]], p[index[4]],
+                          p[index[5]], p[index[6]], p[index[7]]);
   }
   static float sum(Vec x) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

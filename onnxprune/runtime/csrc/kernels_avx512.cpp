@@ -27,6 +27,7 @@ struct V {
   static constexpr int kWidth = 16;
   static constexpr int kGroupRows = 4;
   static constexpr int kBlockVectors = 4;
+  static constexpr bool kPixelsStay = false;
   static constexpr int kSquare = 8;
 
   static Vec load(const float* p) { return _mm512_loadu_ps(p); }

@@ -12,6 +12,7 @@ struct V {
   static constexpr int kWidth = 4;
   static constexpr int kGroupRows = 1;
   static constexpr int kBlockVectors = 4;
+  static constexpr bool kPixelsStay = false;
   static constexpr int kSquare = 4;
 
   static Vec load(const float* p) { return vld1q_f32(p); }

@@ -19,6 +19,7 @@ struct V {
   static constexpr int kWidth = 4;
   static constexpr int kGroupRows = 1;
   static constexpr int kBlockVectors = 2;
+  static constexpr bool kPixelsStay = false;
   static constexpr int kSquare = 4;
 
   template <class F>

@@ -13,7 +13,8 @@ constexpr size_t kBlockColumns = 128, kSparseBlockColumns = 192;
 // In blocked weights each load serves four rows, so that the second level is fast enough.
 constexpr size_t kBlockedColumns = 512;
 constexpr double kSparse = 0.07;
-static_assert(kSparseBlockColumns <= 256, "entries hold rows of a slab in a byte");
+// A little more than one block, as the 147 columns of a first layer, is one.
+static_assert(kSparseBlockColumns * 5 / 4 <= 256, "entries hold rows of a slab in a byte");
 
 size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
@@ -41,7 +42,9 @@ PackedWeights::PackedWeights(const SparseMatrix& matrix, size_t taps, bool conti
   const size_t block_columns = blocked_            ? kBlockedColumns
                                : density < kSparse ? kSparseBlockColumns
                                                    : kBlockColumns;
-  const size_t blocks = std::max<size_t>(1, ceil_div(slab_.size(), block_columns));
+  const size_t blocks = slab_.size() <= block_columns * 5 / 4
+                            ? 1
+                            : ceil_div(slab_.size(), block_columns);
   const size_t chunks = std::max<size_t>(1, ceil_div(rows_, kChunkRows));
   for (size_t b = 0; b <= blocks; ++b) block_starts_.push_back(slab_.size() * b / blocks);
   for (size_t b = 0; b < blocks; ++b) {
