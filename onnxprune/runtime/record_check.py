@@ -23,8 +23,8 @@ from onnxprune.tensor_views import attribute_of
 _SPARSE = {"SparseConv": ("Conv",), "SparseMatMul": ("Gemm", "MatMul")}
 """Operators of the library, and those whose place each takes."""
 
-_ADDED_LATER = {"values", "samples", "samples_reason"}
-"""Fields of a layer and of a model that earlier versions have not written."""
+_ADDED_LATER = {"values"}
+"""Fields of a layer that earlier versions have not written."""
 
 _TOLERANCE = 1e-9
 
@@ -70,7 +70,7 @@ def verify_record(proto: ModelProto) -> RecordCheck:
 def _missing(raw: dict[str, Any]) -> Iterator[str]:
     """Fields that every version has written and the record lacks; each layer has all of them."""
     of_layers = LayerRecord.model_fields.keys() - _ADDED_LATER
-    lacking = [("", CompiledRecord.model_fields.keys() - _ADDED_LATER - raw.keys())]
+    lacking = [("", CompiledRecord.model_fields.keys() - raw.keys())]
     for number, layer in enumerate(raw["layers"]):
         lacking.append((f"layers.{number}.", of_layers - layer.keys()))
     for where, names in lacking:
@@ -99,8 +99,9 @@ class _Comparison:
         split = self._index.graph is not self._proto.graph
         if self._record.samples != ("split" if split else "together"):
             yield f"samples: {self._record.samples}, which they are not"
-        if split and self._record.samples_reason:
-            yield "samples_reason: it is given, and the samples are split"
+        if split == bool(self._record.samples_reason):
+            reason = brief(self._record.samples_reason)
+            yield f"samples_reason: {reason!r}, and they are {self._record.samples}"
         if self._record.replaced != len(found):
             yield (
                 f"replaced: the model has {len(found)} sparse operators, the record says "

@@ -373,6 +373,8 @@ RECORD_LIES: dict[Field, list[Any] | str] = {
     ("layers", "*", "y_layout"): [None],
     ("layers", "*", "dense_ms"): [1.0],
     ("layers", "*", "sparse_ms"): [1.0],
+    ("samples",): ["split"],
+    ("samples_reason",): [""],
     ("largest_difference",): NO_TRACE,
     ("sparsity",): [{}, {"method": "gmp"}],
 }
