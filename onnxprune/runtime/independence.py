@@ -6,16 +6,16 @@ axes it mixes. What is not known to keep samples apart counts as mixing them.
 """
 
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from onnxprune.graph_shapes import PartialShape
+from onnxprune.graph_shapes import GraphFacts, PartialShape
 from onnxprune.payload import inner_graphs
 from onnxprune.runtime.graph import GraphIndex, label
-from onnxprune.runtime.sizes import TRIALS, Sizes, batch_free
+from onnxprune.runtime.sizes import TRIALS, Sizes, at_batches
 from onnxprune.tensor_views import attribute_of
 
 _ELEMENTWISE = frozenset(
@@ -44,14 +44,22 @@ _ALONG_AXIS = frozenset({"ArgMax", "ArgMin", "CumSum", "Hardmax", "LogSoftmax", 
 _FROM_AXIS = frozenset({"LayerNormalization", "RMSNormalization"})
 _ON_SIZES = frozenset(
     {"Add", "Cast", "Ceil", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Floor"}
-    | {"Gather", "Identity", "Mod", "Mul", "Neg", "ReduceProd", "Reshape", "Slice", "Squeeze"}
-    | {"Sub", "Unsqueeze", "Where"}
+    | {"Gather", "Identity", "Mul", "Neg", "ReduceProd", "Reshape", "Slice", "Squeeze", "Sub"}
+    | {"Unsqueeze", "Where"}
 )
-_EXACT_ON_SIZES = frozenset(
-    {"Add", "Cast", "Concat", "Gather", "Identity", "Mul", "Reshape", "Shape", "Slice", "Squeeze"}
-    | {"Sub", "Unsqueeze"}
-)
-"""What is the same for two sizes of the batch does not depend on it, if no division rounded it."""
+"""What they make of sizes is a polynomial of the batch, of which a few batches tell whether it
+depends on it; where quotients, comparisons and choices do not, they count as mixing."""
+
+_FIRST_OF_SIZES = frozenset({"Gather", "Reshape", "ReduceProd", "Slice", "Squeeze", "Unsqueeze"})
+"""Those of them of which only the first input may depend on the batch."""
+
+_FLOATS = frozenset({TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE})
+_OUTPUTS = _FLOATS | {
+    *(TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64),
+    *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
+    TensorProto.BOOL,
+}
+"""What `ConstantOfShape` makes in every opset, for a batch without samples."""
 
 _SOFTMAX_FROM_AXIS = 13
 """Opset up to which a softmax is over all axes from its own on."""
@@ -77,8 +85,9 @@ class _Mixes(Exception):
 _Given = int | str
 """What is known of a value: groups of samples, or one of the following."""
 
-_FIXED, _SIZES = "fixed", "sizes"
-"""The same for all samples, whatever the batch; computed from sizes, so for the batch at hand."""
+_FIXED, _SIZES, _ROUNDED = "fixed", "sizes", "rounded"
+"""The same for all samples, whatever the batch; computed from sizes, so for the batch at hand; and
+that with rounded quotients, of which no few batches tell whether it depends on the batch."""
 
 
 def mixing(proto: ModelProto, index: GraphIndex, sizes: Sizes) -> str | None:
@@ -94,16 +103,39 @@ def mixing(proto: ModelProto, index: GraphIndex, sizes: Sizes) -> str | None:
     """
     if sizes.batch is None:
         return "the inputs do not say which axis is the batch"
+    fault = _frame_fault(index.graph, sizes.batch)
+    if fault is not None:
+        return fault
     for value in index.graph.output:
         if None in (sizes.certain(value.name) or (None, None))[1:]:
             return f"sizes of the output {value.name!r} depend on more than the batch"
     opset = next((int(o.version) for o in proto.opset_import if o.domain in ("", "ai.onnx")), 1)
-    alike = batch_free(proto)
+    facts = at_batches(proto)
     try:
         for (batch, _), shapes in zip(TRIALS, sizes.trials, strict=True):
-            _Analysis(index, opset, alike, batch, shapes).check()
+            _Analysis(index, opset, facts, batch, shapes).check()
     except _Mixes as reason:
         return str(reason)
+    return None
+
+
+def _frame_fault(graph: GraphProto, batch: str) -> str | None:
+    """Why inputs and outputs keep samples together, whatever is between them; None if they do not.
+
+    Inputs whose batch has no name may have batches of different sizes.
+    """
+    dims = [value.type.tensor_type.shape.dim for value in graph.input]
+    unnamed = [d for d in dims if d and d[0].dim_value <= 0 and not d[0].dim_param]
+    if len(unnamed) > 1:
+        return "the inputs do not say that they have the same batch"
+    if any(dim.dim_param == batch for d in dims for dim in d[1:]):
+        return f"an axis that is not the first is as long as the batch {batch!r}"
+    given = {value.name for value in graph.input}
+    for value in graph.output:
+        if value.name in given:
+            return f"the output {value.name!r} is an input"
+        if value.type.tensor_type.elem_type not in _OUTPUTS:
+            return f"the output {value.name!r} is not of numbers"
     return None
 
 
@@ -113,7 +145,7 @@ class _Analysis:
     Args:
         index: The graph.
         opset: Version of the standard operators.
-        alike: Values of integers that are the same for batches of different sizes.
+        facts: What is known of values for batches of several sizes.
         batch: Size of the batch.
         shapes: Sizes of each value.
     """
@@ -122,13 +154,13 @@ class _Analysis:
         self,
         index: GraphIndex,
         opset: int,
-        alike: Container[str],
+        facts: Mapping[int, GraphFacts],
         batch: int,
         shapes: Mapping[str, PartialShape],
     ) -> None:
         self._index = index
         self._opset = opset
-        self._alike = alike
+        self._facts = facts
         self._batch = batch
         self._shapes = shapes
         self._known: dict[str, _Given] = dict.fromkeys(index.stored, _FIXED)
@@ -144,9 +176,8 @@ class _Analysis:
         for node in graph.node:
             known = self._outcome(node)
             for name in filter(None, node.output):
-                self._known[name] = known
-                if known == _SIZES and node.op_type in _EXACT_ON_SIZES and name in self._alike:
-                    self._known[name] = _FIXED
+                self._known[name] = _FIXED if known == _SIZES and self._alike(name) else known
+                self._check_growth(node, name)
         for value in graph.output:
             shape = self._shapes.get(value.name, ())
             if self._known.get(value.name) != 1 or shape[:1] != (self._batch,):
@@ -172,11 +203,7 @@ class _Analysis:
             return _SIZES
         if not any(isinstance(known, int) for known in given):
             expanded = self._expanded(node)
-            if expanded is not None:
-                return expanded
-            if node.op_type in _ON_SIZES:
-                return _SIZES
-            raise self._mixes(node)
+            return self._on_sizes(node) if expanded is None else expanded
         rule = self._rule(node)
         if rule is None:
             raise self._mixes(node)
@@ -192,7 +219,7 @@ class _Analysis:
             # More outputs are statistics of the batch, or places in all of it.
             if len(node.output) > 1 or attribute_of(node, "training_mode", 0):
                 return None
-            return lambda n: self._along(n, lambda axis, rank: axis != 0, sizes_too=True)
+            return self._image
         if op in _REDUCTIONS:
             return self._reduced
         if op in _ALONG_AXIS or op in _FROM_AXIS:
@@ -236,14 +263,27 @@ class _Analysis:
         known = self._known[node.input[0]]
         if not isinstance(known, int):
             raise self._mixes(node)
+        if node.op_type != "Reshape":
+            self._first_only(node)
         self._place(node, node.output[0], known)
         return known
 
+    def _image(self, node: NodeProto) -> int:
+        sizes = None
+        if node.op_type == "Resize":
+            sizes = 3
+            modes = ("coordinate_transformation_mode", "keep_aspect_ratio_policy")
+            if {attribute_of(node, mode) for mode in modes} & {
+                *(b"tf_crop_and_resize", b"not_larger", b"not_smaller"),
+            }:
+                raise self._mixes(node)
+        return self._along(node, lambda axis, rank: axis != 0, sizes=sizes)
+
     def _along(
-        self, node: NodeProto, mixed: Callable[[int, int], bool], *, sizes_too: bool = False
+        self, node: NodeProto, mixed: Callable[[int, int], bool], *, sizes: int | None = None
     ) -> int:
         """Operators whose outputs have the axes of their first input; `mixed` says which mix."""
-        self._first_only(node, sizes_too=sizes_too)
+        self._first_only(node, sizes=sizes)
         place = self._place(node, node.input[0])
         before = self._shape(node, node.input[0])
         if mixed(place.axis, len(before)):
@@ -388,7 +428,7 @@ class _Analysis:
             raise self._mixes(node)
         if not axes:
             raise self._mixes(node)
-        return self._along(node, lambda at, rank: at in axes, sizes_too=True)
+        return self._along(node, lambda at, rank: at in axes)
 
     def _transpose(self, node: NodeProto) -> int:
         shape = self._shape(node, node.input[0])
@@ -412,7 +452,62 @@ class _Analysis:
                 return None
         return 1
 
+    def _on_sizes(self, node: NodeProto) -> _Given:
+        """Whether what is computed from sizes is exact for every batch; raises if not known."""
+        inputs = [name for name in node.input if name]
+        known = [self._known[name] for name in inputs]
+        op = node.op_type
+        if op not in _ON_SIZES or (op in _FIRST_OF_SIZES and set(known[1:]) - {_FIXED}):
+            raise self._mixes(node)
+        if op == "Equal" and not self._never_equal(inputs, known):
+            raise self._mixes(node)
+        if op == "Cast" and attribute_of(node, "to") == TensorProto.BOOL:
+            raise self._mixes(node)
+        if _ROUNDED in known or op in ("Ceil", "Floor"):
+            return _ROUNDED
+        if op == "Div" and not self._divides(node):
+            if self._facts[self._batch].elem_types.get(node.output[0]) not in _FLOATS:
+                raise self._mixes(node)
+            return _ROUNDED
+        return _SIZES
+
+    def _never_equal(self, inputs: Sequence[str], known: Sequence[_Given]) -> bool:
+        """Whether sizes are compared with -1 or the like, so for no batch as equal."""
+        numbers = self._facts[self._batch].numbers
+        return any(
+            fixed == _FIXED and max(numbers.get(name, (0,)), default=0) < 0
+            for name, fixed in zip(inputs, known, strict=True)
+        )
+
+    def _divides(self, node: NodeProto) -> bool:
+        """Whether quotients of integers have no remainder."""
+        for facts in self._facts.values():
+            parts = [facts.numbers.get(name) for name in (*node.input, node.output[0])]
+            if None in parts:
+                return False
+            a, b, quotient = (np.array(part, dtype=object) for part in parts)
+            if not np.array_equal(quotient * b, np.broadcast_to(a, quotient.shape)):
+                return False
+        return True
+
     # Helpers.
+
+    def _alike(self, name: str) -> bool:
+        """Whether a value is of integers that are the same for batches of different sizes."""
+        numbers = {facts.numbers.get(name) for facts in self._facts.values()}
+        return len(numbers) == 1 and None not in numbers
+
+    def _check_growth(self, node: NodeProto, name: str) -> None:
+        """Only the axis with the samples may grow with the batch, from one sample on."""
+        shapes = {batch: facts.shapes.get(name) for batch, facts in self._facts.items()}
+        shape = shapes.pop(TRIALS[0][0])
+        axis = self._place(node, name).axis if isinstance(self._known[name], int) else None
+        for batch, found in shapes.items():
+            expected = None if shape is None else list(shape)
+            if expected is not None and axis is not None and axis < len(expected):
+                expected[axis] = (expected[axis] or 0) * batch // TRIALS[0][0]
+            if found is None or list(found) != expected:
+                raise _Mixes(f"the shape of {name!r} does not only grow with the batch")
 
     def _axes(self, node: NodeProto, place: int) -> list[int]:
         """Axes that a node reads as a constant."""
@@ -423,13 +518,15 @@ class _Analysis:
         rank = len(self._shape(node, node.input[0]))
         return [int(axis) % rank for axis in np.ravel(stored)]
 
-    def _first_only(self, node: NodeProto, *, sizes_too: bool = False) -> None:
-        """Only the first input may have samples."""
-        allowed = (_FIXED, _SIZES) if sizes_too else (_FIXED,)
-        others = [self._known[name] for name in node.input[1:] if name]
-        if not isinstance(self._known[node.input[0]], int) or any(
-            known not in allowed for known in others
-        ):
+    def _first_only(self, node: NodeProto, *, sizes: int | None = None) -> None:
+        """Only the first input may have samples, and one of a given place may have sizes."""
+        others = {
+            place: self._known[name] for place, name in enumerate(node.input) if place and name
+        }
+        if others.get(sizes or 0) in (_SIZES, _ROUNDED):
+            del others[sizes or 0]
+        first = self._known[node.input[0]]
+        if not isinstance(first, int) or any(known != _FIXED for known in others.values()):
             raise self._mixes(node)
 
     def _moved(self, node: NodeProto, size: int, place: _Place) -> int:

@@ -130,7 +130,10 @@ class _Comparison:
         if not nodes:
             return ["name: the model has no such node"]
         check = self._sparse_problems if layer.sparse else self._dense_problems
-        return min((list(check(layer, node)) for node in nodes), key=len)
+        try:
+            return min((list(check(layer, node)) for node in nodes), key=len)
+        except (IndexError, TypeError, ValueError):
+            return ["name: the inputs or attributes of that node make no sense"]
 
     def _sparse_problems(self, layer: LayerRecord, node: NodeProto) -> Iterator[str]:
         if not _is_sparse(node):

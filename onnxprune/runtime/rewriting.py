@@ -51,8 +51,7 @@ def rewrite(plan: Plan) -> None:
     plan.proto.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     _drop_unread(plan.proto)
     if not plan.mixing:
-        shapes = {value.name: plan.sizes.of_sample(value.name) for value in graph.output}
-        split_samples(plan.proto, plan.sizes.batch or "", shapes)
+        split_samples(plan.proto, plan.sizes)
 
 
 def layer_models(

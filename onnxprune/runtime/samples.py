@@ -20,8 +20,10 @@ from onnx import (
     numpy_helper,
 )
 
+from onnxprune.graph_shapes import PartialShape
 from onnxprune.runtime.graph import names_read
 from onnxprune.runtime.library import DOMAIN
+from onnxprune.runtime.sizes import Sizes
 
 NAME = "onnxprune.samples"
 """Name of the nodes around the graph for one sample."""
@@ -31,17 +33,16 @@ OLDEST_OPSET = 9
 """Opset since which `Scan` has no axis of its own for the batch."""
 
 
-def split_samples(proto: ModelProto, batch: str, shapes: Mapping[str, Sequence[int]]) -> None:
+def split_samples(proto: ModelProto, sizes: Sizes) -> None:
     """Make a model compute its samples one after the other; changes it.
 
     Args:
         proto: A model whose samples do not depend on each other, with an opset of `OLDEST_OPSET` or
             newer.
-        batch: Name of the batch axis. Inputs whose first axis is not open are the same for all
-            samples.
-        shapes: Shape of each output for one sample, without the batch axis.
+        sizes: Its shapes. Inputs whose first axis is not open are the same for all samples.
     """
     graph = proto.graph
+    shapes = {value.name: sizes.of_sample(value.name) for value in graph.output}
     opset = next(int(o.version) for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     unique = _Names(graph)
     batched = [value for value in graph.input if _is_batched(value)]
@@ -70,7 +71,7 @@ def split_samples(proto: ModelProto, batch: str, shapes: Mapping[str, Sequence[i
     for value in graph.value_info:
         if value.name not in inner:
             body.value_info.append(value)
-            _fix_batch(body.value_info[-1].type, batch)
+            _fix_batch(body.value_info[-1].type, sizes.batch, sizes.certain(value.name))
     outputs = list(graph.output)
     made = {value.name: unique(f"{value.name}.split") for value in outputs}
     scan = helper.make_node(
@@ -181,7 +182,8 @@ def _body(proto: ModelProto) -> GraphProto | None:
         return None
     body = bodies[0]
     ins, outs = len(body.input), len(body.output)
-    if len(body.node) < ins + outs or (ins, outs) != (len(scan.input), len(scan.output)):
+    frame = (len(scan.input), len(scan.output), len(proto.graph.output))
+    if len(body.node) < ins + outs or (ins, outs, outs) != frame:
         return None
     entries, exits = body.node[:ins], body.node[len(body.node) - outs :]
     sound = all(
@@ -226,11 +228,21 @@ def _renamed(nodes: Iterable[NodeProto], names: dict[str, str]) -> list[NodeProt
     return copies
 
 
-def _fix_batch(value_type: TypeProto, batch: str) -> None:
-    """Say that a value is of one sample."""
-    for dim in value_type.tensor_type.shape.dim:
+def _fix_batch(value_type: TypeProto, batch: str | None, certain: PartialShape | None) -> None:
+    """Say that a value is of one sample, and nothing of sizes that the file may have wrong.
+
+    ONNX Runtime overlooks a wrong batch in a model that was exported with a fixed one, but not
+    where samples are taken out of a batch.
+    """
+    tensor = value_type.tensor_type
+    if certain is None or len(certain) != len(tensor.shape.dim):
+        tensor.ClearField("shape")
+        return
+    for dim, size in zip(tensor.shape.dim, certain, strict=True):
         if dim.dim_param == batch:
             dim.dim_value = 1
+        elif dim.HasField("dim_value") and dim.dim_value != size:
+            dim.Clear()
 
 
 class _Names:

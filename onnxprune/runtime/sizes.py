@@ -13,6 +13,9 @@ TRIALS = ((29, 96), (31, 160))
 
 No network makes a batch's two sizes out of the others."""
 
+_MORE_BATCHES = (1, 2, 1000)
+"""One sample, as it is computed by itself; an even number of them; and more than most sizes."""
+
 _BATCH = "onnxprune_batch"
 """The name of a batch axis to which the inputs give none."""
 
@@ -106,11 +109,11 @@ def shapes_at(proto: ModelProto, inputs: Mapping[str, Sequence[int]]) -> dict[st
     return dict(_inferred(proto, batch, lambda name, axis: inputs[name][axis]).shapes)
 
 
-def batch_free(proto: ModelProto) -> set[str]:
-    """Small values of integers that are the same for batches of two sizes, all else being equal."""
+def at_batches(proto: ModelProto) -> dict[int, GraphFacts]:
+    """What is known of all values for batches of several sizes, all else being equal."""
     other = TRIALS[0][1]
-    first, second = (_inferred(proto, b, _trial_size(b, other)).numbers for b, _ in TRIALS)
-    return {name for name, numbers in first.items() if second.get(name) == numbers}
+    sizes = (*(batch for batch, _ in TRIALS), *_MORE_BATCHES)
+    return {batch: _inferred(proto, batch, _trial_size(batch, other)) for batch in sizes}
 
 
 def _inferred(proto: ModelProto, batch: int, size: Callable[[str, int], int]) -> GraphFacts:

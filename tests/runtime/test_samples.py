@@ -135,6 +135,134 @@ def test_samples_that_depend_on_each_other_stay_together(case: str, kernels: boo
     check_equal(source, result, {"x": normal(3, 6, 9, 9)}, kernels, replaced=2)
 
 
+NOT_FOLLOWED = {
+    "a quotient that is rounded": "d = Div(n, twenty) i = Add(d, one) g = Gather(scales, i)"
+    " a = Mul(x, g) y = MatMul(a, k)",
+    "a remainder": "d = Mod(n, two) i = Add(d, one) g = Gather(scales, i) a = Mul(x, g)"
+    " y = MatMul(a, k)",
+    "the same by chance": "d = Sub(n, thirty) i = Mul(d, d) c = Cast<to = 1>(i) a = Mul(x, c)"
+    " y = MatMul(a, k)",
+    "from a table": "i = Gather(table, n) c = Cast<to = 1>(i) a = Mul(x, c) y = MatMul(a, k)",
+    "as many as there are samples": "s = Slice(few, zero, n) m = MatMul(x, k)"
+    " g = Gather<axis = 1>(m, s) y = ReduceSum<keepdims = 1>(g, one)",
+    "the last so many": "e = Neg(n) m = MatMul(x, k) s = Slice(m, e, large, one)"
+    " y = ReduceSum<keepdims = 1>(s, one)",
+    "a square": "q = Concat<axis = 0>(n, n) e = Expand(half, q)"
+    " r = ReduceSum<keepdims = 1>(e, one) a = Mul(x, r) y = MatMul(a, k)",
+    "one sample is another case": "q = Equal(n, one) w = Where(q, four, two)"
+    " c = Concat<axis = 0>(n, w, minus) m = MatMul(x, k) r = Reshape(m, c)"
+    " t = ReduceMax<keepdims = 0>(r, one) y = ReduceSum<keepdims = 1>(t, one)",
+    "five samples are another case": "q = Equal(n, five) w = Where(q, four, two)"
+    " c = Concat<axis = 0>(n, w, minus) m = MatMul(x, k) r = Reshape(m, c)"
+    " t = ReduceMax<keepdims = 0>(r, one) y = ReduceSum<keepdims = 1>(t, one)",
+    "five samples, less what they are": "v = Sub(n, five) q = Cast<to = 9>(v)"
+    " w = Where(q, two, four) c = Concat<axis = 0>(n, w, minus) m = MatMul(x, k)"
+    " r = Reshape(m, c) t = ReduceMax<keepdims = 0>(r, one)"
+    " y = ReduceSum<keepdims = 1>(t, one)",
+    "many are another case": "v = Cast<to = 1>(n) o = Div(v, five_hundred) q = Floor(o)"
+    " p = Cast<to = 7>(q) w = Add(p, two) c = Concat<axis = 0>(n, w) e = Expand(half, c)"
+    " t = ReduceSum<keepdims = 1>(e, one) a = Mul(x, t) y = MatMul(a, k)",
+    "an axis of one sample goes, too": "r = Reshape(x, row) s = Squeeze(r) y = MatMul(s, k)",
+}
+
+
+@pytest.mark.parametrize("case", sorted(NOT_FOLLOWED))
+def test_sizes_that_only_look_the_same_for_every_batch_keep_samples_together(case: str):
+    constants = {"k": sparse(20, 8, seed=3).T, "scales": normal(2000), "table": np.arange(1001)}
+    constants["table"][[29, 31]] = 5
+    constants |= {"half": np.full(1, 0.5, np.float32), "five_hundred": np.float32([500])}
+    constants |= {"large": np.array([2**40]), "few": np.arange(5), "row": np.array([0, 1, 8])}
+    constants |= {"zero": np.array([0]), "one": np.array([1]), "two": np.array([2])}
+    constants |= {"four": np.array([4]), "five": np.array([5]), "twenty": np.array([20])}
+    constants |= {"thirty": np.array([30]), "minus": np.array([-1])}
+    body = f"n = Shape<start = 0, end = 1>(x) {NOT_FOLLOWED[case]}"
+    source = net(f"g (float[N, 8] x) => (float[N, Q] y) {{ {body} }}", **constants)
+    result = split(source)
+    assert result.record.samples == "together"
+    assert operators(result.proto) != SPLIT
+
+
+EXACT = {
+    "windows": "c = Concat<axis = 0>(n, two, four) w = Reshape(x, parts) d = Shape(w)"
+    " e = Slice(d, zero, one, zero) b = Div(e, two) t = Concat<axis = 0>(b, minus)"
+    " r = Relu(w) f = Reshape(r, t) y = MatMul(f, k)",
+    "expanded as exporters do": "c = Concat<axis = 0>(n, one, eight) m = Equal(c, minuses)"
+    " w = Where(m, ones, c) e = Expand(token, w) s = Squeeze(e, one) j = Add(s, x)"
+    " y = MatMul(j, k)",
+}
+
+
+@pytest.mark.parametrize("case", sorted(EXACT))
+def test_sizes_that_are_computed_exactly_are_followed(case: str, kernels: bool):
+    constants = {"k": sparse(20, 8, seed=3).T, "token": normal(1, 1, 8)}
+    constants |= {"zero": np.array([0]), "one": np.array([1]), "two": np.array([2])}
+    constants |= {"four": np.array([4]), "eight": np.array([8]), "minus": np.array([-1])}
+    constants |= {"minuses": np.full(3, -1), "ones": np.ones(3, np.int64)}
+    constants |= {"parts": np.array([-1, 4])}
+    body = f"n = Shape<start = 0, end = 1>(x) {EXACT[case]}"
+    source = net(f"g (float[N, 8] x) => (float[N, 20] y) {{ {body} }}", **constants)
+    result = split(source)
+    assert result.record.samples_reason == ""
+    check_equal(source, result, {"x": normal(3, 8)}, kernels)
+
+
+FRAMES = {
+    "two batches": "(float[, 8] x, float[, 8] z) => (float[N, 20] y) { a = Add(x, z) y ="
+    " MatMul(a, k) }",
+    "a square": "(float[N, N, 8] x) => (float[N, 20] y) { a = ReduceMean<axes = [1], keepdims = 0>"
+    "(x) y = MatMul(a, k) }",
+    "an input": "(float[N, 8] x) => (float[N, 20] y, float[N, 8] x) { y = MatMul(x, k) }",
+    "text": "(float[N, 8] x, string[N, 2] s) => (float[N, 20] y, string[N, 2] t) { y ="
+    " MatMul(x, k) t = Identity(s) }",
+    "small floats": "(float[N, 8] x) => (float[N, 20] y, float8e4m3fn[N, 8] t) { y = MatMul(x, k)"
+    " t = Cast<to = 17>(x) }",
+}
+
+
+@pytest.mark.parametrize("case", sorted(FRAMES))
+def test_inputs_and_outputs_that_no_scan_can_have_keep_samples_together(case: str):
+    frame = FRAMES[case].replace("float[, 8]", "float[A, 8]")
+    source = net(f"g {frame}", k=sparse(20, 8, seed=3).T)
+    if case == "a square":
+        source.opset_import[0].version = 17
+    for value in source.graph.input:
+        if value.type.tensor_type.shape.dim[0].dim_param == "A":
+            value.type.tensor_type.shape.dim[0].Clear()
+    result = split(source)
+    assert result.record.samples == "together"
+    assert result.record.samples_reason
+
+
+@pytest.mark.usefixtures("need_kernels")
+def test_sizes_left_over_from_a_fixed_batch(kernels: bool):
+    """As a model has them that was exported with one, and opened at its inputs and outputs."""
+    body = "r = Relu(x) s = Sin(r) m = MatMul(s, k) y = Tanh(m)"
+    source = net(f"g (float[N, 8] x) => (float[N, 20] y) {{ {body} }}", k=WEIGHTS["k"])
+    for name, sizes in (("r", [4, 8]), ("s", [4, 8]), ("m", [4, 20])):
+        source.graph.value_info.append(
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, sizes)
+        )
+    result = split(source)
+    assert result.record.samples == "split"
+    check_equal(source, result, {"x": normal(3, 8)}, kernels, replaced=1)
+
+
+def test_a_scan_with_fewer_outputs_than_the_model_is_not_ours():
+    result = split(network())
+    (branches,) = [n for n in result.proto.graph.node if n.op_type == "If"]
+    branches.output.append("more")
+    result.proto.graph.output.add(name="more")
+    assert working_graph(result.proto) is result.proto.graph
+    dense_view(result.proto)
+
+
+def test_a_sparse_operator_without_its_weight_is_a_problem_of_the_record():
+    result = split(network())
+    (node,) = [n for n in working_graph(result.proto).node if n.op_type == "SparseConv"]
+    del node.input[2:]
+    assert any("make no sense" in problem for problem in verify_record(result.proto).problems)
+
+
 APART = {
     "heads": "h = Reshape(x, heads) t = Transpose<perm = [0, 2, 1, 3]>(h)"
     " u = Transpose<perm = [0, 2, 3, 1]>(h) s = MatMul(t, u) p = Softmax<axis = 3>(s)"
