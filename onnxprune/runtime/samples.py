@@ -21,7 +21,7 @@ from onnx import (
 )
 
 from onnxprune.graph_shapes import PartialShape
-from onnxprune.runtime.graph import names_read
+from onnxprune.runtime.graph import label, names_read
 from onnxprune.runtime.library import DOMAIN
 from onnxprune.runtime.sizes import Sizes
 
@@ -217,11 +217,13 @@ def _is_batched(value: ValueInfoProto) -> bool:
 
 
 def _renamed(nodes: Iterable[NodeProto], names: dict[str, str]) -> list[NodeProto]:
-    """Copies of nodes that read and make values of other names."""
+    """Copies of nodes that read and make values of other names; what nodes are called stays."""
     copies = []
     for node in nodes:
         copy = NodeProto()
         copy.CopyFrom(node)
+        if any(name in names for name in node.output[:1]):
+            copy.name = label(node)
         copy.input[:] = [names.get(name, name) for name in node.input]
         copy.output[:] = [names.get(name, name) for name in node.output]
         copies.append(copy)

@@ -247,6 +247,20 @@ def test_sizes_left_over_from_a_fixed_batch(kernels: bool):
     check_equal(source, result, {"x": normal(3, 8)}, kernels, replaced=1)
 
 
+def test_a_dense_layer_without_a_name_that_makes_an_output_is_in_the_record():
+    source = network(
+        "a = Conv(x, w, b) y = ConvTranspose(a, t)",
+        "float[N, 4, 9, 9] y",
+        t=normal(8, 4, 3, 3),
+    )
+    result = split(source)
+    assert result.record.samples == "split"
+    assert [(layer.name, layer.sparse) for layer in result.record.layers] == [
+        ("a", True),
+        ("y", False),
+    ]
+
+
 def test_a_scan_with_fewer_outputs_than_the_model_is_not_ours():
     result = split(network())
     (branches,) = [n for n in result.proto.graph.node if n.op_type == "If"]
