@@ -270,6 +270,25 @@ def test_a_scan_with_fewer_outputs_than_the_model_is_not_ours():
     dense_view(result.proto)
 
 
+@pytest.mark.parametrize("place", ["main graph", "other branch", "scan", "sparse"])
+def test_weights_beside_the_graph_of_a_sample_are_not_overlooked(place: str):
+    proto = split(network()).proto
+    branches = {a.name: a.g for a in proto.graph.node[-1].attribute}
+    weight = onnx.numpy_helper.from_array(normal(8, 20), "hidden")
+    if place == "main graph":
+        proto.graph.initializer.append(weight)
+    elif place == "other branch":
+        multiplied = onnx.helper.make_node("MatMul", ["x", "hidden"], ["more"])
+        branches["else_branch"].node.append(multiplied)
+        branches["else_branch"].initializer.append(weight)
+    elif place == "scan":
+        branches["then_branch"].initializer.append(weight)
+    else:
+        working_graph(proto).sparse_initializer.add().values.CopyFrom(weight)
+    assert working_graph(proto) is proto.graph
+    assert not verify_record(proto).true
+
+
 def test_a_sparse_operator_without_its_weight_is_a_problem_of_the_record():
     result = split(network())
     (node,) = [n for n in working_graph(result.proto).node if n.op_type == "SparseConv"]
