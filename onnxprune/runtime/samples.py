@@ -21,7 +21,7 @@ from onnx import (
 )
 
 from onnxprune.graph_shapes import PartialShape
-from onnxprune.runtime.graph import names_read
+from onnxprune.runtime.graph import label, names_read
 from onnxprune.runtime.library import DOMAIN
 from onnxprune.runtime.sizes import Sizes
 
@@ -207,7 +207,24 @@ def _scan(proto: ModelProto) -> NodeProto | None:
     branches = [a.g for a in nodes[-1].attribute if a.name == "then_branch" and a.HasField("g")]
     found = [node for branch in branches for node in branch.node]
     sound = len(found) == 1 and found[0].op_type == "Scan" and found[0].name == NAME
-    return found[0] if sound else None
+    return found[0] if sound and not _hides_tensors(proto.graph) else None
+
+
+def _hides_tensors(graph: GraphProto) -> bool:
+    """Whether there may be weights beside the graph for one sample, which nobody would see there.
+
+    There is nothing to store but a place in a shape, and shapes of outputs without samples.
+    """
+    inner = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+    empty = [branch for branch in inner if not any(node.op_type == "Scan" for node in branch.node)]
+    stored = [*graph.initializer, *(tensor for branch in inner for tensor in branch.initializer)]
+    bodies = [a.g for branch in inner for node in branch.node for a in node.attribute]
+    return (
+        (len(inner), len(empty)) != (2, 1)
+        or any(node.op_type != "ConstantOfShape" for branch in empty for node in branch.node)
+        or any(tensor.data_type != TensorProto.INT64 or len(tensor.dims) > 1 for tensor in stored)
+        or any(g.sparse_initializer for g in (graph, *inner, *bodies))
+    )
 
 
 def _is_batched(value: ValueInfoProto) -> bool:
@@ -217,11 +234,13 @@ def _is_batched(value: ValueInfoProto) -> bool:
 
 
 def _renamed(nodes: Iterable[NodeProto], names: dict[str, str]) -> list[NodeProto]:
-    """Copies of nodes that read and make values of other names."""
+    """Copies of nodes that read and make values of other names; what nodes are called stays."""
     copies = []
     for node in nodes:
         copy = NodeProto()
         copy.CopyFrom(node)
+        if any(name in names for name in node.output[:1]):
+            copy.name = label(node)
         copy.input[:] = [names.get(name, name) for name in node.input]
         copy.output[:] = [names.get(name, name) for name in node.output]
         copies.append(copy)

@@ -247,6 +247,20 @@ def test_sizes_left_over_from_a_fixed_batch(kernels: bool):
     check_equal(source, result, {"x": normal(3, 8)}, kernels, replaced=1)
 
 
+def test_a_dense_layer_without_a_name_that_makes_an_output_is_in_the_record():
+    source = network(
+        "a = Conv(x, w, b) y = ConvTranspose(a, t)",
+        "float[N, 4, 9, 9] y",
+        t=normal(8, 4, 3, 3),
+    )
+    result = split(source)
+    assert result.record.samples == "split"
+    assert [(layer.name, layer.sparse) for layer in result.record.layers] == [
+        ("a", True),
+        ("y", False),
+    ]
+
+
 def test_a_scan_with_fewer_outputs_than_the_model_is_not_ours():
     result = split(network())
     (branches,) = [n for n in result.proto.graph.node if n.op_type == "If"]
@@ -254,6 +268,25 @@ def test_a_scan_with_fewer_outputs_than_the_model_is_not_ours():
     result.proto.graph.output.add(name="more")
     assert working_graph(result.proto) is result.proto.graph
     dense_view(result.proto)
+
+
+@pytest.mark.parametrize("place", ["main graph", "other branch", "scan", "sparse"])
+def test_weights_beside_the_graph_of_a_sample_are_not_overlooked(place: str):
+    proto = split(network()).proto
+    branches = {a.name: a.g for a in proto.graph.node[-1].attribute}
+    weight = onnx.numpy_helper.from_array(normal(8, 20), "hidden")
+    if place == "main graph":
+        proto.graph.initializer.append(weight)
+    elif place == "other branch":
+        multiplied = onnx.helper.make_node("MatMul", ["x", "hidden"], ["more"])
+        branches["else_branch"].node.append(multiplied)
+        branches["else_branch"].initializer.append(weight)
+    elif place == "scan":
+        branches["then_branch"].initializer.append(weight)
+    else:
+        working_graph(proto).sparse_initializer.add().values.CopyFrom(weight)
+    assert working_graph(proto) is proto.graph
+    assert not verify_record(proto).true
 
 
 def test_a_sparse_operator_without_its_weight_is_a_problem_of_the_record():
