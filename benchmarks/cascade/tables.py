@@ -36,7 +36,7 @@ _HOLDING = (
 
 DEFAULT = "cascade-gmp"
 
-_PHASE: tuple[str, ...] = ()
+_PHASE = ("phase_map_mobilenet",)
 """Results of `phase_map.py` beside the first."""
 
 _BESIDE_GMP: tuple[str, ...] = ()
@@ -105,9 +105,26 @@ def phase() -> str:
 
 def phase_beside() -> str:
     """The same for other networks, data and shares."""
-    rows = [[*place, *row] for file in _PHASE for place, row in _phase_rows(file)]
+    rows = []
+    for file in _PHASE:
+        shed = _shed_at_the_end(file)
+        for (network, data), row in _phase_rows(file):
+            rows.append([network, data, *row[:4], shed[network, data, *row[:3]], *row[4:]])
     head = ["network", "data", "pruned", "learning rate", "weight decay", "decay horizon covered"]
-    return markdown([*head, "gain, magnitude", "gain, random", "random, against control"], rows)
+    head += ["shed, random / its control", "gain, magnitude", "gain, random"]
+    return markdown([*head, "random, against control"], rows)
+
+
+def _shed_at_the_end(file: str) -> dict[tuple[str, ...], str]:
+    """By point, the shares of the kept weights that are shed after random pruning and without."""
+    found = {}
+    for point in results(file)["points"]:
+        if point["criterion"] == "random":
+            _, treated, control = point["curve"][-1]
+            settings = f"{point['lr']:g}", f"{point['weight_decay']:g}"
+            place = point["network"], point["data"], _share(point["sparsity"])
+            found[*place, *settings] = f"{100 * treated:.1f} / {100 * control:.1f} %"
+    return found
 
 
 def _phase_rows(file: str) -> Iterator[tuple[tuple[str, str], list[str]]]:
