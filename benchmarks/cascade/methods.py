@@ -107,6 +107,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=float,
         help="compare at these instead of the plan's, and tune at each of them",
     )
+    parser.add_argument(
+        "--tuned-at",
+        nargs="+",
+        type=float,
+        metavar="SPARSITY",
+        help="for each of --sparsities, the one at which its settings were tuned",
+    )
+    parser.add_argument("--shares", nargs="+", type=float, help="of the epochs; cost stage")
     parser.add_argument("--lrs", nargs="+", type=float, help="instead of the plan's")
     parser.add_argument("--decays", nargs="+", type=float, help="instead of the plan's")
     parser.add_argument("--ends", nargs="+", type=float, help="of pruning, instead of the plan's")
@@ -117,8 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = QUICK if given.quick else PLANS[given.plan]
     if given.sparsities:
         own = tuple(given.sparsities)
-        plan = replace(plan, sparsities=own, tuned_at=own)
-    asked = {"lrs": given.lrs, "decays": given.decays, "ends": given.ends}
+        plan = replace(plan, sparsities=own, tuned_at=tuple(given.tuned_at or own))
+    asked = {"lrs": given.lrs, "decays": given.decays, "ends": given.ends, "shares": given.shares}
     plan = replace(plan, **{key: tuple(values) for key, values in asked.items() if values})
     lab = Lab(options)
     methods = [method for method in given.methods if supported(method)]
@@ -154,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "epochs": options.scale.epochs,
         "tuned": tuned,
         "left_out": [method for method in given.methods if method not in methods],
+        "tuned_at": dict(zip(plan.sparsities, plan.tuned_at, strict=True)),
         "grid": {"lr": plan.lrs, "weight_decay": plan.decays, "pruning_end": plan.ends},
     }
     write_results(options.name, settings, results, options.results)
@@ -257,7 +266,7 @@ def cost_runs(
 ) -> Iterable[Run]:
     """Gradual pruning of several lengths, over the seeds, at all sparsities but the lowest."""
     chosen = [method for method in COSTED if method in methods]
-    sparsities = plan.sparsities[1:] or plan.sparsities
+    sparsities = sorted(plan.sparsities)[1:] or plan.sparsities
     for sparsity, method, end in itertools.product(sparsities, chosen, plan.ends):
         best = tuning.best(method, plan.tuning_of(sparsity), end)
         if best is None:

@@ -46,14 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sparsities", nargs="+", type=float, help="instead of the scale's grid")
     parser.add_argument("--lrs", nargs="+", type=float, default=[CENTRE_LR], help="with these")
     parser.add_argument("--decays", nargs="+", type=float, default=[CENTRE_DECAY], help="and these")
+    parser.add_argument(
+        "--point",
+        nargs=3,
+        type=float,
+        action="append",
+        metavar=("SPARSITY", "LR", "DECAY"),
+        help="these points and no others; may be repeated",
+    )
     given = parser.parse_args(arguments)
     options = options_of(given, "phase_map")
     lab = Lab(options)
     epochs = given.epochs or EPOCHS[options.scale_name]
     all_data = given.data or options.scale_name == "gpu"
     data_sets = options.scale.data if all_data else options.scale.data[:1]
-    asked = itertools.product(given.sparsities or (), given.lrs, given.decays)
-    cells = list(asked) or cells_of(options.scale_name)
+    asked = list(itertools.product(given.sparsities or (), given.lrs, given.decays))
+    named = [(sparsity, lr, decay) for sparsity, lr, decay in given.point or ()]
+    cells = named or asked or cells_of(options.scale_name)
     points = [
         Point(network, data, *cell, epochs)
         for network, data in itertools.product(options.scale.networks, data_sets)
@@ -155,8 +164,10 @@ def plot(probed: Probed, folder: Path, name: str) -> None:
     """Phase maps of the gain, gain and accuracy against sparsity, and shed curves."""
     for (network, data), group in by(probed, lambda p: (p.network, p.data)).items():
         stem, title = f"{name}-{network}-{data}", f"{network}, {data}"
-        draw_grids(folder / f"{stem}.svg", [_grid(probed, group, c) for c in CRITERIA])
-        swept = [p for p in group if (p.lr, p.weight_decay) == (CENTRE_LR, CENTRE_DECAY)]
+        if any(point.sparsity == CENTRE_SPARSITY for point in group):
+            draw_grids(folder / f"{stem}.svg", [_grid(probed, group, c) for c in CRITERIA])
+        lr, decay = _swept(group)
+        swept = [p for p in group if (p.lr, p.weight_decay) == (lr, decay)]
         xs = [point.sparsity for point in swept]
         gains = [Band(c, xs, [gain_json(gain_of(probed[p], c)) for p in swept]) for c in CRITERIA]
         accuracies = [
@@ -164,14 +175,22 @@ def plot(probed: Probed, folder: Path, name: str) -> None:
             for arm in (*CRITERIA, CONTROL)
         ]
         pruned = "share of the weights that the event takes"
-        centre = f"lr {CENTRE_LR:g}, weight decay {CENTRE_DECAY:g}"
+        centre = f"lr {lr:g}, weight decay {decay:g}"
         panels = [
             Panel(f"{title}, {centre}", pruned, "cascade gain", gains),
             Panel(f"{title}, {centre}", pruned, "test accuracy", accuracies),
         ]
         draw(folder / f"{stem}-sparsity.svg", panels)
         middle = [point for point in swept if point.sparsity == CENTRE_SPARSITY]
-        draw(folder / f"{stem}-curves.svg", [_curves(probed[point], title) for point in middle])
+        if middle:
+            draw(folder / f"{stem}-curves.svg", [_curves(probed[p], title) for p in middle])
+
+
+def _swept(group: Sequence[Point]) -> tuple[float, float]:
+    """Learning rate and weight decay with the most sparsities, the centre before others."""
+    settings = [(p.lr, p.weight_decay) for p in group]
+    centre = CENTRE_LR, CENTRE_DECAY
+    return max(dict.fromkeys(settings), key=lambda s: (settings.count(s), s == centre))
 
 
 def _curves(entries: Mapping[int, Entry], title: str) -> Panel:
@@ -195,13 +214,14 @@ def _grid(probed: Probed, group: Sequence[Point], criterion: str) -> Grid:
         for point in group
         if point.sparsity == CENTRE_SPARSITY
     }
+    lrs, decays = sorted({lr for lr, _ in cells}), sorted({decay for _, decay in cells})
     return Grid(
         f"{criterion}, {CENTRE_SPARSITY:.0%} pruned: cascade gain",
         "weight decay",
         "learning rate",
-        [f"{decay:g}" for decay in DECAYS],
-        [f"{lr:g}" for lr in LRS],
-        [[_cell(cells.get((lr, decay))) for decay in DECAYS] for lr in LRS],
+        [f"{decay:g}" for decay in decays],
+        [f"{lr:g}" for lr in lrs],
+        [[_cell(cells.get((lr, decay))) for decay in decays] for lr in lrs],
         limit=1.0,
     )
 

@@ -11,11 +11,12 @@ too short for a whole cascade.
 """
 
 import itertools
+import shutil
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = options_of(given, "real_models")
     lab = Lab(options)
     size = SIZES[options.scale_name]
+    size = size if given.epochs is None else replace(size, epochs=given.epochs)
     models = given.models or (MODELS[1:2] if given.quick else MODELS)
     methods = [method for method in given.methods if supported(method)]
     methods = methods[:2] if given.quick else methods
@@ -188,6 +190,7 @@ def prune_task(setting: Setting, task: Task, folder: Path, stop: Callable[[], bo
     else:
         after = values["pruned"][task.metric]
         before = 1.0 if task.metric == "agreement" else values["dense"][task.metric]
+    shutil.rmtree(folder)
     return {
         "metric": task.metric,
         "accuracy": after,

@@ -131,7 +131,7 @@ def _recogniser(folder: Path, size: Size) -> Task:
             "lr": 5e-4,
             "loss": "ctc",
         },
-        "distill": {"weight": 0.5},
+        "distill": {"weight": 0.0},
     }
     return Task(model, tables, "characters")
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -34,6 +34,21 @@ _HOLDING = (
 )
 """Results with several ways of holding the learning rate."""
 
+DEFAULT = "cascade-gmp"
+
+_PHASE = ("phase_map_mobilenet",)
+"""Results of `phase_map.py` beside the first."""
+
+_BESIDE_GMP = ("methods_fashion_98",)
+"""Results of `methods.py` with cascade-gmp as it is by default."""
+
+_REAL = ("real_models",)
+
+_COST = ("methods",)
+
+_FARTHEST_BEHIND = -0.003
+"""How far behind gmp the default of cascade-gmp may be, as a difference of accuracies."""
+
 _SETTINGS = ("lr", "weight_decay", "pruning_end")
 
 
@@ -52,7 +67,9 @@ def main() -> None:
 def table(name: str) -> str:
     """A table in Markdown."""
     makers = {
+        "bar": bar,
         "phase": phase,
+        "phase-beside": phase_beside,
         "methods": methods,
         "methods-against-gmp": methods_against_gmp,
         "tuning": tuning,
@@ -61,6 +78,7 @@ def table(name: str) -> str:
         "tuning-glyphs": partial(tuning, "methods_glyphs"),
         "tuning-differences": tuning_differences,
         "learning-rate": learning_rate,
+        "beside-gmp": partial(learning_rate, *_BESIDE_GMP),
         "real": real,
         "real-probes": real_probes,
         "cost": cost,
@@ -80,23 +98,53 @@ def table(name: str) -> str:
 
 def phase() -> str:
     """The gain over learning rate and weight decay, and what random pruning costs."""
-    cells: dict[tuple[float, float, float], dict[str, Row]] = {}
-    for point in results("phase_map")["points"]:
-        key = point["sparsity"], point["lr"], point["weight_decay"]
-        cells.setdefault(key, {})[point["criterion"]] = point
-    rows = [
-        [
-            _share(sparsity),
-            *(f"{lr:g}", f"{decay:g}"),
-            f"{both['magnitude']['decay_horizon_reached']:.2f}",
-            *(with_ends(both[score]["gain"]) for score in ("magnitude", "random")),
-            points(both["random"]["against_control"]),
-        ]
-        for (sparsity, lr, decay), both in sorted(cells.items())
-    ]
     head = ["pruned", "learning rate", "weight decay", "decay horizon covered"]
     head += ["gain, magnitude", "gain, random", "accuracy after random pruning, against control"]
-    return markdown(head, rows)
+    return markdown(head, [row for _, row in _phase_rows("phase_map")])
+
+
+def phase_beside() -> str:
+    """The same for other networks, data and shares."""
+    rows = []
+    for file in _PHASE:
+        shed = _shed_at_the_end(file)
+        for (network, data), row in _phase_rows(file):
+            rows.append([network, data, *row[:4], shed[network, data, *row[:3]], *row[4:]])
+    head = ["network", "data", "pruned", "learning rate", "weight decay", "decay horizon covered"]
+    head += ["shed, random / its control", "gain, magnitude", "gain, random"]
+    return markdown([*head, "random, against control"], rows)
+
+
+def _shed_at_the_end(file: str) -> dict[tuple[str, ...], str]:
+    """By point, the shares of the kept weights that are shed after random pruning and without."""
+    found = {}
+    for point in results(file)["points"]:
+        if point["criterion"] == "random":
+            _, treated, control = point["curve"][-1]
+            settings = f"{point['lr']:g}", f"{point['weight_decay']:g}"
+            place = point["network"], point["data"], _share(point["sparsity"])
+            found[*place, *settings] = f"{100 * treated:.1f} / {100 * control:.1f} %"
+    return found
+
+
+def _phase_rows(file: str) -> Iterator[tuple[tuple[str, str], list[str]]]:
+    """Network and data of each point, and its row."""
+    cells: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for point in results(file)["points"]:
+        place = point["network"], point["data"]
+        key = *place, point["sparsity"], point["lr"], point["weight_decay"]
+        cells.setdefault(key, {})[point["criterion"]] = point
+    for (network, data, sparsity, lr, decay), both in sorted(cells.items()):
+        yield (
+            (network, data),
+            [
+                _share(sparsity),
+                *(f"{lr:g}", f"{decay:g}"),
+                f"{both['magnitude']['decay_horizon_reached']:.2f}",
+                *(with_ends(both[score]["gain"]) for score in ("magnitude", "random")),
+                points(both["random"]["against_control"]),
+            ],
+        )
 
 
 def methods(file: str = "methods") -> str:
@@ -167,15 +215,52 @@ def tuning_differences() -> str:
     return markdown(head, rows)
 
 
-def learning_rate() -> str:
-    """What holding the learning rate does, with the settings of each row."""
+def bar() -> str:
+    """Every comparison of cascade-gmp as it is by default with gmp."""
     rows = []
-    for file in _HOLDING:
-        (result,) = results(file)
-        for cell in result["comparison"]:
+    for file in (*_HOLDING, *_BESIDE_GMP):
+        for result in results(file):
+            rows += [
+                [f"{result['network']}, {result['data']}", cell["sparsity"], cell["against_gmp"]]
+                for cell in result["comparison"]
+                if cell["method"] == DEFAULT and cell["against_gmp"]
+            ]
+    for file in _REAL:
+        rows += [
+            [cell["model"], cell["sparsity"], cell["against_gmp"]]
+            for cell in results(file)["comparison"]
+            if cell["method"] == DEFAULT and cell["against_gmp"]
+        ]
+    head = ["network, data", "sparsity", "seeds", "cascade-gmp against gmp, points"]
+    return markdown(
+        [*head, f"behind by more than {number(-100 * _FARTHEST_BEHIND, 1)}"],
+        [
+            [place, _share(sparsity), found["count"], points(found), _behind(found)]
+            for place, sparsity, found in sorted(rows, key=lambda row: row[:2])
+        ],
+    )
+
+
+def _behind(difference: Row) -> str:
+    """Whether it lies below the bar, by its interval."""
+    if difference["low"] is None:
+        return "open"
+    if difference["high"] < _FARTHEST_BEHIND:
+        return "yes"
+    return "no" if difference["low"] >= _FARTHEST_BEHIND else "open"
+
+
+def learning_rate(*files: str) -> str:
+    """Methods against gmp with their settings, by default those with a held learning rate."""
+    rows = []
+    found = [result for file in files or _HOLDING for result in results(file)]
+    several = len({result["network"] for result in found}) > 1
+    for result in found:
+        place = f"{result['network']}, {result['data']}" if several else result["data"]
+        for cell in sorted(result["comparison"], key=lambda c: c["sparsity"]):
             same = [run for run in result["runs"] if _cell(run) == _cell(cell)]
             row = [
-                f"{result['data']}, {_share(cell['sparsity'])}",
+                f"{place}, {_share(cell['sparsity'])}",
                 cell["method"],
                 *(f"{same[0]['lr']:g}", f"{same[0]['pruning_end']:g}", len(same)),
                 percent(cell["accuracy"]),
@@ -183,8 +268,8 @@ def learning_rate() -> str:
             ]
             if row not in rows:
                 rows.append(row)
-    head = ["data, sparsity", "method", "learning rate", "pruning ends", "seeds"]
-    return markdown([*head, "accuracy, %", "against gmp, points"], rows)
+    head = [f"{'network, ' * several}data, sparsity", "method", "learning rate"]
+    return markdown([*head, "pruning ends", "seeds", "accuracy, %", "against gmp, points"], rows)
 
 
 def _cell(row: Row) -> tuple[str, float]:
@@ -193,21 +278,19 @@ def _cell(row: Row) -> tuple[str, float]:
 
 def cost() -> str:
     """Accuracy for what training costs, and what gmp reaches for no more."""
+    found = [point for file in _COST for point in results(file)[0]["cost"]]
     rows = [
         [
             _share(point["sparsity"]),
             point["method"],
             *(f"{point['pruning_end']:g}", f"{point['epochs']:g}"),
             f"{point['training_flops'] / 1e9:.0f}",
-            f"{point['seconds']:.0f}",
             percent(point["accuracy"]),
             points((point.get("gmp_at_this_cost") or {}).get("difference")),
         ]
-        for point in sorted(
-            results("methods")[0]["cost"], key=lambda p: (p["sparsity"], p["training_flops"])
-        )
+        for point in sorted(found, key=lambda p: (p["sparsity"], p["training_flops"]))
     ]
-    head = ["sparsity", "method", "pruning ends", "epochs", "10⁹ FLOPs", "seconds"]
+    head = ["sparsity", "method", "pruning ends", "epochs", "10⁹ FLOPs"]
     return markdown([*head, "accuracy, %", "against gmp for no more FLOPs, points"], rows)
 
 
@@ -307,7 +390,8 @@ def real() -> str:
             percent(cell["accuracy"]),
             points(cell["against_gmp"]),
         ]
-        for cell in sorted(results("real_models")["comparison"], key=lambda c: c["sparsity"])
+        for file in _REAL
+        for cell in sorted(results(file)["comparison"], key=lambda c: c["sparsity"])
     ]
     head = ["model", "sparsity", "method", "dense, %", "accuracy, %", "against gmp, points"]
     return markdown(head, rows)
@@ -324,7 +408,8 @@ def real_probes() -> str:
             with_ends(probe["gain"], 4),
             probe["gain"]["verdict"],
         ]
-        for probe in results("real_models")["probes"]
+        for file in _REAL
+        for probe in results(file).get("probes", [])
     ]
     head = ["model", "pruned", "by", "decay horizon covered", "gain", "verdict"]
     return markdown(head, rows)

@@ -350,6 +350,23 @@ def test_arms_are_probed_on_the_dense_model_of_each_seed(
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".json", ".svg"}
 
 
+def test_points_that_are_named_are_the_only_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Point] = []
+    monkeypatch.setattr(phase_map, "probe_all", lambda points, lab: asked.extend(points) or {})
+    command = ["--point", "0.6", "0.2", "0.005", "--point", "0.05", "0.4", "0.002"]
+
+    phase_map.main([*command, "--work", str(tmp_path), "--results", str(tmp_path)])
+
+    cells = [(p.network, p.sparsity, p.lr, p.weight_decay) for p in asked]
+    assert cells == [
+        (network, *cell)
+        for network in ("resnet8", "mobilenet-tiny")
+        for cell in ((0.6, 0.2, 0.005), (0.05, 0.4, 0.002))
+    ]
+
+
 def planned(
     module: Any, monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str
 ) -> list[Run]:
@@ -398,6 +415,29 @@ def test_methods_are_tuned_at_the_sparsities_that_are_asked_for(
 
     assert len(runs) == 2 * 6
     assert {(run.sparsity, run.judged_on) for run in runs} == {(0.95, "valid")}
+
+
+def test_methods_may_be_compared_at_other_sparsities_than_they_are_tuned_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "plot", lambda *_: None)
+    command = ("--plan", "short", "--sparsities", "0.8", "0.9", "--tuned-at", "0.9", "0.9")
+    runs = planned(methods, monkeypatch, tmp_path, *command)
+
+    assert {run.sparsity for run in runs} == {0.9}
+    settings = json.loads((tmp_path / "methods.json").read_text())["settings"]
+    assert settings["tuned_at"] == {"0.8": 0.9, "0.9": 0.9}
+
+
+def test_the_cost_stage_leaves_out_the_lowest_sparsity_in_any_order(tmp_path: Path) -> None:
+    lab, plan = Lab(options(tmp_path)), replace(methods.PLANS["short"], shares=(0.5,))
+    grid = methods.tuning_runs("resnet8", "glyphs", "gmp", plan, lab)
+    tuning = methods.Tuning(grid, [{"accuracy": 0.5}] * len(grid))
+
+    runs = list(methods.cost_runs("resnet8", "glyphs", ["gmp"], plan, tuning, lab))
+
+    assert {run.sparsity for run in runs} == {0.95, 0.98}
+    assert {run.epochs for run in runs} == {0.5 * TINY.epochs}
 
 
 def test_patterns_are_compared_with_choosing_before() -> None:
