@@ -39,7 +39,7 @@ DEFAULT = "cascade-gmp"
 _PHASE = ("phase_map_mobilenet",)
 """Results of `phase_map.py` beside the first."""
 
-_BESIDE_GMP = ("methods_free_fashion",)
+_BESIDE_GMP = ("methods_free_fashion", "methods_fashion_80_equal")
 """Results of `methods.py` with cascade-gmp as it is by default."""
 
 _REAL = ("real_models",)
