@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -100,7 +101,6 @@ class Plan:
         chosen: The layers that become sparse operators, by node.
         companions: Depthwise convolutions between them, by node; see `_find_companions`.
         tiled: Values that are tiled.
-        mixing: Why the samples of a batch are computed together; empty if one after the other.
     """
 
     def __init__(
@@ -129,7 +129,6 @@ class Plan:
             self.leave_dense("the whole model is expected to gain too little")
         self._find_companions()
         self.tiled = tiled_values(self.index, self.sizes, self.chosen, options.layouts)
-        self.mixing = self._why_together()
 
     @property
     def replaced(self) -> list[Layer]:
@@ -155,7 +154,6 @@ class Plan:
         self.chosen.clear()
         self.companions.clear()
         self.tiled = set()
-        self.mixing = reason
 
     def layout(self, value: str) -> str:
         """Layout of a value."""
@@ -219,7 +217,12 @@ class Plan:
         gain = expected_gain((self._works[n] for n in self.chosen), self._works.values())
         return gain < least
 
-    def _why_together(self) -> str:
+    @cached_property
+    def mixing(self) -> str:
+        """Why the samples of a batch are computed together; empty if one after the other.
+
+        First read before the plan is carried out, since it looks at the graph as it was.
+        """
         rule = self._options.samples
         if not self.chosen:
             return "no layer was replaced"

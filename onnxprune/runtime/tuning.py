@@ -85,16 +85,13 @@ def tune(
     timer = _LayerTimer(threads or 0, deadline)
     times = timer.measure(front, options, {name: array.shape for name, array in feeds.items()})
 
-    def made(least: float | None, samples: SampleRule) -> CompiledModel:
-        plan = Plan(_copy(front), replace(options, samples=samples), times, least)
-        return replaced(loaded, plan)
+    def planned(least: float | None, samples: SampleRule) -> Plan:
+        return Plan(_copy(front), replace(options, samples=samples), times, least)
 
-    rules = {
-        frozenset(Plan(front, options, times, least).chosen): least
-        for least in reversed((None, *_CANDIDATES))
-    }
-    leasts = [least for chosen, least in rules.items() if chosen]
-    candidates = [made(least, options.samples) for least in leasts]
+    plans = [(planned(least, options.samples), least) for least in (None, *_CANDIDATES)]
+    distinct = {frozenset(p.chosen): (p, least) for p, least in reversed(plans) if p.chosen}
+    leasts = [least for _, least in distinct.values()]
+    candidates = [replaced(loaded, plan) for plan, _ in distinct.values()]
     best = _fastest([loaded.proto, *(c.proto for c in candidates)], feeds, threads or 0, deadline)
     if best == 0:
         plan = Plan(front, options, times)
@@ -103,9 +100,10 @@ def tune(
     found = candidates[best - 1]
     if options.samples != "auto" or all(array.shape[:1] in ((), (1,)) for array in feeds.values()):
         return found
-    ways = [found, made(leasts[best - 1], _OTHER_WAY[found.record.samples])]
-    if ways[0].record.samples == ways[1].record.samples:
+    other = replaced(loaded, planned(leasts[best - 1], _OTHER_WAY[found.record.samples]))
+    if found.record.samples == other.record.samples:
         return found
+    ways = [found, other]
     return ways[_fastest([way.proto for way in ways], feeds, threads or 0, deadline, plain=0)]
 
 

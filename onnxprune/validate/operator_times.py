@@ -101,14 +101,8 @@ def summarise_events(
     found = []
     for (name, op_type), times in by_node.items():
         runs = len(times) // calls if calls and len(times) % calls == 0 else 1
-        sums = np.reshape(times, (-1, runs)).sum(axis=1)
-        found.append(
-            KernelTime(
-                name,
-                op_type,
-                float(np.median(sums[_WARM_CALLS:] if len(sums) > _WARM_CALLS else sums)),
-            )
-        )
+        sums = np.reshape(times, (-1, runs)).sum(axis=1).tolist()
+        found.append(KernelTime(name, op_type, float(np.median(sums[_WARM_CALLS:] or sums))))
     return found
 
 

@@ -38,6 +38,16 @@ def test_medians_over_calls_after_the_warm_ones():
     ]
 
 
+def test_a_node_that_runs_for_each_sample_counts_once_and_the_loop_around_it_not_at_all():
+    events = [kernel("loop", "Scan", call * 100, 9999) for call in range(5)]
+    events += [
+        kernel("c", "Conv", call * 100 + sample, 1000 * (sample + 1))
+        for call in range(5)
+        for sample in range(3)
+    ]
+    assert summarise_events(events, calls=5) == [KernelTime("c", "Conv", 6.0)]
+
+
 def test_an_empty_profile():
     assert summarise_events([]) == []
     assert operator_times([]) == []
