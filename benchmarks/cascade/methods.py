@@ -286,7 +286,7 @@ def rows(runs: Iterable[Run], entries: Iterable[Entry | None]) -> list[dict[str,
     """A line for each run."""
     wanted = (
         *("accuracy", "accuracy_before", "overlap_with_start", "closed", "harvested"),
-        *("rollbacks", "seconds", "failed"),
+        *("rollbacks", "seconds", "cpu_seconds", "failed"),
     )
     return [
         {
@@ -360,8 +360,8 @@ def accuracies(entries: Mapping[int, Entry], chance: float) -> dict[int, float]:
 def cost(runs: Sequence[Run], entries: Sequence[Entry | None]) -> list[dict[str, Any]]:
     """Accuracy against training FLOPs, which points no other beats at lower cost, and gmp beside.
 
-    FLOPs at actual density are theory on dense hardware; the seconds are what the runs took, with
-    others beside them.
+    FLOPs at actual density are theory on dense hardware. The seconds are what the runs took, with
+    others beside them; those of the CPU leave out what it did for others.
     """
     pairs = [
         (run, entry)
@@ -381,7 +381,11 @@ def cost(runs: Sequence[Run], entries: Sequence[Entry | None]) -> list[dict[str,
                 "pruning_end": end,
                 "epochs": epochs,
                 "training_flops": flops.mean,
-                "seconds": round(interval(entry["seconds"] for _, entry in cells).mean, 1),
+                **{
+                    key: round(interval(entry[key] for _, entry in cells).mean, 1)
+                    for key in ("seconds", "cpu_seconds")
+                    if all(key in entry for _, entry in cells)
+                },
                 "accuracy": interval(scores[-1].values()).to_json(),
             }
         )

@@ -110,7 +110,7 @@ def probe_model(
     Raises:
         Interrupted: `stop` said so.
     """
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         job = prepare_probe(model, recipe, run_dir=folder)
@@ -135,6 +135,7 @@ def probe_model(
         "decay_horizon_reached": result["decay_horizon_reached"],
         "without_shed": result["without_shed"],
         "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(time.process_time() - busy, 1),
     }
 
 

@@ -170,7 +170,7 @@ def prune_task(setting: Setting, task: Task, folder: Path, stop: Callable[[], bo
     base = merged(merged(task.tables, _machine(setting)), own)
     tables = merged(base, OWN_METHODS.get(setting.method, {}))
     folder.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         results = onnxprune.prune(
@@ -199,6 +199,7 @@ def prune_task(setting: Setting, task: Task, folder: Path, stop: Callable[[], bo
         "sparsity": results["sparsity"],
         "budget": results.get("budget"),
         "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(time.process_time() - busy, 1),
     }
 
 

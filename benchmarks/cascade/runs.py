@@ -215,7 +215,7 @@ def execute(run: Run, place: Workplace, stop: Callable[[], bool] = lambda: False
     output = place.output(run)
     run_dir = output.with_suffix(".run")
     output.parent.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     try:
         results = _prune(source, output, recipe, run_dir, stop)
     except TrainingError as error:
@@ -237,6 +237,7 @@ def execute(run: Run, place: Workplace, stop: Callable[[], bool] = lambda: False
         "overlap_with_start": (results["overlap_with_one_shot"] or {}).get("jaccard"),
         "overlap_by_chance": (results["overlap_with_one_shot"] or {}).get("expected"),
         "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(time.process_time() - busy, 1),
         "tool_version": __version__,
     }
     shutil.rmtree(run_dir)
