@@ -105,7 +105,7 @@ def compiled(
     """Write a network with every layer sparse; the layers, and their names in the dense one."""
     export_pruned(name, path, sparsity, pattern)
     source = read_plain(path)
-    plan = Plan(optimized(source), CompileOptions(EVERYTHING))
+    plan = Plan(optimized(source), CompileOptions(EVERYTHING, samples="together"))
     entries = []
     for number, layer in plan.chosen.items():
         work = plan.work(layer)

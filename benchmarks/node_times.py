@@ -70,7 +70,8 @@ def _nodes(events: list[dict[str, Any]]) -> list[NodeTime]:
     kernels = [event for event in events if event["name"].endswith(_SUFFIX)]
     found = defaultdict(list)
     for event in sorted(kernels, key=lambda event: event["ts"]):
-        found[event["args"]["node_index"]].append(event)
+        # Nodes of sub-graphs are counted from 0 again.
+        found[event["name"], event["args"]["node_index"]].append(event)
     return [
         NodeTime(
             same[0]["name"].removesuffix(_SUFFIX),

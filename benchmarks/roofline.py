@@ -38,7 +38,7 @@ from onnx import helper
 from record import RESULTS, write_results
 from sparse_networks import NETWORKS, export_pruned
 
-from onnxprune.runtime import compile_model, instruction_set
+from onnxprune.runtime import CompileOptions, compile_model, instruction_set
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "onnxprune"
@@ -186,7 +186,7 @@ def measured_layers(arguments: argparse.Namespace) -> list[SparseLayer]:
     with tempfile.TemporaryDirectory() as folder:
         pruned, compiled = Path(folder) / "pruned.onnx", Path(folder) / "compiled.onnx"
         export_pruned(arguments.model, pruned, arguments.sparsity, arguments.pattern)
-        proto = compile_model(pruned).proto
+        proto = compile_model(pruned, CompileOptions(samples="together")).proto
         compiled.write_bytes(proto.SerializeToString())
         shape = (1, *NETWORKS[arguments.model][1])
         x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)

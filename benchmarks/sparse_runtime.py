@@ -1,7 +1,8 @@
 r"""How much faster is a pruned model with sparse CPU kernels than dense in stock ONNX Runtime?
 
-Each network is compared with its own dense model under ONNX Runtime with all optimisations, side by
-side in one process, as `onnxprune bench` does; memory and loading in processes of their own. A
+Each network, compiled for the number of threads (`onnxprune compile --threads`), is compared with
+its own dense model under ONNX Runtime with all optimisations, side by side in one process, as
+`onnxprune bench` does; memory and loading in processes of their own. A
 comparison takes a minute at most on an idle machine. What is measured is kept in a journal, so the
 same command goes on where it was cut off; new kernels or settings begin a new one.
 
@@ -19,7 +20,7 @@ from journal import Entry, Journal
 from record import ROOT, write_results
 from sparse_networks import BLOCK, NETWORKS, export, export_pruned, runtime_digest
 
-from onnxprune.runtime import compile_model, instruction_set
+from onnxprune.runtime import CompileOptions, compile_model, instruction_set
 from onnxprune.validate import bench
 
 GOALS = {
@@ -104,7 +105,8 @@ class Pair:
     def __enter__(self) -> "Pair":
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
-        self._dense, self._compiled = folder / "dense.onnx", folder / "compiled.onnx"
+        self._dense, self._pruned = folder / "dense.onnx", folder / "pruned.onnx"
+        self._ways: dict[int, tuple[Path, str]] = {}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,8 +116,9 @@ class Pair:
         """Compare the two, in one process."""
         if self._facts is None:
             self._facts = self._made()
+        compiled, samples = self._compiled(threads)
         result = bench(
-            [self._dense, self._compiled],
+            [self._dense, compiled],
             batch=batch,
             threads=threads,
             max_seconds=seconds,
@@ -125,6 +128,7 @@ class Pair:
         return self._facts | {
             "batch": batch,
             "threads": threads,
+            "samples": samples,
             "speedup": {"ratio": speedup.ratio, "low": speedup.low, "high": speedup.high},
             "goal": goal(self._facts),
             "dense_ms": result.models[0].latency_ms["median"],
@@ -132,13 +136,22 @@ class Pair:
             "busy_cores_of_others": result.environment["busy_cores_of_others"],
         }
 
+    def _compiled(self, threads: int) -> tuple[Path, str]:
+        """The network compiled for a number of threads, and how it treats a batch."""
+        if threads not in self._ways:
+            compiled = compile_model(self._pruned, CompileOptions(threads=threads))
+            path = self._dense.with_name(f"compiled-{threads}.onnx")
+            path.write_bytes(compiled.proto.SerializeToString())
+            self._ways[threads] = path, compiled.record.samples
+        return self._ways[threads]
+
     def _made(self) -> dict[str, Any]:
-        pruned = self._dense.with_name("pruned.onnx")
         export(self.key["model"], self._dense)
-        export_pruned(self.key["model"], pruned, self.key["sparsity"], self.key["pattern"])
-        compiled = compile_model(pruned)
-        self._compiled.write_bytes(compiled.proto.SerializeToString())
-        apart = bench([self._dense, self._compiled], threads=1, rounds=5, processes=True)
+        export_pruned(self.key["model"], self._pruned, self.key["sparsity"], self.key["pattern"])
+        path = self._dense.with_name("compiled.onnx")
+        compiled = compile_model(self._pruned)
+        path.write_bytes(compiled.proto.SerializeToString())
+        apart = bench([self._dense, path], threads=1, rounds=5, processes=True)
         return self.key | {
             "sparse_layers": compiled.record.replaced,
             "layers": len(compiled.record.layers),

@@ -152,6 +152,30 @@ MACHINES = (
             "calls": 13_200.0,
         },
     ),
+    Machine(
+        "AMD EPYC, Zen 4",
+        {
+            "1x1 products": 0.0187,
+            "kxk products": 0.0184,
+            "product products": 0.0184,
+            "vector products": 0.188,
+            "traffic": 0.00756,
+            "calls": 7_690.0,
+        },
+        {
+            "weights": 0.378,
+            "blocked weights": 0.279,
+            "gathered weights": 0.498,
+            "sums": 1.79,
+            "1x1 copies": 0.769,
+            "1x1, strided copies": 8.37,
+            "kxk copies": 0.309,
+            "kxk, strided copies": 3.95,
+            "product copies": 1.82,
+            "traffic": 0.0,
+            "calls": 9_430.0,
+        },
+    ),
 )
 """Processors that the rule was measured on. A replaced layer is to be slower on none of them."""
 
