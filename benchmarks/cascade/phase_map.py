@@ -81,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "scale": options.scale_name,
         "seeds": list(options.scale.seeds),
         "epochs": epochs,
+        "dense_epochs": options.scale.dense_epochs,
+        "batch": options.scale.batch,
+        "train": options.scale.sizes.train,
     }
     write_results(options.name, settings, results, options.results)
     plot(probed, options.results, options.name)

@@ -116,6 +116,9 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--networks", nargs="+", choices=sorted(NETWORKS))
     parser.add_argument("--data", nargs="+", choices=sorted(CLASSES))
     parser.add_argument("--epochs", type=float, help="epochs of pruning and fine-tuning")
+    parser.add_argument("--dense-epochs", type=float, help="epochs of the dense models")
+    parser.add_argument("--train", type=int, metavar="SAMPLES", help="how many to train on")
+    parser.add_argument("--batch", type=int, help="samples a step")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--workers", type=int, help="runs at a time; 0: in this process")
     parser.add_argument("--minutes", type=float, help="stop then; the same command goes on")
@@ -133,6 +136,9 @@ def options_of(arguments: argparse.Namespace, name: str) -> Options:
     scale = SCALES[scale_name]
     changed = replace(
         scale,
+        sizes=replace(scale.sizes, train=arguments.train or scale.sizes.train),
+        batch=arguments.batch or scale.batch,
+        dense_epochs=arguments.dense_epochs or scale.dense_epochs,
         networks=tuple(arguments.networks or scale.networks),
         data=tuple(arguments.data or scale.data),
         epochs=scale.epochs if arguments.epochs is None else arguments.epochs,
