@@ -55,6 +55,17 @@ def test_more_threads_than_processors(threads: int, need_kernels: None):
         np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.parametrize("images", [1, 3])
+def test_tiles_that_are_left_over_are_shared(images: int, kernels: bool):
+    """Three tiles an image: two processors take as many each, and pieces of the last one."""
+    proto = net(
+        "g (float[N, 16, H, W] x) => (float[N, 256, P, Q] y) { y = Conv<pads = [1, 1, 1, 1]>(x, w) }",
+        w=sparse(256, 16, 3, 3, density=0.05),
+    )
+    feeds = {"x": normal(images, 16, 14, 14)}
+    check_equal(proto, compiled(proto), feeds, kernels, replaced=1)
+
+
 def test_what_is_not_finite_reaches_only_outputs_that_have_a_weight_for_it(need_kernels: None):
     """Zeros are left out, so 0 · NaN is not computed, as it is by dense kernels."""
     x = normal(4, 3, 24)

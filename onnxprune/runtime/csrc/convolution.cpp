@@ -1,7 +1,6 @@
 #include "convolution.h"
 
 #include "scratch.h"
-#include "splits.h"
 #include "tiles.h"
 
 namespace onnxprune {
@@ -14,12 +13,13 @@ ConvolutionTasks::ConvolutionTasks(const ConvolutionSpec& spec, const PackedWeig
       call_(call),
       geometry_(spec.window, spec.channels, call.height, call.width, spec.x_tiled),
       y_tiled_(spec.y_tiled && tile_count(geometry_.out_pixels()) > 1),
-      tiles_(size_t(tile_count(geometry_.out_pixels()))) {
+      tiles_(size_t(tile_count(geometry_.out_pixels()))),
+      splits_(0, 1) {
   source_ = geometry_.x_tiled() && spec.window.pointwise() ? Source::kInPlace
             : geometry_.shifts_suffice()                   ? Source::kShifted
                                                            : Source::kWindows;
   const double pack_cycles[] = {0, 2, 6};
-  splits_ = row_splits(weights, size_t(call.batch) * tiles_, tile_size(geometry_.out_pixels(), 0),
+  splits_ = Splits::of(weights, size_t(call.batch) * tiles_, tile_size(geometry_.out_pixels(), 0),
                        pack_cycles[int(source_)]);
   if (geometry_.phased()) {
     phase_stride_ = ptrdiff_t(geometry_.phase_count()) * geometry_.phase_size();
@@ -34,14 +34,14 @@ void ConvolutionTasks::prepare(size_t task) const {
 }
 
 void ConvolutionTasks::run(size_t task) const {
-  const size_t split = task % splits_;
-  const size_t tile = task / splits_ % tiles_;
-  const int64_t image = int64_t(task / splits_ / tiles_);
+  const Part part = splits_.part(task);
+  const size_t tile = part.tile % tiles_;
+  const int64_t image = int64_t(part.tile / tiles_);
   const int64_t out_pixels = geometry_.out_pixels();
   const int64_t first_pixel = int64_t(tile) * kTile;
   const int count = tile_size(out_pixels, int64_t(tile));
-  const size_t from = weights_.chunk_count() * split / splits_;
-  const size_t to = weights_.chunk_count() * (split + 1) / splits_;
+  const size_t from = weights_.chunk_count() * part.piece / part.pieces;
+  const size_t to = weights_.chunk_count() * (part.piece + 1) / part.pieces;
   const auto rows = int64_t(weights_.rows());
 
   Target target{};

@@ -4,6 +4,7 @@
 
 #include "geometry.h"
 #include "packed.h"
+#include "splits.h"
 
 namespace onnxprune {
 
@@ -37,7 +38,7 @@ class ConvolutionTasks {
   size_t preparations() const { return geometry_.phased() ? size_t(call_.batch * spec_.channels) : 0; }
   void prepare(size_t task) const;
 
-  size_t count() const { return size_t(call_.batch) * tiles_ * splits_; }
+  size_t count() const { return splits_.count(); }
   void run(size_t task) const;
 
  private:
@@ -53,7 +54,8 @@ class ConvolutionTasks {
   Geometry geometry_;
   bool y_tiled_;
   Source source_;
-  size_t tiles_, splits_;
+  size_t tiles_;  // of an image
+  Splits splits_;
   ptrdiff_t phase_stride_ = 0;  // floats from the phases of a channel to those of the next one
   float* phases_ = nullptr;     // of all images, in the scratch memory of the calling thread
 };

@@ -3,20 +3,17 @@
 #include <algorithm>
 
 #include "scratch.h"
-#include "splits.h"
 #include "tiles.h"
 
 namespace onnxprune {
 ProductTasks::ProductTasks(const ProductSpec& spec, const PackedWeights& weights,
                            const KernelSet& kernels, const ProductCall& call)
-    : spec_(spec), weights_(weights), kernels_(kernels), call_(call) {
+    : spec_(spec), weights_(weights), kernels_(kernels), call_(call), splits_(0, 1) {
   if (few()) {
-    tiles_ = size_t(call.tokens);
-    splits_ = std::min(weights.chunk_count(), 2 * processors());
-    return;
+    splits_ = {size_t(call.tokens), std::min(weights.chunk_count(), 2 * processors())};
+  } else {
+    splits_ = Splits::of(weights, size_t(tile_count(call.tokens)), tile_size(call.tokens, 0), 5.0);
   }
-  tiles_ = size_t(tile_count(call.tokens));
-  splits_ = row_splits(weights, tiles_, tile_size(call.tokens, 0), 5.0);
 }
 
 bool ProductTasks::few() const { return call_.tokens <= kFewTokens; }
@@ -35,15 +32,15 @@ void ProductTasks::run_rows(int64_t token, size_t from, size_t to) const {
 }
 
 void ProductTasks::run(size_t task) const {
-  const size_t split = task % splits_;
-  const size_t from = weights_.chunk_count() * split / splits_;
-  const size_t to = weights_.chunk_count() * (split + 1) / splits_;
+  const Part part = splits_.part(task);
+  const size_t from = weights_.chunk_count() * part.piece / part.pieces;
+  const size_t to = weights_.chunk_count() * (part.piece + 1) / part.pieces;
   if (few()) {
-    run_rows(int64_t(task / splits_), weights_.chunk_start(from), weights_.chunk_start(to));
+    run_rows(int64_t(part.tile), weights_.chunk_start(from), weights_.chunk_start(to));
     return;
   }
-  const int64_t first_token = int64_t(task / splits_) * kTile;
-  const int count = tile_size(call_.tokens, int64_t(task / splits_));
+  const int64_t first_token = int64_t(part.tile) * kTile;
+  const int count = tile_size(call_.tokens, int64_t(part.tile));
   const size_t first_row = weights_.chunk_start(from);
   const size_t rows = weights_.chunk_start(to) - first_row;
   const auto outputs = ptrdiff_t(weights_.rows());

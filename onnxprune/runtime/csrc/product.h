@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "packed.h"
+#include "splits.h"
 
 namespace onnxprune {
 
@@ -32,7 +33,7 @@ class ProductTasks {
   size_t preparations() const { return 0; }
   void prepare(size_t) const {}
 
-  size_t count() const { return tiles_ * splits_; }
+  size_t count() const { return splits_.count(); }
   void run(size_t task) const;
 
  private:
@@ -43,7 +44,7 @@ class ProductTasks {
   const PackedWeights& weights_;
   const KernelSet& kernels_;
   ProductCall call_;
-  size_t tiles_, splits_;
+  Splits splits_;
 };
 
 }  // namespace onnxprune
