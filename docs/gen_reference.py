@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -27,13 +29,24 @@ from onnxprune.runtime.record import schema as compiled_schema
 from onnxprune.validate.policy import table_classes
 
 _CHANGELOG = Path(__file__).parent.parent / "CHANGELOG.md"
-_RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+_RESULTS_NAME = "benchmarks/results"
+_RESULTS = Path(__file__).parent.parent / _RESULTS_NAME
+_PLOTS = "plots"
 _MARKER = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace every marker of a page; MkDocs calls this."""
+    """Replace every marker of a page, and where its plots lie; MkDocs calls this."""
+    markdown = markdown.replace(f"](../../{_RESULTS_NAME}/", f"](../{_PLOTS}/")
     return _MARKER.sub(lambda found: "\n".join(_PARTS[found[1]]()), markdown)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Take the plots beside the results into the site; MkDocs calls this."""
+    for path in sorted(_RESULTS.rglob("*.svg")):
+        place = f"{_PLOTS}/{path.relative_to(_RESULTS).as_posix()}"
+        files.append(File.generated(config, place, abs_src_path=str(path)))
+    return files
 
 
 def recipe_tables() -> Iterator[str]:
