@@ -36,15 +36,19 @@ _HOLDING = (
 
 DEFAULT = "cascade-gmp"
 
-_PHASE = ("phase_map_mobilenet",)
+_PHASE = (
+    *("phase_map_shares", "phase_map_resnet20"),
+    *("phase_map_mobilenet", "phase_map_mobilenet_shares"),
+)
 """Results of `phase_map.py` beside the first."""
 
 _BESIDE_GMP = ("methods_free_fashion", "methods_fashion_80_equal")
 """Results of `methods.py` with cascade-gmp as it is by default."""
 
-_REAL = ("real_models",)
+_REAL = ("real_models", "real_recogniser")
 
-_COST = ("methods",)
+_OWN = ("methods_fashion_own", "methods_glyphs_own", "methods_mobilenet")
+"""Those where both are tuned at the sparsities at which they are compared, or nearly."""
 
 _FARTHEST_BEHIND = -0.003
 """How far behind gmp the default of cascade-gmp may be, as a difference of accuracies."""
@@ -81,7 +85,10 @@ def table(name: str) -> str:
         "beside-gmp": partial(learning_rate, *_BESIDE_GMP),
         "real": real,
         "real-probes": real_probes,
+        "own": partial(learning_rate, *_OWN),
+        "tuning-own": partial(tuning, *_OWN),
         "cost": cost,
+        "cost-own": partial(cost, "methods_fashion_own", "methods_mobilenet"),
         "variants": variants,
         "kept-sets-glyphs": kept_sets,
         "kept-sets-learning-rate": partial(
@@ -168,20 +175,25 @@ def _by_sparsity(file: str, show: Any, without: str | None = None) -> str:
     return markdown(head, rows)
 
 
-def tuning(file: str = "methods") -> str:
+def tuning(*files: str) -> str:
     """The best point of each tuned method, on the validation part."""
+    found = [result for file in files or ("methods",) for result in results(file)]
+    several = len(found) > 1
     rows = [
         [
+            *([f"{result['network']}, {result['data']}"] if several else []),
             point["method"],
             _share(point["sparsity"]),
             *(f"{point['lr']:g}", f"{point['weight_decay']:g}", f"{point['pruning_end']:g}"),
             f"{100 * point['accuracy']:.1f}",
             ", ".join(key.replace("_", " ") for key in point["at_edge"]) or "–",
         ]
-        for point in results(file)[0]["tuning"]
+        for result in found
+        for point in result["tuning"]
         if point.get("best")
     ]
-    head = ["method", "sparsity", "learning rate", "weight decay", "pruning ends"]
+    head = ["network, data"] if several else []
+    head += ["method", "sparsity", "learning rate", "weight decay", "pruning ends"]
     return markdown([*head, "accuracy, %", "at an edge of the grid"], rows)
 
 
@@ -218,7 +230,7 @@ def tuning_differences() -> str:
 def bar() -> str:
     """Every comparison of cascade-gmp as it is by default with gmp."""
     rows = []
-    for file in (*_HOLDING, *_BESIDE_GMP):
+    for file in (*_HOLDING, *_BESIDE_GMP, *_OWN):
         for result in results(file):
             rows += [
                 [f"{result['network']}, {result['data']}", cell["sparsity"], cell["against_gmp"]]
@@ -276,22 +288,47 @@ def _cell(row: Row) -> tuple[str, float]:
     return row["method"], row["sparsity"]
 
 
-def cost() -> str:
+def cost(*files: str) -> str:
     """Accuracy for what training costs, and what gmp reaches for no more."""
-    found = [point for file in _COST for point in results(file)[0]["cost"]]
+    found = [
+        (f"{result['network']}, {result['data']}", point)
+        for file in files or ("methods",)
+        for result in results(file)
+        for point in result["cost"]
+    ]
+    several = len({place for place, _ in found}) > 1
+    timed = any("cpu_seconds" in point for _, point in found)
     rows = [
         [
+            *([place] if several else []),
             _share(point["sparsity"]),
             point["method"],
             *(f"{point['pruning_end']:g}", f"{point['epochs']:g}"),
             f"{point['training_flops'] / 1e9:.0f}",
+            *([f"{point['cpu_seconds']:.0f}"] if timed else []),
             percent(point["accuracy"]),
             points((point.get("gmp_at_this_cost") or {}).get("difference")),
+            *([_share_of_flops(point)] if timed else []),
         ]
-        for point in sorted(found, key=lambda p: (p["sparsity"], p["training_flops"]))
+        for place, point in sorted(found, key=lambda pair: _cost_order(*pair))
     ]
-    head = ["sparsity", "method", "pruning ends", "epochs", "10⁹ FLOPs"]
-    return markdown([*head, "accuracy, %", "against gmp for no more FLOPs, points"], rows)
+    head = ["network, data"] if several else []
+    head += ["sparsity", "method", "pruning ends", "epochs", "10⁹ FLOPs"]
+    head += ["CPU seconds"] if timed else []
+    head += ["accuracy, %", "against gmp for no more FLOPs, points"]
+    return markdown([*head, "share of gmp's FLOPs"] if timed else head, rows)
+
+
+def _cost_order(place: str, point: Row) -> tuple[Any, ...]:
+    return place, point["sparsity"], point["training_flops"]
+
+
+def _share_of_flops(point: Row) -> str:
+    """Of the least with which gmp is as good on average."""
+    if point["method"] == "gmp":
+        return "–"
+    share = point["share_of_gmp_flops"]
+    return "gmp is never as good" if share is None else f"{number(share, 2)}"
 
 
 def variants() -> str:
