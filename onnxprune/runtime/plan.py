@@ -16,6 +16,7 @@ from onnxprune.runtime.cost import (
     Work,
     expected_gain,
     splitting_pays,
+    with_depthwise_work,
     work_of,
 )
 from onnxprune.runtime.graph import GraphIndex, label
@@ -27,6 +28,7 @@ from onnxprune.runtime.layers import (
     absorb,
     read_depthwise,
     read_layer,
+    with_depthwise,
 )
 from onnxprune.runtime.layouts import LayoutRule, tiled_values
 from onnxprune.runtime.record import LayerRecord
@@ -121,6 +123,7 @@ class Plan:
         self._weights: dict[WeightKey, Weight] = {}
         self._taken: set[int] = set()
         self._records: dict[int, LayerRecord] = {}
+        self._records_alone: dict[int, LayerRecord] = {}  # of depthwise layers, if all stay dense
         self._works: dict[int, Work] = {}
         for number, node in enumerate(proto.graph.node):
             if node.op_type in LINEAR:
@@ -151,6 +154,7 @@ class Plan:
         for number in self.chosen:
             update = {"sparse": False, "reason": reason, "fused": []}
             self._records[number] = self._records[number].model_copy(update=update)
+        self._records |= self._records_alone
         self.chosen.clear()
         self.companions.clear()
         self.tiled = set()
@@ -168,6 +172,13 @@ class Plan:
 
     def work(self, layer: Layer) -> Work | None:
         """What a layer has to do for one sample; None if inputs decide on how many positions."""
+        work = self._work_alone(layer)
+        if work is None or layer.depthwise is None:
+            return work
+        return with_depthwise_work(layer, self.sizes, work)
+
+    def _work_alone(self, layer: Layer) -> Work | None:
+        """What a layer has to do without a depthwise one after it."""
         weight = self.weight(layer)
         made = self.index.graph.node[layer.node].output[0]
         columns = math.prod(layer.weight_shape) // layer.rows
@@ -188,7 +199,11 @@ class Plan:
         weight = self.weight(layer)
         facts |= {"sparsity": weight.sparsity, "block": weight.block}
         full = absorb(self.index, self.sizes, layer, self._taken)
-        work = self.work(full)
+        work = self._work_alone(full)
+        both = None if work is None else with_depthwise(self.index, self.sizes, full, self._taken)
+        if both is not None and work is not None:
+            joint = with_depthwise_work(both, self.sizes, work)
+            full, work = (full, work) if joint is None else (both, joint)
         if work is not None:
             self._works[number] = work
         times = self._times_ms.get(number)
@@ -253,9 +268,19 @@ class Plan:
             full = absorb(self.index, self.sizes, layer, self._taken)
             self._taken.update(full.absorbed)
             self.companions[number] = full
-            update = {"reason": "dense, but in the layout of the sparse layer before it"}
-            record = self._records[number]
-            self._records[number] = record.model_copy(update={**update, "fused": list(full.fused)})
+            self._describe(number, full, "dense, but in the layout of the sparse layer before it")
+        for number, layer in self.chosen.items():
+            if layer.depthwise is not None:
+                operator = label(self.index.graph.node[number])
+                reason = "dense, but computed with the sparse layer before it"
+                self._describe(layer.depthwise.node, layer.depthwise, reason, within=operator)
+
+    def _describe(self, number: int, layer: Layer, reason: str, **more: str) -> None:
+        """Say in a depthwise layer's record what becomes of it."""
+        record = self._records[number]
+        self._records_alone[number] = record
+        update = {"reason": reason, "fused": list(layer.fused), **more}
+        self._records[number] = record.model_copy(update=update)
 
     def _multiplies_activations(self, node: NodeProto) -> bool:
         """Whether nothing stored goes into a product, so that it is no layer."""
