@@ -11,7 +11,8 @@
 namespace onnxprune {
 
 // What a DepthwiseConv node says: each channel is convolved with a kernel of its own. Its weights
-// are dense; it is here so that the plain layout need not change between two sparse convolutions.
+// are dense; it is here so that the plain layout need not change between two sparse convolutions,
+// and so that what a sparse one makes can be convolved where it is made.
 struct DepthwiseSpec {
   int64_t channels = 0;
   WindowSpec window;
@@ -20,13 +21,13 @@ struct DepthwiseSpec {
 };
 
 struct DepthwiseCall {
-  const float* x;               // or null, where
-  const Expansion* expansion;   // makes it, else null
+  const float* x;         // or null, where an expansion makes it
   const float* weights;   // (channels, taps)
   const float* bias;      // or null
   const float* residual;  // or null
   float* y;
   int64_t batch, height, width;
+  const Expansion* expansion = nullptr;
 };
 
 class DepthwiseTasks {

@@ -152,11 +152,18 @@ class ExpandedKernel : public Kernel {
     spec_.window = window.spec();
     spec_.activation = attributes.activation(&spec_.alpha, &spec_.beta);
     expansion_.channels = attributes.integer("in_channels", 0);
+    if (expansion_.channels < 1 || expansion_.channels > 65536) {
+      refuse("in_channels is " + std::to_string(expansion_.channels) + "; expected 1 to 65536");
+    }
     expansion_.activation =
         attributes.activation(&expansion_.alpha, &expansion_.beta, "expand_");
     const SparseMatrix matrix = matrix_of(api, info, expansion_.channels, expanded_);
     block_of(attributes, matrix);
     spec_.channels = int64_t(matrix.rows);
+    int is_constant = 0;
+    const Value* taps = nullptr;
+    check(api, GetConstantInput::of(api)(info, kExpandedTaps, &is_constant, &taps));
+    if (is_constant && taps) check_taps(tensor_of(api, taps));
   }
 
  protected:
