@@ -306,12 +306,15 @@ def with_depthwise_work(layer: Layer, sizes: Sizes, work: Work) -> Work | None:
     """
     if layer.depthwise is None:
         return None
-    expanded = 4 * work.rows * work.positions
     made = sizes.per_sample(layer.depthwise.output, without=1)
+    image = [size for size in (sizes.certain(layer.depthwise.x) or ())[2:] if size is not None]
+    if made is None or len(image) != len(layer.attributes["kernel_shape"]):
+        return None
+    expanded = 4 * work.rows * work.positions
+    pixels = math.prod(image)
     if (
-        made is None
-        or expanded < _LEAST_EXPANDED_BYTES
-        or work.positions < _LEAST_EXPANDED_PIXELS
+        4 * work.rows * pixels < _LEAST_EXPANDED_BYTES
+        or pixels < _LEAST_EXPANDED_PIXELS
         or work.nonzeros > _MOST_EXPANDED_WEIGHTS * work.rows
     ):
         return None

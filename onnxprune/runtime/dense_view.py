@@ -1,6 +1,7 @@
 """A compiled model as the standard layers that its sparse operators stand for, to be looked at."""
 
 import math
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -82,6 +83,7 @@ def _parts(node: NodeProto, stored: dict[str, TensorProto]) -> list[NodeProto]:
     bias, depthwise_bias, residual = (*node.input[5:], "", "", "")[:3]
     window = {name: attribute_of(node, name) for name in _WINDOW}
     axes = len(window["kernel_shape"] or ())
+    ones: dict[str, Any] = dict.fromkeys(("kernel_shape", "strides", "dilations"), [1] * axes)
     between = f"{node.output[0]}.expanded"
     pointwise = helper.make_node(
         "SparseConv",
@@ -90,7 +92,7 @@ def _parts(node: NodeProto, stored: dict[str, TensorProto]) -> list[NodeProto]:
         node.name,
         domain=DOMAIN,
         in_channels=attribute_of(node, "in_channels"),
-        **{name: [1] * axes for name in ("kernel_shape", "strides", "dilations")},
+        **ones,
         pads=[0] * 2 * axes,
     )
     depthwise = helper.make_node(

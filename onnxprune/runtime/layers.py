@@ -149,9 +149,7 @@ def absorb(index: GraphIndex, sizes: Sizes, layer: Layer, taken: set[int]) -> La
     )
 
 
-def with_depthwise(
-    index: GraphIndex, sizes: Sizes, layer: Layer, taken: set[int]
-) -> Layer | None:
+def with_depthwise(index: GraphIndex, sizes: Sizes, layer: Layer, taken: set[int]) -> Layer | None:
     """A layer with the depthwise convolution that alone reads what it makes; None without one.
 
     Args:

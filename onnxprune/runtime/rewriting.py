@@ -146,7 +146,7 @@ class _Writer:
         if layer.kind == "conv":
             attributes |= {"x_layout": layouts[layer.x], "y_layout": layouts[layer.output]}
         stored = self._stored[key]
-        if layer.depthwise is None:
+        if layer.depthwise is None or depthwise is None:
             inputs = self._inputs(layer, [*stored, *self._bias(layer, name)])
         else:
             taps = self._store(layer.depthwise.weight, {"taps": depthwise})

@@ -15,8 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from onnxprune.runtime import CompileOptions, Thresholds, compile_model, register, tune, tuning
-from onnxprune.runtime import with_half_values
+from onnxprune.runtime import (
+    CompileOptions,
+    Thresholds,
+    compile_model,
+    register,
+    tune,
+    tuning,
+    with_half_values,
+)
 from onnxprune.runtime.dense_view import dense_view
 from onnxprune.runtime.record_check import verify_record
 from onnxprune.runtime.rows import SparseRows
@@ -345,6 +352,14 @@ def test_sizes_that_are_open_leave_them_apart(kernels: bool):
         dim = proto.graph.input[0].type.tensor_type.shape.dim[axis]
         dim.dim_param = "HW"[axis - 2]
     assert FUSED not in operators(compiled(proto).proto)
+
+
+def test_a_fixed_batch_makes_images_no_larger(kernels: bool):
+    proto = bottleneck(size=20)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 8
+    result = compiled(proto)
+    assert FUSED not in operators(result.proto)
+    check_equal(proto, result, {"x": normal(8, 16, 20, 20)}, kernels)
 
 
 def test_an_output_of_the_graph_is_not_lost(kernels: bool):
