@@ -198,28 +198,51 @@ class Plan:
             return
         weight = self.weight(layer)
         facts |= {"sparsity": weight.sparsity, "block": weight.block}
-        full = absorb(self.index, self.sizes, layer, self._taken)
-        work = self._work_alone(full)
-        both = None if work is None else with_depthwise(self.index, self.sizes, full, self._taken)
-        if both is not None and work is not None:
-            joint = with_depthwise_work(both, self.sizes, work)
-            full, work = (full, work) if joint is None else (both, joint)
-        if work is not None:
-            self._works[number] = work
         times = self._times_ms.get(number)
         if times is not None:
             facts |= {"dense_ms": times[0], "sparse_ms": times[1]}
-        if times is None or self._least_speedup is None:
-            refusal = self._options.thresholds.refusal(layer, weight.sparsity, weight.block, work)
-        else:
-            slow = times[0] < times[1] * self._least_speedup
-            refusal = f"measured to be less than {self._least_speedup:g}× faster" if slow else ""
-        if refusal:
-            self._records[number] = LayerRecord(**facts, reason=refusal)
-            return
-        self._taken.update(full.absorbed)
-        self.chosen[number] = full
-        self._records[number] = LayerRecord(**facts | {"sparse": True, "fused": list(full.fused)})
+        refusal = ""
+        for full, work in self._forms(layer, measured=times is not None):
+            if work is not None:
+                self._works[number] = work
+            refusal = self._refusal(full, weight, work, times)
+            if not refusal:
+                self._taken.update(full.absorbed)
+                self.chosen[number] = full
+                facts |= {"sparse": True, "fused": list(full.fused)}
+                break
+        self._records[number] = LayerRecord(**facts, reason=refusal)
+
+    def _forms(self, layer: Layer, *, measured: bool) -> list[tuple[Layer, Work | None]]:
+        """A layer with what its operator can absorb, the fastest form first, and its work.
+
+        Args:
+            layer: The layer by itself.
+            measured: Whether it was timed, as it is in that form.
+        """
+        alone = absorb(self.index, self.sizes, layer, self._taken)
+        work = self._work_alone(alone)
+        both = with_depthwise(self.index, self.sizes, alone, self._taken)
+        if both is None or work is None:
+            return [(alone, work)]
+        joint = with_depthwise_work(both, self.sizes, work)
+        if joint is None:
+            return [(alone, work)]
+        return [(both, joint)] if measured else [(both, joint), (alone, work)]
+
+    def _refusal(
+        self,
+        layer: Layer,
+        weight: Weight,
+        work: Work | None,
+        times: tuple[float, float] | None,
+    ) -> str:
+        """Why a layer stays dense; empty if it does not."""
+        least = self._least_speedup
+        if times is None or least is None:
+            return self._options.thresholds.refusal(layer, weight.sparsity, weight.block, work)
+        slow = times[0] < times[1] * least
+        return f"measured to be less than {least:g}× faster" if slow else ""
 
     def _gains_too_little(self) -> bool:
         """Whether layers that pay are so small a part that their neighbours may lose more.

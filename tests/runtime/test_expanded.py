@@ -19,6 +19,7 @@ from onnxprune.runtime import (
     CompileOptions,
     Thresholds,
     compile_model,
+    cost,
     register,
     tune,
     tuning,
@@ -496,3 +497,17 @@ def test_a_model_that_gains_nothing_says_so_of_every_layer(
     assert result.record.replaced == 0
     _, middle, _ = result.record.layers
     assert (middle.within, middle.fused, middle.reason) == ("", [], "it has groups")
+
+
+def test_a_form_that_does_not_pay_leaves_the_other(monkeypatch: pytest.MonkeyPatch):
+    """Where both as one are expected to be slow, the pointwise layer may still be sparse."""
+    proto = net(
+        "g (float[N, 64, 56, 56] x) => (float[N, 256, 56, 56] y) { c = Conv(x, w) r = Relu(c)"
+        " y = Conv<group = 256, pads = [1, 1, 1, 1]>(r, v) }",
+        w=sparse(256, 64, 1, 1, density=0.05),
+        v=normal(256, 1, 3, 3),
+    )
+    options = CompileOptions(Thresholds(least_gain=0), samples="together")
+    assert operators(compile_model(proto, options).proto) == [FUSED]
+    monkeypatch.setattr(cost, "_FAR_WEIGHTS", 1e3)
+    assert operators(compile_model(proto, options).proto) == ["SparseConv", "DepthwiseConv"]
