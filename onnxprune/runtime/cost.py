@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxprune.runtime.layers import Layer
 from onnxprune.runtime.sizes import Sizes
@@ -16,6 +16,17 @@ _BLOCK_COLUMNS = 128
 """Pixels of a vector, and columns that the kernels take at once of unstructured weights.
 
 They take more of blocked and of very sparse ones, for which this expects a little too much time."""
+
+_FAR_WEIGHTS = 2.0
+_NEAR_SUMS = 0.5
+"""What a weight, and a row of sums, cost in an operator that also computes a depthwise convolution,
+as multiples: it reads pixels from the second-level cache, and leaves sums in the first."""
+
+_LEAST_EXPANDED_BYTES = 2**17
+_LEAST_EXPANDED_PIXELS = 512
+_MOST_EXPANDED_WEIGHTS = 5
+"""Where a depthwise convolution goes into the operator of the pointwise one before it: if what lies
+between them is large, and each of its channels has few weights that are not zero."""
 
 _LEAST_LAYER_MS = 0.2
 """Mean time of layers from which on threads may meet after each of every sample."""
@@ -41,6 +52,8 @@ class Work:
         block: Rows that share their columns.
         positions: Pixels or tokens of the output.
         traffic: Bytes of the input, the output and the residual.
+        between: Bytes that a depthwise convolution in the same operator saves from being written
+            and read; 0 without one.
     """
 
     kind: str
@@ -51,6 +64,7 @@ class Work:
     block: int
     positions: int
     traffic: int
+    between: int = 0
 
 
 @dataclass(frozen=True)
@@ -266,7 +280,7 @@ def work_of(
         return None
     taps = math.prod(layer.attributes.get("kernel_shape", [1]))
     channels = columns // taps
-    residual = layer.rows * count if layer.residual is not None else 0
+    residual = layer.rows * count if layer.residual is not None and not layer.depthwise else 0
     return Work(
         "product" if layer.kind == "product" else "1x1" if taps == 1 else "kxk",
         max(layer.attributes.get("strides", [1])) > 1,
@@ -279,6 +293,35 @@ def work_of(
     )
 
 
+def with_depthwise_work(layer: Layer, sizes: Sizes, work: Work) -> Work | None:
+    """What a pointwise layer has to do in one operator with the depthwise one after it.
+
+    Args:
+        layer: Both, in one.
+        sizes: Shapes of the graph.
+        work: What the pointwise one has to do by itself.
+
+    Returns:
+        None where two operators are expected to be faster, or inputs decide on sizes.
+    """
+    if layer.depthwise is None:
+        return None
+    made = sizes.per_sample(layer.depthwise.output, without=1)
+    image = [size for size in (sizes.certain(layer.depthwise.x) or ())[2:] if size is not None]
+    if made is None or len(image) != len(layer.attributes["kernel_shape"]):
+        return None
+    expanded = 4 * work.rows * work.positions
+    pixels = math.prod(image)
+    if (
+        4 * work.rows * pixels < _LEAST_EXPANDED_BYTES
+        or pixels < _LEAST_EXPANDED_PIXELS
+        or work.nonzeros > _MOST_EXPANDED_WEIGHTS * work.rows
+    ):
+        return None
+    written = 4 * work.rows * made * (1 if layer.residual is None else 2)
+    return replace(work, traffic=work.traffic - expanded + written, between=2 * expanded)
+
+
 def positions(layer: Layer, sizes: Sizes, output: str) -> int | None:
     """Pixels or tokens of a sample for which a layer reads its weight; None if inputs decide.
 
@@ -287,7 +330,7 @@ def positions(layer: Layer, sizes: Sizes, output: str) -> int | None:
         sizes: Shapes of the graph.
         output: The value that the layer's own node makes.
     """
-    axis = 1 if layer.kind == "conv" else -1
+    axis = -1 if layer.kind == "product" else 1
     return sizes.per_sample(output, without=axis)
 
 
@@ -297,8 +340,8 @@ def dense_works(work: Work) -> dict[str, float]:
     few = work.positions <= TIME_BOUND
     return {
         f"{'vector' if few else work.kind} products": products,
-        "traffic": float(work.traffic),
-        "calls": 1.0,
+        "traffic": float(work.traffic + work.between),
+        "calls": 2.0 if work.between else 1.0,
     }
 
 
@@ -308,6 +351,13 @@ def sparse_works(work: Work) -> dict[str, float]:
         gathered = float(work.nonzeros * work.positions)
         return {"gathered weights": gathered, "traffic": float(work.traffic), "calls": 1.0}
     vectors = -(-work.positions // _VECTOR)
+    if work.between:
+        return {
+            "weights": _FAR_WEIGHTS * work.nonzeros * vectors,
+            "sums": _NEAR_SUMS * work.rows * vectors,
+            "traffic": float(work.traffic),
+            "calls": 1.0,
+        }
     slab = float(work.columns * vectors)
     return {
         "blocked weights" if work.block > 1 else "weights": float(work.nonzeros * vectors),

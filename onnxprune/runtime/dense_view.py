@@ -1,6 +1,7 @@
 """A compiled model as the standard layers that its sparse operators stand for, to be looked at."""
 
 import math
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -13,6 +14,8 @@ from onnxprune.runtime.rows import MOST_COLUMNS, SparseRows
 from onnxprune.runtime.samples import with_whole_batch
 from onnxprune.stored import stored_array, stored_shape
 from onnxprune.tensor_views import attribute_of
+
+_WINDOW = ("kernel_shape", "strides", "pads", "dilations")
 
 MOST_ELEMENTS = 2**31
 """Largest weight that is written out, in values."""
@@ -43,16 +46,17 @@ def dense_view(proto: ModelProto) -> ModelProto:
             continue
         if len(node.input) < 2 or not node.output:
             raise _senseless(node, stored)
-        depthwise = node.op_type == "DepthwiseConv"
-        key = _weight_key(node)
-        if key not in weights:
-            array = _depthwise_weight(node, stored) if depthwise else _weight(node, stored)
-            name = node.input[1].removesuffix(".taps" if depthwise else f".{PARTS[0]}")
-            while name in taken:  # the file keeps it for another use, or in another arrangement
-                name += ".dense"
-            taken.add(name)
-            weights[key] = numpy_helper.from_array(array, name)
-        nodes += _standard(node, weights[key].name, int(weights[key].dims[0]))
+        for part in _parts(node, stored):
+            depthwise = part.op_type == "DepthwiseConv"
+            key = _weight_key(part)
+            if key not in weights:
+                array = _depthwise_weight(part, stored) if depthwise else _weight(part, stored)
+                name = part.input[1].removesuffix(".taps" if depthwise else f".{PARTS[0]}")
+                while name in taken:  # the file keeps it for another use, or otherwise arranged
+                    name += ".dense"
+                taken.add(name)
+                weights[key] = numpy_helper.from_array(array, name)
+            nodes += _standard(part, weights[key].name, int(weights[key].dims[0]))
     kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del view.graph.node[:]
     view.graph.node.extend(kept)
@@ -67,6 +71,39 @@ def dense_view(proto: ModelProto) -> ModelProto:
         if view.opset_import[place].domain == DOMAIN:
             del view.opset_import[place]
     return view
+
+
+def _parts(node: NodeProto, stored: dict[str, TensorProto]) -> list[NodeProto]:
+    """The operators of single layers that compute what an operator does."""
+    if node.op_type != "SparseExpandDepthwise":
+        return [node]
+    if len(node.input) < 5:
+        raise _senseless(node, stored)
+    x, values, columns, starts, taps = node.input[:5]
+    bias, depthwise_bias, residual = (*node.input[5:], "", "", "")[:3]
+    window = {name: attribute_of(node, name) for name in _WINDOW}
+    axes = len(window["kernel_shape"] or ())
+    ones: dict[str, Any] = dict.fromkeys(("kernel_shape", "strides", "dilations"), [1] * axes)
+    between = f"{node.output[0]}.expanded"
+    pointwise = helper.make_node(
+        "SparseConv",
+        [x, values, columns, starts, *([bias] if bias else [])],
+        [between],
+        node.name,
+        domain=DOMAIN,
+        in_channels=attribute_of(node, "in_channels"),
+        **ones,
+        pads=[0] * 2 * axes,
+    )
+    depthwise = helper.make_node(
+        "DepthwiseConv",
+        [between, taps, depthwise_bias, residual],
+        node.output,
+        f"{label(node)}.depthwise",
+        domain=DOMAIN,
+        **window,
+    )
+    return [pointwise, depthwise]
 
 
 def _weight_key(node: NodeProto) -> tuple[object, ...]:
@@ -84,8 +121,7 @@ def _standard(node: NodeProto, weight: str, channels: int) -> list[NodeProto]:
     output = node.output[0]
     made = f"{output}.without_residual" if residual else output
     if depthwise or node.op_type == "SparseConv":
-        shared = ("kernel_shape", "strides", "pads", "dilations")
-        attributes = {name: attribute_of(node, name) for name in shared}
+        attributes = {name: attribute_of(node, name) for name in _WINDOW}
         if depthwise:
             attributes["group"] = channels
         inputs = [x, weight, *([bias] if bias else [])]

@@ -32,7 +32,8 @@ class Layer:
 
     Attributes:
         node: Index of the node.
-        kind: `conv`, `product` or `depthwise`.
+        kind: `conv`, `product`, `depthwise`, or `expanded`, a pointwise convolution whose operator
+            also computes the depthwise one that reads it.
         x: The value that it reads.
         weight: Name of the stored weight.
         weight_shape: Its stored shape.
@@ -41,10 +42,11 @@ class Layer:
         attributes: Attributes of the sparse operator.
         bias: `(rows,)`, or None.
         residual: A value that is added, or None.
-        activation: What is computed last.
+        activation: What is computed last, or, of `expanded`, before the depthwise convolution.
         absorbed: Indices of the nodes that it takes the place of, in graph order.
         output: The value that it ends in.
         fused: What was absorbed, in words.
+        depthwise: The depthwise convolution of `expanded`, with what follows it; else None.
     """
 
     node: int
@@ -61,6 +63,7 @@ class Layer:
     absorbed: tuple[int, ...]
     output: str
     fused: tuple[str, ...] = field(default=())
+    depthwise: "Layer | None" = None
 
     @property
     def rows(self) -> int:
@@ -143,6 +146,33 @@ def absorb(index: GraphIndex, sizes: Sizes, layer: Layer, taken: set[int]) -> La
         absorbed=tuple(sorted({*layer.absorbed, *follower.nodes})),
         output=follower.output,
         fused=(*layer.fused, name) if name else layer.fused,
+    )
+
+
+def with_depthwise(index: GraphIndex, sizes: Sizes, layer: Layer, taken: set[int]) -> Layer | None:
+    """A layer with the depthwise convolution that alone reads what it makes; None without one.
+
+    Args:
+        index: The graph.
+        sizes: Its shapes.
+        layer: The layer with what it absorbs.
+        taken: Nodes that other layers have absorbed.
+    """
+    reader = index.sole_reader(layer.output)
+    if not layer.pointwise or layer.residual is not None or reader is None or reader in taken:
+        return None
+    depthwise = read_depthwise(index, sizes, reader)
+    if depthwise is None or depthwise.x != layer.output:
+        return None
+    full = absorb(index, sizes, depthwise, taken)
+    return replace(
+        layer,
+        kind="expanded",
+        residual=full.residual,
+        absorbed=tuple(sorted({*layer.absorbed, *full.absorbed})),
+        output=full.output,
+        fused=(*layer.fused, "depthwise"),
+        depthwise=full,
     )
 
 

@@ -16,6 +16,7 @@ from onnxprune.runtime.cost import (
     Work,
     expected_gain,
     splitting_pays,
+    with_depthwise_work,
     work_of,
 )
 from onnxprune.runtime.graph import GraphIndex, label
@@ -27,6 +28,7 @@ from onnxprune.runtime.layers import (
     absorb,
     read_depthwise,
     read_layer,
+    with_depthwise,
 )
 from onnxprune.runtime.layouts import LayoutRule, tiled_values
 from onnxprune.runtime.record import LayerRecord
@@ -121,6 +123,7 @@ class Plan:
         self._weights: dict[WeightKey, Weight] = {}
         self._taken: set[int] = set()
         self._records: dict[int, LayerRecord] = {}
+        self._records_alone: dict[int, LayerRecord] = {}  # of depthwise layers, if all stay dense
         self._works: dict[int, Work] = {}
         for number, node in enumerate(proto.graph.node):
             if node.op_type in LINEAR:
@@ -151,6 +154,7 @@ class Plan:
         for number in self.chosen:
             update = {"sparse": False, "reason": reason, "fused": []}
             self._records[number] = self._records[number].model_copy(update=update)
+        self._records |= self._records_alone
         self.chosen.clear()
         self.companions.clear()
         self.tiled = set()
@@ -168,6 +172,13 @@ class Plan:
 
     def work(self, layer: Layer) -> Work | None:
         """What a layer has to do for one sample; None if inputs decide on how many positions."""
+        work = self._work_alone(layer)
+        if work is None or layer.depthwise is None:
+            return work
+        return with_depthwise_work(layer, self.sizes, work)
+
+    def _work_alone(self, layer: Layer) -> Work | None:
+        """What a layer has to do without a depthwise one after it."""
         weight = self.weight(layer)
         made = self.index.graph.node[layer.node].output[0]
         columns = math.prod(layer.weight_shape) // layer.rows
@@ -187,24 +198,51 @@ class Plan:
             return
         weight = self.weight(layer)
         facts |= {"sparsity": weight.sparsity, "block": weight.block}
-        full = absorb(self.index, self.sizes, layer, self._taken)
-        work = self.work(full)
-        if work is not None:
-            self._works[number] = work
         times = self._times_ms.get(number)
         if times is not None:
             facts |= {"dense_ms": times[0], "sparse_ms": times[1]}
-        if times is None or self._least_speedup is None:
-            refusal = self._options.thresholds.refusal(layer, weight.sparsity, weight.block, work)
-        else:
-            slow = times[0] < times[1] * self._least_speedup
-            refusal = f"measured to be less than {self._least_speedup:g}× faster" if slow else ""
-        if refusal:
-            self._records[number] = LayerRecord(**facts, reason=refusal)
-            return
-        self._taken.update(full.absorbed)
-        self.chosen[number] = full
-        self._records[number] = LayerRecord(**facts | {"sparse": True, "fused": list(full.fused)})
+        refusal = ""
+        for full, work in self._forms(layer, measured=times is not None):
+            if work is not None:
+                self._works[number] = work
+            refusal = self._refusal(full, weight, work, times)
+            if not refusal:
+                self._taken.update(full.absorbed)
+                self.chosen[number] = full
+                facts |= {"sparse": True, "fused": list(full.fused)}
+                break
+        self._records[number] = LayerRecord(**facts, reason=refusal)
+
+    def _forms(self, layer: Layer, *, measured: bool) -> list[tuple[Layer, Work | None]]:
+        """A layer with what its operator can absorb, the fastest form first, and its work.
+
+        Args:
+            layer: The layer by itself.
+            measured: Whether it was timed, as it is in that form.
+        """
+        alone = absorb(self.index, self.sizes, layer, self._taken)
+        work = self._work_alone(alone)
+        both = with_depthwise(self.index, self.sizes, alone, self._taken)
+        if both is None or work is None:
+            return [(alone, work)]
+        joint = with_depthwise_work(both, self.sizes, work)
+        if joint is None:
+            return [(alone, work)]
+        return [(both, joint)] if measured else [(both, joint), (alone, work)]
+
+    def _refusal(
+        self,
+        layer: Layer,
+        weight: Weight,
+        work: Work | None,
+        times: tuple[float, float] | None,
+    ) -> str:
+        """Why a layer stays dense; empty if it does not."""
+        least = self._least_speedup
+        if times is None or least is None:
+            return self._options.thresholds.refusal(layer, weight.sparsity, weight.block, work)
+        slow = times[0] < times[1] * least
+        return f"measured to be less than {least:g}× faster" if slow else ""
 
     def _gains_too_little(self) -> bool:
         """Whether layers that pay are so small a part that their neighbours may lose more.
@@ -253,9 +291,19 @@ class Plan:
             full = absorb(self.index, self.sizes, layer, self._taken)
             self._taken.update(full.absorbed)
             self.companions[number] = full
-            update = {"reason": "dense, but in the layout of the sparse layer before it"}
-            record = self._records[number]
-            self._records[number] = record.model_copy(update={**update, "fused": list(full.fused)})
+            self._describe(number, full, "dense, but in the layout of the sparse layer before it")
+        for number, layer in self.chosen.items():
+            if layer.depthwise is not None:
+                operator = label(self.index.graph.node[number])
+                reason = "dense, but computed with the sparse layer before it"
+                self._describe(layer.depthwise.node, layer.depthwise, reason, within=operator)
+
+    def _describe(self, number: int, layer: Layer, reason: str, **more: str) -> None:
+        """Say in a depthwise layer's record what becomes of it."""
+        record = self._records[number]
+        self._records_alone[number] = record
+        update = {"reason": reason, "fused": list(layer.fused), **more}
+        self._records[number] = record.model_copy(update=update)
 
     def _multiplies_activations(self, node: NodeProto) -> bool:
         """Whether nothing stored goes into a product, so that it is no layer."""

@@ -37,6 +37,9 @@ class LayerRecord(Claims):
     sparse: bool = Field(description="Whether a sparse operator took its place.")
     reason: str = Field("", description="Why it stays dense; empty where it does not.")
     fused: list[str] = Field(default_factory=list, description="What the operator also computes.")
+    within: str = Field(
+        "", description="The layer whose sparse operator also computes this one; else empty."
+    )
     values: Literal["float32", "float16"] = Field(
         "float32", description="How a sparse operator's values are stored."
     )

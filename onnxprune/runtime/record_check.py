@@ -20,10 +20,14 @@ from onnxprune.runtime.samples import working_graph
 from onnxprune.stored import stored_array, stored_shape
 from onnxprune.tensor_views import attribute_of
 
-_SPARSE = {"SparseConv": ("Conv",), "SparseMatMul": ("Gemm", "MatMul")}
+_SPARSE = {
+    "SparseConv": ("Conv",),
+    "SparseMatMul": ("Gemm", "MatMul"),
+    "SparseExpandDepthwise": ("Conv",),
+}
 """Operators of the library, and those whose place each takes."""
 
-_ADDED_LATER = {"values"}
+_ADDED_LATER = {"values", "within"}
 """Fields of a layer that earlier versions have not written."""
 
 _TOLERANCE = 1e-9
@@ -126,10 +130,17 @@ class _Comparison:
 
     def _layer_problems(self, layer: LayerRecord) -> list[str]:
         """What is wrong with a layer; of several nodes of its name, with the likeliest."""
-        nodes = self._by_label.get(layer.name, [])
+        nodes = self._by_label.get(layer.within or layer.name, [])
         if not nodes:
-            return ["name: the model has no such node"]
-        check = self._sparse_problems if layer.sparse else self._dense_problems
+            key = "within" if layer.within else "name"
+            return [f"{key}: the model has no such node"]
+        check = (
+            self._within_problems
+            if layer.within
+            else self._sparse_problems
+            if layer.sparse
+            else self._dense_problems
+        )
         try:
             return min((list(check(layer, node)) for node in nodes), key=len)
         except (IndexError, TypeError, ValueError):
@@ -143,9 +154,11 @@ class _Comparison:
             yield f"op_type: {layer.op_type} does not become a {node.op_type}"
         values, columns, starts = (self._array(name) for name in node.input[1:4])
         rows = len(starts) - 1
-        convolution = node.op_type == "SparseConv"
+        convolution = node.op_type != "SparseMatMul"
+        expanded = node.op_type == "SparseExpandDepthwise"
+        kernel = list(attribute_of(node, "kernel_shape", []))
         inner = [int(attribute_of(node, "in_channels" if convolution else "in_features", 0))]
-        inner += list(attribute_of(node, "kernel_shape", [])) if convolution else []
+        inner += [1] * len(kernel) if expanded else kernel
         shapes = [[rows, *inner]] if convolution else [[*inner, rows]]
         if layer.op_type == "Gemm":
             shapes.append([rows, *inner])
@@ -162,7 +175,35 @@ class _Comparison:
             yield from _differs(key, getattr(layer, key), _text(node, key, "plain"))
         if layer.reason:
             yield f"reason: {brief(layer.reason)!r}, and the layer does not stay dense"
-        yield from _fused_problems(layer, node, bias=4, residual=5)
+        if expanded:
+            yield from _fused_problems(layer, node, prefix="expand_", bias=5, depthwise=4)
+            yield from self._depthwise_problems(node)
+        else:
+            yield from _fused_problems(layer, node, bias=4, residual=5)
+        yield from _times_problems(layer)
+
+    def _depthwise_problems(self, node: NodeProto) -> Iterator[str]:
+        """Whether one layer is listed as computed within an operator that computes two."""
+        count = sum(layer.within == label(node) for layer in self._record.layers)
+        if count != 1:
+            yield f"within: {count} layers are listed as computed by this one's operator, and 1 is"
+
+    def _within_problems(self, layer: LayerRecord, node: NodeProto) -> Iterator[str]:
+        """What is wrong with a depthwise layer that another one's operator computes."""
+        if node.domain != DOMAIN or node.op_type != "SparseExpandDepthwise":
+            yield f"within: the node is a {node.op_type}, which computes no second layer"
+            return
+        if layer.sparse:
+            yield "sparse: the operator computes this layer with all of its weights"
+        yield from _differs("op_type", layer.op_type, "Conv")
+        if not layer.reason:
+            yield "reason: it is empty, and the layer stays dense"
+        said = (layer.weight, layer.shape, layer.sparsity, layer.block, layer.values)
+        if said != ("", [], None, 1, "float32"):
+            yield "weight: the record describes it, which it does of no depthwise layer"
+        for key in ("x_layout", "y_layout"):
+            yield from _differs(key, getattr(layer, key), "plain")
+        yield from _fused_problems(layer, node, bias=6, residual=7)
         yield from _times_problems(layer)
 
     def _dense_problems(self, layer: LayerRecord, node: NodeProto) -> Iterator[str]:
@@ -249,12 +290,19 @@ def _text(node: NodeProto, name: str, default: str) -> str:
 
 
 def _fused_problems(
-    layer: LayerRecord, node: NodeProto, *, bias: int, residual: int
+    layer: LayerRecord, node: NodeProto, *, prefix: str = "", **inputs: int
 ) -> Iterator[str]:
-    """What an operator is said to compute beside the layer, against its inputs and attributes."""
-    activation = _text(node, "activation", "")
+    """What an operator is said to compute beside the layer, against its inputs and attributes.
+
+    Args:
+        layer: What is said of the layer.
+        node: The operator.
+        prefix: What the name of the activation's attribute begins with.
+        inputs: The input for each word of what may be computed beside the activation.
+    """
+    activation = _text(node, f"{prefix}activation", "")
     for word in layer.fused:
-        reads = {"bias": bias, "residual": residual}.get(word)
+        reads = inputs.get(word)
         present = (
             word == activation
             if reads is None

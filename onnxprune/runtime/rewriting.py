@@ -12,6 +12,12 @@ from onnxprune.runtime.library import DOMAIN, VERSION
 from onnxprune.runtime.plan import Plan, Weight, WeightKey, weight_key
 from onnxprune.runtime.samples import split_samples
 
+_OPERATORS = {
+    "conv": "SparseConv",
+    "product": "SparseMatMul",
+    "expanded": "SparseExpandDepthwise",
+}
+
 PARTS = ("values", "columns", "row_starts")
 """What is appended to a weight's name for each of the three tensors that take its place."""
 
@@ -35,7 +41,8 @@ def rewrite(plan: Plan) -> None:
             if layer.kind == "depthwise":
                 nodes.append(writer.depthwise(layer, layer.matrix(plan.index), name))
             else:
-                nodes.append(writer.operator(layer, plan.weight(layer), name, layouts))
+                weight, depthwise = plan.weight(layer), _taps(plan, layer)
+                nodes.append(writer.operator(layer, weight, name, layouts, depthwise))
         elif number not in taken:
             nodes.append(node)
     known = {value.name for value in graph.value_info} | plan.index.outputs
@@ -73,7 +80,8 @@ def layer_models(
     output = helper.make_tensor_value_info(layer.output, TensorProto.FLOAT, None)
     writer = _Writer(set())
     plain = {layer.x: "plain", layer.output: "plain"}
-    operator = writer.operator(layer, weight, label(graph.node[layer.node]), plain)
+    name = label(graph.node[layer.node])
+    operator = writer.operator(layer, weight, name, plain, _taps(plan, layer))
     nodes = [graph.node[number] for number in layer.absorbed]
     read = dict.fromkeys(name for node in nodes for name in node.input)
     stored = [plan.index.stored[name] for name in read if name in plan.index.stored]
@@ -89,6 +97,11 @@ def layer_models(
             ir_version=version,
         ),
     )
+
+
+def _taps(plan: Plan, layer: Layer) -> np.ndarray | None:
+    """The weight `(channels, taps)` of the depthwise layer within another one's operator."""
+    return None if layer.depthwise is None else layer.depthwise.matrix(plan.index)
 
 
 class _Writer:
@@ -107,9 +120,22 @@ class _Writer:
         self.tensors: list[TensorProto] = []
 
     def operator(
-        self, layer: Layer, weight: Weight, name: str, layouts: Mapping[str, str]
+        self,
+        layer: Layer,
+        weight: Weight,
+        name: str,
+        layouts: Mapping[str, str],
+        depthwise: np.ndarray | None = None,
     ) -> NodeProto:
-        """The sparse operator of a layer."""
+        """The sparse operator of a layer.
+
+        Args:
+            layer: The layer.
+            weight: Its weight.
+            name: The operator's name.
+            layouts: Of what it reads and makes.
+            depthwise: The weight `(channels, taps)` of the depthwise layer that it also computes.
+        """
         key = weight_key(layer)
         if key not in self._stored:
             parts = {part: getattr(weight.rows, part) for part in PARTS}
@@ -119,34 +145,42 @@ class _Writer:
             attributes["block"] = weight.block
         if layer.kind == "conv":
             attributes |= {"x_layout": layouts[layer.x], "y_layout": layouts[layer.output]}
-        kind = "SparseConv" if layer.kind == "conv" else "SparseMatMul"
-        inputs = self._inputs(layer, self._stored[key], name)
+        stored = self._stored[key]
+        if layer.depthwise is None or depthwise is None:
+            inputs = self._inputs(layer, [*stored, *self._bias(layer, name)])
+        else:
+            taps = self._store(layer.depthwise.weight, {"taps": depthwise})
+            biases = [*self._bias(layer, name), *self._bias(layer.depthwise, f"{name}.depthwise")]
+            inputs = self._inputs(layer, [*stored, *taps, *biases])
+        kind = _OPERATORS[layer.kind]
         return helper.make_node(kind, inputs, [layer.output], name, domain=DOMAIN, **attributes)
 
     def depthwise(self, layer: Layer, weight: np.ndarray, name: str) -> NodeProto:
         """The operator of a depthwise convolution, whose weight is `(channels, taps)`."""
-        inputs = self._inputs(layer, self._store(layer.weight, {"taps": weight}), name)
+        taps = self._store(layer.weight, {"taps": weight})
+        inputs = self._inputs(layer, [*taps, *self._bias(layer, name)])
         attributes = self._attributes(layer)
         return helper.make_node(
             "DepthwiseConv", inputs, [layer.output], name, domain=DOMAIN, **attributes
         )
 
-    def _inputs(self, layer: Layer, weight: Sequence[str], name: str) -> list[str]:
-        bias = [""] if layer.bias is None else self._store(name, {"bias": layer.bias})
-        inputs = [layer.x, *weight, *bias, layer.residual or ""]
+    def _bias(self, layer: Layer, owner: str) -> list[str]:
+        return [""] if layer.bias is None else self._store(owner, {"bias": layer.bias})
+
+    @staticmethod
+    def _inputs(layer: Layer, constants: Sequence[str]) -> list[str]:
+        inputs = [layer.x, *constants, layer.residual or ""]
         while not inputs[-1]:
             inputs.pop()
         return inputs
 
     @staticmethod
     def _attributes(layer: Layer) -> dict[str, Any]:
-        attributes = dict(layer.attributes)
-        if layer.activation.name:
-            attributes |= {
-                "activation": layer.activation.name,
-                "alpha": layer.activation.alpha,
-                "beta": layer.activation.beta,
-            }
+        last = layer.depthwise or layer
+        attributes = {**last.attributes, **_activation(last)}
+        if last is not layer:
+            attributes["in_channels"] = layer.attributes["in_channels"]
+            attributes |= {f"expand_{key}": value for key, value in _activation(layer).items()}
         return attributes
 
     def _store(self, owner: str, parts: Mapping[str, np.ndarray]) -> list[str]:
@@ -160,6 +194,14 @@ class _Writer:
         for name, array in zip(names, parts.values(), strict=True):
             self.tensors.append(numpy_helper.from_array(array, name))
         return names
+
+
+def _activation(layer: Layer) -> dict[str, Any]:
+    """Attributes of a layer's activation."""
+    chosen = layer.activation
+    if not chosen.name:
+        return {}
+    return {"activation": chosen.name, "alpha": chosen.alpha, "beta": chosen.beta}
 
 
 def _drop_unread(proto: ModelProto) -> None:

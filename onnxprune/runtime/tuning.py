@@ -271,6 +271,8 @@ def _cpu_model() -> str:
 def _layer_key(layer: Layer, nonzeros: int, block: int, shapes: list[list[int]]) -> str:
     facts: list[Any] = [layer.kind, list(layer.weight_shape), nonzeros, block, shapes]
     facts += [layer.attributes, layer.activation.name, layer.residual is not None]
+    if layer.depthwise is not None:
+        facts += [layer.depthwise.attributes, layer.depthwise.activation.name]
     return json.dumps(facts, sort_keys=True, separators=(",", ":"))
 
 

@@ -26,7 +26,7 @@ MAX_LAYERS = 2000
 
 _RENAMED = re.compile(r"(?:fused )?(.*?)(?:/\w*Fusion)?(?:_nchwc)?(?:_token_\d+)?", re.S)
 """How ONNX Runtime names a node that it made of one named as in the group."""
-_KERNELS = MULTIPLYING | {"SparseConv", "SparseMatMul", "DepthwiseConv"}
+_KERNELS = MULTIPLYING | {"SparseConv", "SparseMatMul", "DepthwiseConv", "SparseExpandDepthwise"}
 _MOST_FOLLOWED = 16
 
 

@@ -136,6 +136,29 @@ class DepthwiseConv(OpRun):
         return (finished(y, None, residual, activation, alpha, beta),)
 
 
+class SparseExpandDepthwise(OpRun):
+    op_domain = DOMAIN
+
+    def _run(
+        self, x, values, columns, row_starts, taps, bias=None, depthwise_bias=None, residual=None,
+        in_channels=None, kernel_shape=None, strides=None, pads=None, dilations=None,
+        activation=None, alpha=None, beta=None, expand_activation=None, expand_alpha=None,
+        expand_beta=None, block=None,
+    ):  # fmt: skip
+        matrix = weight(values, columns, row_starts, in_channels)
+        assert block in (None, 1) or len(matrix) % block == 0
+        assert taps.shape == (len(matrix), math.prod(kernel_shape))
+        expanded = np.einsum("nk...,ck->nc...", x.astype(np.float64), matrix)
+        if bias is not None:
+            expanded += bias.reshape(-1, *[1] * (expanded.ndim - 2))
+        expanded = finished(expanded, None, None, expand_activation, expand_alpha, expand_beta)
+        read = windows(expanded, kernel_shape, strides, pads, dilations)
+        y = np.einsum("nchwij,cij->nchw", read, taps.reshape(len(taps), *read.shape[4:]))
+        y = convolved(y, kernel_shape, depthwise_bias)
+        assert residual is None or residual.shape == y.shape
+        return (finished(y, None, residual, activation, alpha, beta),)
+
+
 class SparseMatMul(OpRun):
     op_domain = DOMAIN
 
@@ -151,8 +174,5 @@ class SparseMatMul(OpRun):
 
 def run(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     """Outputs of a model, sparse operators included, by ONNX's reference implementation."""
-    return list(
-        ReferenceEvaluator(proto, new_ops=[SparseConv, SparseMatMul, DepthwiseConv]).run(
-            None, feeds
-        )
-    )
+    operators = [SparseConv, SparseMatMul, DepthwiseConv, SparseExpandDepthwise]
+    return list(ReferenceEvaluator(proto, new_ops=operators).run(None, feeds))

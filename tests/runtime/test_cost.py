@@ -7,7 +7,7 @@ import pytest
 
 from onnxprune.runtime import CompiledModel, CompileOptions, Thresholds, compile_model
 from onnxprune.runtime.compiler import read_plain
-from onnxprune.runtime.cost import Work, expected_speedup, sparse_works
+from onnxprune.runtime.cost import Work, dense_works, expected_speedup, sparse_works
 from onnxprune.runtime.front import optimized
 from onnxprune.runtime.plan import Plan
 
@@ -35,6 +35,33 @@ def test_work_is_counted_from_the_graph():
         "kxk, strided copies": 108 * 10,
         "traffic": traffic,
         "calls": 1,
+    }
+
+
+def test_work_with_a_depthwise_layer_leaves_out_what_lies_between():
+    proto = net(
+        "g (float[N, 12, 64, 32] x, float[N, 40, 32, 16] z) => (float[N, 40, 32, 16] y)"
+        " { c = Conv(x, w) r = Relu(c)"
+        " d = Conv<group = 40, pads = [1, 1, 1, 1], strides = [2, 2]>(r, v) y = Add(d, z) }",
+        w=sparse(40, 12, 1, 1),
+        v=sparse(40, 1, 3, 3, density=1.0),
+    )
+    plan = Plan(optimized(read_plain(proto)), CompileOptions(ANY))
+    (layer,) = plan.chosen.values()
+    nonzeros = int(np.count_nonzero(sparse(40, 12, 1, 1)))
+    traffic, between = 4 * (12 * 2048 + 2 * 40 * 512), 2 * 4 * 40 * 2048
+    work = plan.work(layer)
+    assert work == Work("1x1", False, 40, 12, nonzeros, 1, 2048, traffic, between)
+    assert sparse_works(work) == {
+        "weights": 2 * nonzeros * 128,
+        "sums": 40 * 128 / 2,
+        "traffic": traffic,
+        "calls": 1,
+    }
+    assert dense_works(work) == {
+        "1x1 products": 40 * 12 * 2048,
+        "traffic": traffic + between,
+        "calls": 2,
     }
 
 

@@ -16,6 +16,10 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from onnxprune.model import read
 from onnxprune.random_inputs import random_inputs
+from onnxprune.runtime import compile_model
+from onnxprune.runtime.proof import prove
+from onnxprune.runtime.record_check import verify_record
+from onnxprune.validate import inspect_model
 
 from .helpers import check_equal, compiled, operators, pruned, runtime_outputs
 
@@ -95,6 +99,23 @@ def test_mobilenet_v3(kernels: bool):
         *("GlobalAveragePool", "Mul", "Flatten"),
     }
     assert found.count("Mul") == 9, "gates, and no part of an activation"
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_large"])
+def test_early_bottlenecks_of_a_mobilenet_of_a_fixed_size(name: str, kernels: bool):
+    """Their pointwise and depthwise layers become one operator, by the rule that users get."""
+    torch.manual_seed(0)
+    network = torchvision.models.get_model(name, weights=None, num_classes=10)
+    proto = pruned(exported(network, 3, 160, 160, axes={0: "N"}))
+    result = compile_model(proto)
+    assert operators(result.proto).count("SparseExpandDepthwise") >= 3
+    assert verify_record(result.proto).problems == []
+    within = [layer for layer in result.record.layers if layer.within]
+    assert len(within) == operators(result.proto).count("SparseExpandDepthwise")
+    before, after = inspect_model(proto), inspect_model(result.proto)
+    assert after.sparsity == before.sparsity
+    if kernels:
+        assert prove(proto, result.proto) <= 1e-5
 
 
 def test_a_transformer(kernels: bool):

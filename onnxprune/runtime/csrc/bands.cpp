@@ -31,11 +31,14 @@ Bands::Bands(const WindowSpec& window, int64_t height, int64_t width, int vector
   // The padding behind a row is also that before the next one.
   pitch_ = right == 1 ? width + std::max(left, read - left - width)
                       : (std::max(read, left + width) + 1) / 2;
+  // Rows of the image begin at whole vectors: others would lie on two cache lines each.
+  pitch_ = round_up(pitch_, vector_width);
+  lead_ = (vector_width - left / right % vector_width) % vector_width;
   const int64_t whole = round_up(out_height_, kRowsTogether);
   const int64_t fit = (kBandFloats / (pitch_ * right) - window.kernel[0]) / down + 1;
   rows_ = std::min(whole, std::max(kRowsTogether, fit / kRowsTogether * kRowsTogether));
   row_planes_ = size_t(down);
-  slack_ = 2 * vector_width + reach;
+  slack_ = round_up(2 * vector_width + reach, vector_width);
   const int64_t plane_rows = rows_ - 1 + (window.kernel[0] + down - 1) / down;
   column_plane_ = plane_rows * pitch_ + slack_;
   if (out_height_ == 1) column_plane_ += kRowsTogether * vector_width;  // vectors of one row
@@ -48,7 +51,7 @@ Bands::Bands(const WindowSpec& window, int64_t height, int64_t width, int vector
 
 Band Bands::band(const float* memory, int64_t number) const {
   Band band{};
-  band.memory = memory;
+  band.memory = memory + lead_;
   band.pitch = pitch_;
   band.row_plane = row_plane_;
   band.columns = columns_.data();
@@ -61,14 +64,22 @@ Band Bands::band(const float* memory, int64_t number) const {
   return band;
 }
 
-void Bands::fill(const KernelSet& kernels, const float* channel, int64_t number,
+std::pair<int64_t, int64_t> Bands::input_rows(int64_t number) const {
+  const int64_t rows = std::min(rows_, out_height_ - number * rows_);
+  const int64_t first = number * rows_ * window_.strides[0] - window_.pads[0];
+  const int64_t end = first + (rows - 1) * window_.strides[0] + window_.kernel[0];
+  const int64_t from = std::min(std::max<int64_t>(first, 0), height_);
+  return {from, std::max(from, std::min(end, height_))};
+}
+
+void Bands::fill(const KernelSet& kernels, const float* rows_from, int64_t row, int64_t number,
                  float* memory) const {
   const int64_t down = window_.strides[0];
   const int64_t rows = std::min(rows_, out_height_ - number * rows_);
   for (int64_t plane = 0; plane < down; ++plane) {
     const int64_t taps = (window_.kernel[0] - plane + down - 1) / down;
     if (taps <= 0) continue;
-    float* to = memory + plane * row_plane_;
+    float* to = memory + lead_ + plane * row_plane_;
     const int64_t count = rows - 1 + taps;
     // Row i of the plane is row `first + i * down` of the image.
     const int64_t first = number * rows_ * down + plane - window_.pads[0];
@@ -76,7 +87,7 @@ void Bands::fill(const KernelSet& kernels, const float* channel, int64_t number,
     const int64_t room = height_ - first;
     const int64_t end = std::max(from, std::min(count, room <= 0 ? 0 : (room + down - 1) / down));
     clear_rows(from, to);
-    fill_rows(kernels, channel + (first + from * down) * width_, from, end - from, to);
+    fill_rows(kernels, rows_from + (first + from * down - row) * width_, from, end - from, to);
     clear_rows(count - end, to + end * pitch_);
   }
 }

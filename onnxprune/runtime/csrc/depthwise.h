@@ -5,12 +5,14 @@
 #include <vector>
 
 #include "bands.h"
+#include "expansion.h"
 #include "geometry.h"
 
 namespace onnxprune {
 
 // What a DepthwiseConv node says: each channel is convolved with a kernel of its own. Its weights
-// are dense; it is here so that the plain layout need not change between two sparse convolutions.
+// are dense; it is here so that the plain layout need not change between two sparse convolutions,
+// and so that what a sparse one makes can be convolved where it is made.
 struct DepthwiseSpec {
   int64_t channels = 0;
   WindowSpec window;
@@ -19,12 +21,13 @@ struct DepthwiseSpec {
 };
 
 struct DepthwiseCall {
-  const float* x;
+  const float* x;         // or null, where an expansion makes it
   const float* weights;   // (channels, taps)
   const float* bias;      // or null
   const float* residual;  // or null
   float* y;
   int64_t batch, height, width;
+  const Expansion* expansion = nullptr;
 };
 
 class DepthwiseTasks {
@@ -35,7 +38,7 @@ class DepthwiseTasks {
   void prepare(size_t) const {}
 
   size_t count() const {
-    return size_t(call_.batch) * (by_tile() ? tiles_ : 1) * parts_;
+    return size_t(call_.batch) * (by_tile() && !call_.expansion ? tiles_ : 1) * parts_;
   }
   void run(size_t task) const;
 
@@ -44,7 +47,8 @@ class DepthwiseTasks {
   Target target(int64_t image, int64_t first) const;
   bool by_tile() const { return !bands_ && shifts_.empty(); }
   void run_bands(int64_t image, uint32_t from, uint32_t to) const;
-  void run_shifted(int64_t image, uint32_t from, uint32_t to) const;
+  void run_expanded(int64_t image, uint32_t from, uint32_t to) const;
+  void convolve_shifted(DepthwiseWork own, const Target& place) const;
   void run_tile(int64_t image, int64_t tile, uint32_t from, uint32_t to) const;
 
   const DepthwiseSpec& spec_;

@@ -171,6 +171,17 @@ struct DepthwiseWork {
   uint32_t from, to;         // channels
 };
 
+// Some pixels of one output channel of a pointwise convolution of a plain image.
+struct ExpansionWork {
+  const float* x;            // first of the pixels in channel 0
+  ptrdiff_t channel_stride;
+  const float* values;       // weights that are not zero, and the channels that they meet
+  const uint16_t* columns;
+  size_t nonzeros;
+  float bias;
+  size_t count;              // pixels
+};
+
 struct KernelSet {
   const char* name;
   int width;       // floats of a vector
@@ -201,6 +212,8 @@ struct KernelSet {
                             Target);
   // One tile of some channels, whatever its window.
   void (*depthwise_windows)(const DepthwiseWork&, const WindowList* taps, const Target&);
+  // Of the target only `y` and the activation count. Up to a vector beyond the pixels is overwritten.
+  void (*expand)(const ExpansionWork&, const Target&);
   // Row j of the slab is column j of a (tokens, features) matrix; and the way back, in which the
   // residual is added and the activation applied.
   void (*pack_transposed)(float* slab, const float* source, ptrdiff_t pitch, size_t columns,

@@ -608,9 +608,10 @@ void dot_rows(const SparseMatrix& matrix, size_t from, size_t to, const float* x
 }
 
 #include "depthwise_body.h"
+#include "expansion_body.h"
 
 constexpr KernelSet kSet = {
     V::kName,     V::kWidth,    V::kGroupRows,
     unstructured, blocked,      pack_shifted, pack_windows,
-    copy_rows,    part_columns, depthwise_band, depthwise_shifted, depthwise_windows, pack_transposed, store_transposed, dot_rows, activate,
+    copy_rows,    part_columns, depthwise_band, depthwise_shifted, depthwise_windows, expand, pack_transposed, store_transposed, dot_rows, activate,
 };

@@ -78,7 +78,8 @@ std::vector<int64_t> Attributes::integers(const char* name) const {
   return values;
 }
 
-Activation Attributes::activation(float* alpha, float* beta) const {
+Activation Attributes::activation(float* alpha, float* beta,
+                                  const std::string& prefix) const {
   static constexpr std::array<std::pair<const char*, Activation>, 10> kNames{{
       {"", Activation::kNone},
       {"Relu", Activation::kRelu},
@@ -91,15 +92,15 @@ Activation Attributes::activation(float* alpha, float* beta) const {
       {"HardSigmoid", Activation::kHardSigmoid},
       {"Sigmoid", Activation::kSigmoid},
   }};
-  *alpha = real("alpha", 0);
-  *beta = real("beta", 0);
-  const std::string wanted = text("activation");
+  *alpha = real((prefix + "alpha").c_str(), 0);
+  *beta = real((prefix + "beta").c_str(), 0);
+  const std::string wanted = text((prefix + "activation").c_str());
   std::string known;
   for (const auto& [name, activation] : kNames) {
     if (wanted == name) return activation;
     known += (known.empty() ? "'" : ", '") + std::string(name) + "'";
   }
-  refuse("activation is '" + wanted + "'; expected one of " + known);
+  refuse(prefix + "activation is '" + wanted + "'; expected one of " + known);
 }
 
 bool Attributes::tiled(const char* name) const {

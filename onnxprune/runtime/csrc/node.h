@@ -75,7 +75,8 @@ class Attributes {
   float real(const char* name, float otherwise) const;
   std::string text(const char* name) const;
   std::vector<int64_t> integers(const char* name) const;
-  Activation activation(float* alpha, float* beta) const;
+  // Of the attributes `activation`, `alpha` and `beta`, whose names begin with `prefix`.
+  Activation activation(float* alpha, float* beta, const std::string& prefix = "") const;
   // Whether an attribute names the tiled layout.
   bool tiled(const char* name) const;
 

@@ -27,6 +27,14 @@ enum DepthwiseInput : size_t {
   kDepthwiseInputCount
 };
 
+enum ExpandedInput : size_t {
+  kExpandedTaps = kRowStarts + 1,
+  kExpandedBias,
+  kExpandedDepthwiseBias,
+  kExpandedResidual,
+  kExpandedInputCount
+};
+
 class ConvolutionKernel : public Kernel {
  public:
   static constexpr const char* kType = "SparseConv";
@@ -129,6 +137,75 @@ class DepthwiseKernel : public Kernel {
 
  private:
   DepthwiseSpec spec_;
+  bool flat_ = false;
+};
+
+// The two layers that widen an inverted bottleneck and convolve it.
+class ExpandedKernel : public Kernel {
+ public:
+  static constexpr const char* kType = "SparseExpandDepthwise";
+
+  ExpandedKernel(const Api* api, const KernelInfo* info) : Kernel(api, info, kType) {
+    const Attributes attributes(api, info);
+    const WindowAttributes window(attributes);
+    flat_ = window.flat();
+    spec_.window = window.spec();
+    spec_.activation = attributes.activation(&spec_.alpha, &spec_.beta);
+    expansion_.channels = attributes.integer("in_channels", 0);
+    if (expansion_.channels < 1 || expansion_.channels > 65536) {
+      refuse("in_channels is " + std::to_string(expansion_.channels) + "; expected 1 to 65536");
+    }
+    expansion_.activation =
+        attributes.activation(&expansion_.alpha, &expansion_.beta, "expand_");
+    const SparseMatrix matrix = matrix_of(api, info, expansion_.channels, expanded_);
+    block_of(attributes, matrix);
+    spec_.channels = int64_t(matrix.rows);
+    int is_constant = 0;
+    const Value* taps = nullptr;
+    check(api, GetConstantInput::of(api)(info, kExpandedTaps, &is_constant, &taps));
+    if (is_constant && taps) check_taps(tensor_of(api, taps));
+  }
+
+ protected:
+  void run(KernelContext* context) override {
+    const Tensor x = tensor_of(api_, input(context, kX));
+    const Tensor taps = tensor_of(api_, input(context, kExpandedTaps));
+    check_taps(taps);
+    const Images images =
+        images_of(x, spec_.window, flat_, expansion_.channels, spec_.channels);
+    const SparseMatrix matrix{size_t(spec_.channels), size_t(expansion_.channels),
+                              expanded_.empty() ? data_of<float>(api_, input(context, kValues))
+                                                : expanded_.data(),
+                              data_of<uint16_t>(api_, input(context, kColumns)),
+                              data_of<int32_t>(api_, input(context, kRowStarts))};
+    DepthwiseCall call{};
+    call.batch = images.batch;
+    call.height = images.height;
+    call.width = images.width;
+    call.weights = data_of<float>(api_, taps.value);
+    const auto rows = size_t(spec_.channels);
+    const Expansion expansion(expansion_, matrix, kernels(), data_of<float>(api_, x.value),
+                              bias(context, kExpandedBias, rows), call.height * call.width);
+    call.expansion = &expansion;
+    call.bias = bias(context, kExpandedDepthwiseBias, rows);
+    call.residual = residual(context, kExpandedResidual, images.output_shape);
+    call.y = output(context, images.output_shape);
+    if (size_of(images.output_shape) == 0) return;
+    spread(context, DepthwiseTasks(spec_, kernels(), call));
+  }
+
+ private:
+  void check_taps(const Tensor& taps) const {
+    const auto count = int64_t(spec_.window.taps());
+    if (taps.shape != std::vector<int64_t>{spec_.channels, count}) {
+      refuse("taps has the shape " + listed(taps.shape) + "; expected [" +
+             std::to_string(spec_.channels) + ", " + std::to_string(count) + "]");
+    }
+  }
+
+  DepthwiseSpec spec_;
+  ExpansionSpec expansion_;
+  std::vector<float> expanded_;
   bool flat_ = false;
 };
 
@@ -247,13 +324,29 @@ CustomOp depthwise_operator(uint32_t version) {
   return op;
 }
 
+CustomOp expanded_operator(uint32_t version) {
+  CustomOp op = operator_of<ExpandedKernel>(version);
+  op.get_input_type = [](const CustomOp*, size_t index) -> int {
+    static constexpr int kTypes[]{kFloat, kAnyType, kUint16, kInt32,
+                                  kFloat, kFloat,   kFloat,  kFloat};
+    return kTypes[index];
+  };
+  op.get_input_count = [](const CustomOp*) -> size_t { return kExpandedInputCount; };
+  op.get_input_characteristic = [](const CustomOp*, size_t index) -> int {
+    return index >= kExpandedBias ? kOptional : kRequired;
+  };
+  op.get_may_inplace = over_residual<kExpandedResidual>;
+  return op;
+}
+
 // All operators, for the version of ONNX Runtime that has loaded the library.
 struct Operators {
-  CustomOp convolution, depthwise, product;
+  CustomOp convolution, depthwise, expanded, product;
 
   explicit Operators(uint32_t version)
       : convolution(sparse_operator<ConvolutionKernel>(version)),
         depthwise(depthwise_operator(version)),
+        expanded(expanded_operator(version)),
         product(sparse_operator<ProductKernel>(version)) {
     convolution.get_may_inplace = over_residual<kResidual>;
   }
@@ -297,6 +390,7 @@ ONNXPRUNE_EXPORT onnxprune::ort::Status* RegisterCustomOps(
       check(api, ort::CreateDomain::of(api)(kDomain, &made));
       check(api, ort::AddToDomain::of(api)(made, &operators.convolution));
       check(api, ort::AddToDomain::of(api)(made, &operators.depthwise));
+      check(api, ort::AddToDomain::of(api)(made, &operators.expanded));
       check(api, ort::AddToDomain::of(api)(made, &operators.product));
       domain = made;
     }

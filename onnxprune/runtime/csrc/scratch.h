@@ -40,7 +40,7 @@ class Buffer {
 };
 
 struct Scratch {
-  Buffer slab, sums, taps, windows, phases;
+  Buffer slab, sums, taps, windows, phases, rows;
 };
 
 inline Scratch& scratch() {

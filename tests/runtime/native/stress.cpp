@@ -1,4 +1,4 @@
-// Random convolutions, depthwise convolutions and products on several threads, and activations,
+// Random convolutions, depthwise convolutions (of what pointwise ones make, too) and products on several threads, and activations,
 // against double precision. Buffers end where their data end, so that sanitizers and valgrind notice an
 // access beyond. `make sanitize` and `make neon` build and run it. Argument: how many rounds.
 #include <atomic>
@@ -209,6 +209,58 @@ void depthwise(int round, int threads) {
   }
 }
 
+// A pointwise convolution and a depthwise one in one operator.
+void expanded(int round, int threads) {
+  const int64_t most = below(2) ? 24 : 50;
+  const int64_t height = below(6) ? 1 + below(most) : 1, width = 1 + below(most * 50 / (height + 49));
+  const int64_t batch = 1 + below(2), pixels = height * width;
+  constexpr Activation kKinds[]{Activation::kNone, Activation::kRelu, Activation::kHardSwish,
+                                Activation::kSilu};
+  ExpansionSpec expansion_spec;
+  expansion_spec.channels = 1 + below(30);
+  expansion_spec.activation = kKinds[below(4)];
+  DepthwiseSpec spec;
+  spec.channels = 1 + below(below(2) ? 150 : 10);
+  spec.window = window_of(height, width, 8);
+  spec.activation = kKinds[below(4)];
+  const auto taps = int64_t(spec.window.taps());
+  const int64_t out_width = spec.window.output_size(1, width);
+  const int64_t out_pixels = spec.window.output_size(0, height) * out_width;
+  const Weights first(size_t(spec.channels), size_t(expansion_spec.channels), 0.15, 1);
+  const Exact x(batch * expansion_spec.channels * pixels), weights(spec.channels * taps);
+  const Exact first_bias(spec.channels), bias(spec.channels);
+  Exact y(batch * spec.channels * out_pixels);
+  const bool in_place = below(2);
+  const std::vector<float> before(y.data.get(), y.data.get() + y.size);
+  const Expansion expansion(expansion_spec, first.matrix, kernels(), x.data.get(),
+                            first_bias.data.get(), pixels);
+  const DepthwiseCall call{nullptr, weights.data.get(), bias.data.get(),
+                           in_place ? y.data.get() : nullptr,
+                           y.data.get(), batch, height, width, &expansion};
+  run(DepthwiseTasks(spec, kernels(), call), threads);
+  for (int check = 0; check < 200; ++check) {
+    const int64_t image = below(batch), channel = below(spec.channels), pixel = below(out_pixels);
+    const auto at = size_t((image * spec.channels + channel) * out_pixels + pixel);
+    double sum = bias.data[size_t(channel)];
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const int64_t iy = pixel / out_width * spec.window.strides[0] +
+                         tap / spec.window.kernel[1] * spec.window.dilations[0] - spec.window.pads[0];
+      const int64_t ix = pixel % out_width * spec.window.strides[1] +
+                         tap % spec.window.kernel[1] * spec.window.dilations[1] - spec.window.pads[1];
+      if (iy < 0 || iy >= height || ix < 0 || ix >= width) continue;
+      double inner = first_bias.data[size_t(channel)];
+      for (int64_t k = 0; k < expansion_spec.channels; ++k) {
+        inner += double(first.dense[size_t(channel * expansion_spec.channels + k)]) *
+                 x.data[size_t((image * expansion_spec.channels + k) * pixels + iy * width + ix)];
+      }
+      sum += double(weights.data[size_t(channel * taps + tap)]) *
+             activated(expansion_spec.activation, inner, 0, 0);
+    }
+    if (in_place) sum += before[at];
+    if (!close(y.data[at], activated(spec.activation, sum, 0, 0))) fail("an expanded one", round);
+  }
+}
+
 void product(int round, int threads) {
   ProductSpec spec;
   spec.features = 1 + below(300);
@@ -258,6 +310,7 @@ int main(int count, char** arguments) {
     const int threads = 1 + int(below(4));
     convolution(round, threads);
     depthwise(round, threads);
+    expanded(round, threads);
     product(round, threads);
     activations(round);
   }

@@ -1,0 +1,513 @@
+"""A pointwise convolution and the depthwise one after it, in one operator."""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+from onnxprune.runtime import (
+    CompileOptions,
+    Thresholds,
+    compile_model,
+    cost,
+    register,
+    tune,
+    tuning,
+    with_half_values,
+)
+from onnxprune.runtime.dense_view import dense_view
+from onnxprune.runtime.record_check import verify_record
+from onnxprune.runtime.rows import SparseRows
+from onnxprune.validate import inspect_model
+
+from .helpers import (
+    ANY,
+    attributes,
+    check_equal,
+    compiled,
+    net,
+    normal,
+    operators,
+    runtime_outputs,
+    sparse,
+    sparse_nodes,
+)
+from .reference import ACTIVATIONS, run
+
+FUSED = "SparseExpandDepthwise"
+
+
+def operator(
+    matrix: np.ndarray,
+    taps: np.ndarray,
+    *,
+    half: bool = False,
+    biases: bool = True,
+    residual: bool = False,
+    **given_attributes: Any,
+) -> onnx.ModelProto:
+    """A model of one operator, with the weights `(rows, channels)` and `(rows, taps)`."""
+    rows = SparseRows.of(matrix)
+    axes = len(given_attributes["kernel_shape"])
+    settings = {"strides": [1] * axes, "dilations": [1] * axes, "pads": [0] * 2 * axes}
+    tensors = {
+        "values": rows.values.astype(np.float16) if half else rows.values,
+        "columns": rows.columns,
+        "row_starts": rows.row_starts,
+        "taps": taps,
+    }
+    if biases:
+        tensors |= {"b": normal(len(matrix), seed=5), "d": normal(len(matrix), seed=6)}
+    inputs = ["x", *list(tensors)[:4], *(["b", "d"] if biases else ["", ""])]
+    inputs.append("r" if residual else "")
+    node = helper.make_node(
+        FUSED,
+        inputs,
+        ["y"],
+        "both",
+        domain="onnxprune",
+        **{"in_channels": matrix.shape[1], **settings, **given_attributes},
+    )
+    kind = onnx.TensorProto.FLOAT
+    values = [
+        helper.make_tensor_value_info(name, kind, [None] * (axes + 2))
+        for name in ("x", *(["r"] if residual else []))
+    ]
+    output = helper.make_tensor_value_info("y", kind, [None] * (axes + 2))
+    stored = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    graph = helper.make_graph([node], "g", values, [output], stored)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("onnxprune", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    axes = draw(st.sampled_from([2, 2, 2, 1]))
+    rows, channels = draw(st.integers(1, 40)), draw(st.integers(1, 20))
+    size = [draw(st.integers(1, 40 if axes == 2 else 400)) for _ in range(axes)]
+    kernel = [draw(st.sampled_from([1, 2, 3, 5, 7, 9])) for _ in range(axes)]
+    window = {
+        "kernel_shape": kernel,
+        "strides": [draw(st.integers(1, 3)) for _ in kernel],
+        "dilations": [draw(st.sampled_from([1, 1, 1, 2])) for _ in kernel],
+        "pads": [draw(st.integers(0, k - 1)) for k in (*kernel, *kernel)],
+    }
+    made = [
+        (s + window["pads"][i] + window["pads"][i + axes] - (k - 1) * d - 1) // stride + 1
+        for i, (s, k, d, stride) in enumerate(
+            zip(size, kernel, window["dilations"], window["strides"], strict=True)
+        )
+    ]
+    if min(made) < 1:
+        window |= {"kernel_shape": [1] * axes, "pads": [0] * 2 * axes}
+        made = [(s - 1) // stride + 1 for s, stride in zip(size, window["strides"], strict=True)]
+    seed = draw(st.integers(0, 99))
+    matrix = sparse(rows, channels, density=draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])), seed=seed)
+    residual = draw(st.booleans())
+    batch = draw(st.integers(1, 3))
+    proto = operator(
+        matrix,
+        normal(rows, math.prod(window["kernel_shape"]), seed=seed),
+        half=draw(st.booleans()),
+        biases=draw(st.booleans()),
+        residual=residual,
+        **window,
+        activation=draw(st.sampled_from(list(ACTIVATIONS))),
+        alpha=0.25,
+        beta=1.5,
+        expand_activation=draw(st.sampled_from(list(ACTIVATIONS))),
+        expand_alpha=-0.5,
+        expand_beta=0.75,
+    )
+    feeds = {"x": normal(batch, channels, *size, seed=seed + 1)}
+    if residual:
+        feeds["r"] = normal(batch, rows, *made, seed=seed + 2)
+    return proto, feeds
+
+
+@given(cases())
+def test_the_operator_computes_what_is_described(
+    kernels: bool, case: tuple[onnx.ModelProto, dict[str, np.ndarray]]
+):
+    proto, feeds = case
+    (expected,) = run(proto, feeds)
+    if not kernels:
+        return
+    (found,) = runtime_outputs(proto, feeds)
+    assert found.shape == expected.shape
+    scale = max(1.0, float(np.abs(expected).max(initial=0)))
+    np.testing.assert_allclose(found, expected, atol=2e-5 * scale)
+
+
+# Bands of rows; whole small images; those split for a stride; and windows that need lists of loads.
+FORMS: dict[str, tuple[list[int], dict[str, Any]]] = {
+    "bands": ([37, 41], {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
+    "bands, a stride": ([45, 50], {"kernel_shape": [5, 5], "pads": [2] * 4, "strides": [2, 2]}),
+    "small": ([14, 14], {"kernel_shape": [5, 5], "pads": [2] * 4}),
+    "small, a stride": ([14, 13], {"kernel_shape": [3, 3], "pads": [1] * 4, "strides": [2, 2]}),
+    "lists": ([40, 33], {"kernel_shape": [4, 3], "pads": [0, 1, 2, 0], "dilations": [2, 1]}),
+    "one axis": ([301], {"kernel_shape": [9], "pads": [4, 4], "strides": [2]}),
+}
+
+
+def form(name: str) -> tuple[onnx.ModelProto, np.ndarray]:
+    size, window = FORMS[name]
+    proto = operator(
+        sparse(70, 24, density=0.12),
+        normal(70, math.prod(window["kernel_shape"])),
+        **window,
+        activation="HardSwish",
+        expand_activation="Silu",
+    )
+    return proto, normal(3, 24, *size)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_same_to_the_last_bit_on_any_number_of_threads(name: str, need_kernels: None):
+    proto, x = form(name)
+    found = []
+    for threads in (1, 2, 3, 65):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        register(options)
+        session = onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        found.append(session.run(None, {"x": x})[0])
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0], other)
+
+
+_IN_ANOTHER_PROCESS = """
+import sys, numpy as np, onnx
+from tests.runtime.helpers import runtime_outputs
+from tests.runtime.reference import run
+from tests.runtime.test_expanded import FORMS, form
+for name in FORMS:
+    proto, x = form(name)
+    (expected,), (found,) = run(proto, {"x": x}), runtime_outputs(proto, {"x": x})
+    np.testing.assert_allclose(found, expected, atol=5e-5, err_msg=name)
+"""
+
+
+@pytest.mark.parametrize("kernels_named", ["avx2", "portable"])
+def test_with_other_instructions(kernels_named: str, need_kernels: None):
+    """Where the processor lacks them, its best ones are tested once more."""
+    environment = {**os.environ, "ONNXPRUNE_KERNELS": kernels_named}
+    subprocess.run([sys.executable, "-c", _IN_ANOTHER_PROCESS], env=environment, check=True)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 9, 9), (2, 4, 0, 9)])
+def test_no_pixels(shape: tuple[int, ...], need_kernels: None):
+    proto = operator(sparse(6, 4), normal(6, 9), kernel_shape=[3, 3], pads=[1] * 4)
+    (y,) = runtime_outputs(proto, {"x": normal(*shape)})
+    assert y.shape == (shape[0], 6, *shape[2:])
+
+
+REFUSED = {
+    "in_channels": ({"in_channels": 0}, "in_channels is 0; expected 1 to 65536"),
+    "too few columns": ({"in_channels": 2}, "do not rise within 0 to 1"),
+    "kernel_shape": ({"kernel_shape": [3, 3, 3]}, "expected one or two sizes"),
+    "other taps": ({"kernel_shape": [5, 5]}, r"taps has the shape \[8, 9\]; expected \[8, 25\]"),
+    "strides": ({"strides": [0, 1]}, "strides is .*expected 1 to 65536"),
+    "pads": ({"pads": [-1, 0, 0, 0]}, "pads is .*expected 0 to 65536"),
+    "activation": ({"activation": "Tanh"}, "activation is 'Tanh'; expected one of"),
+    "expand_activation": (
+        {"expand_activation": "Tanh"},
+        "expand_activation is 'Tanh'; expected one of",
+    ),
+    "block": ({"block": 3}, "block is 3; expected 1 or 4"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_makes_no_sense_is_refused_when_a_session_is_created(case: str, need_kernels: None):
+    changed, message = REFUSED[case]
+    settings: dict[str, Any] = {"kernel_shape": [3, 3], **changed}
+    proto = operator(sparse(8, 6, density=1.0), normal(8, 9), **settings)
+    options = onnxruntime.SessionOptions()
+    register(options)
+    with pytest.raises(Exception, match=rf"onnxprune {FUSED} 'both': .*{message}"):
+        onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({"x": (1, 5, 9, 9), "r": (1, 8, 7, 7)}, "expected 4 axes with 6 channels"),
+        ({"x": (1, 6, 9, 9), "r": (1, 8, 9, 9)}, "residual has the shape"),
+    ],
+)
+def test_inputs_of_other_shapes_are_refused(
+    feeds: dict[str, tuple[int, ...]], message: str, need_kernels: None
+):
+    proto = operator(sparse(8, 6), normal(8, 9), residual=True, kernel_shape=[3, 3])
+    with pytest.raises(Exception, match=message):
+        runtime_outputs(proto, {name: normal(*shape) for name, shape in feeds.items()})
+
+
+def bottleneck(
+    size: int = 24,
+    density: float = 0.1,
+    block: int = 1,
+    settings: str = "pads = [1, 1, 1, 1]",
+    body: str = "",
+) -> onnx.ModelProto:
+    """Pointwise, depthwise, pointwise: 16 to 80 to 24 channels."""
+    body = body or (
+        "c = Conv(x, w, a) h = HardSwish(c)"
+        f" d = Conv<group = 80, {settings}>(h, v, b) r = Relu(d) y = Conv(r, p)"
+    )
+    return net(
+        f"g (float[N, 16, {size}, {size}] x) => (float[N, 24, P, Q] y) {{ {body} }}",
+        w=sparse(80, 16, 1, 1, density=density, block=block),
+        a=normal(80, seed=3),
+        v=normal(80, 1, 3, 3),
+        b=normal(80, seed=4),
+        p=sparse(24, 80, 1, 1, density=0.1),
+    )
+
+
+@pytest.mark.parametrize("settings", ["pads = [1, 1, 1, 1]", "strides = [2, 2]"])
+@pytest.mark.parametrize("block", [1, 4])
+def test_a_bottleneck_is_computed_by_two_operators(settings: str, block: int, kernels: bool):
+    proto = bottleneck(settings=settings, block=block)
+    result = compiled(proto, layouts="all")
+    assert operators(result.proto) == [FUSED, "SparseConv"]
+    both, last = sparse_nodes(result.proto)
+    said = attributes(both)
+    assert (said["expand_activation"], said["activation"]) == (b"HardSwish", b"Relu")
+    assert said.get("block", 1) == block
+    assert attributes(last)["x_layout"] == b"plain", "the operator writes plain values"
+    check_equal(proto, result, {"x": normal(2, 16, 24, 24)}, kernels, replaced=2)
+    first, middle, _ = result.record.layers
+    assert (first.sparse, first.fused, first.block) == (True, ["HardSwish", "depthwise"], block)
+    assert (middle.sparse, middle.within, middle.fused) == (False, first.name, ["Relu"])
+    assert middle.reason == "dense, but computed with the sparse layer before it"
+    assert last.input[0] == both.output[0]
+
+
+def test_a_residual_of_the_depthwise_layer(kernels: bool):
+    proto = bottleneck(
+        body="c = Conv(x, w) d = Conv<group = 80, pads = [1, 1, 1, 1]>(c, v) e = Conv(x, o)"
+        " s = Add(d, e) r = Relu(s) y = Conv(r, p)"
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(normal(80, 16, 1, 1, seed=8), "o"))
+    result = compiled(proto)
+    assert FUSED in operators(result.proto)
+    check_equal(proto, result, {"x": normal(2, 16, 24, 24)}, kernels)
+    assert result.record.layers[1].fused == ["residual", "Relu"]
+
+
+APART = {
+    "small images": bottleneck(size=20),
+    "many weights": bottleneck(density=0.6),
+    "another reader": bottleneck(
+        body="c = Conv(x, w, a) d = Conv<group = 80, pads = [1, 1, 1, 1]>(c, v) s = Mul(d, c)"
+        " y = Conv(s, p)"
+    ),
+    "a residual between": bottleneck(
+        body="c = Conv(x, w) e = Conv(x, w2) s = Add(c, e)"
+        " d = Conv<group = 80, pads = [1, 1, 1, 1]>(s, v) y = Conv(d, p)"
+    ),
+    "a stride before": bottleneck(
+        size=48,
+        body="c = Conv<strides = [2, 2]>(x, w) d = Conv<group = 80, pads = [1, 1, 1, 1]>(c, v)"
+        " y = Conv(d, p)",
+    ),
+    "another function between": bottleneck(
+        body="c = Conv(x, w) i = Sin(c) d = Conv<group = 80, pads = [1, 1, 1, 1]>(i, v)"
+        " y = Conv(d, p)"
+    ),
+}
+APART["a residual between"].graph.initializer.append(
+    numpy_helper.from_array(normal(80, 16, 1, 1, seed=9), "w2")
+)
+
+
+@pytest.mark.parametrize("case", APART)
+def test_what_stays_apart(case: str, kernels: bool):
+    proto = APART[case]
+    result = compiled(proto, thresholds=replace(ANY, unstructured=0.1))
+    assert FUSED not in operators(result.proto)
+    assert "SparseConv" in operators(result.proto)
+    size = proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value
+    check_equal(proto, result, {"x": normal(2, 16, size, size)}, kernels)
+
+
+def test_sizes_that_are_open_leave_them_apart(kernels: bool):
+    proto = bottleneck()
+    for axis in (2, 3):
+        dim = proto.graph.input[0].type.tensor_type.shape.dim[axis]
+        dim.dim_param = "HW"[axis - 2]
+    assert FUSED not in operators(compiled(proto).proto)
+
+
+def test_a_fixed_batch_makes_images_no_larger(kernels: bool):
+    proto = bottleneck(size=20)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 8
+    result = compiled(proto)
+    assert FUSED not in operators(result.proto)
+    check_equal(proto, result, {"x": normal(8, 16, 20, 20)}, kernels)
+
+
+def test_an_output_of_the_graph_is_not_lost(kernels: bool):
+    proto = bottleneck()
+    value = helper.make_tensor_value_info("h", onnx.TensorProto.FLOAT, ["N", 80, 24, 24])
+    proto.graph.output.append(value)
+    result = compiled(proto)
+    assert FUSED not in operators(result.proto)
+    check_equal(proto, result, {"x": normal(1, 16, 24, 24)}, kernels)
+
+
+def test_the_rule_replaces_together_what_alone_would_not_pay():
+    """At 112×112 the depthwise layer would read from memory what the pointwise one writes to it."""
+    proto = net(
+        "g (float[N, 16, 112, 112] x) => (float[N, 64, 56, 56] y) { c = Conv(x, w) r = Relu(c)"
+        " d = Conv<group = 64, pads = [1, 1, 1, 1], strides = [2, 2]>(r, v) y = Relu(d) }",
+        w=sparse(64, 16, 1, 1, density=0.1),
+        v=normal(64, 1, 3, 3),
+    )
+    rule = Thresholds(least_gain=0)
+    assert operators(compile_model(proto, CompileOptions(rule)).proto) == [FUSED]
+    first = next(node for node in proto.graph.node if node.op_type == "Relu")
+    first.op_type = "Sin"
+    assert FUSED not in operators(compile_model(proto, CompileOptions(rule)).proto)
+    record = compile_model(proto, CompileOptions(rule)).record
+    assert record.layers[0].reason.startswith("expected to be")
+
+
+def test_what_is_excluded_stays_dense():
+    proto = bottleneck()
+    result = compile_model(proto, CompileOptions(ANY, exclude=["w"]))
+    assert operators(result.proto)[:1] == ["Conv"]
+    assert FUSED not in operators(result.proto)
+
+
+def test_values_of_16_bits(kernels: bool):
+    proto = bottleneck()
+    result = with_half_values(compiled(proto))
+    assert [layer.values for layer in result.record.layers] == ["float16", "float32", "float16"]
+    assert verify_record(result.proto).problems == []
+    for tensor in proto.graph.initializer:
+        if tensor.name in ("w", "p"):
+            rounded = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+    check_equal(proto, result, {"x": normal(2, 16, 24, 24)}, kernels)
+
+
+def test_inspection_sees_both_layers():
+    source = bottleneck()
+    result = compiled(source)
+    view = dense_view(result.proto)
+    onnx.checker.check_model(view)
+    assert operators(view) == ["Conv"] * 3
+    stored = {t.name: numpy_helper.to_array(t) for t in view.graph.initializer}
+    for tensor in source.graph.initializer:
+        if tensor.name in ("w", "v", "p"):
+            np.testing.assert_array_equal(stored[tensor.name], numpy_helper.to_array(tensor))
+    feeds = {"x": normal(1, 16, 24, 24)}
+    for node in source.graph.node:  # the view leaves activations out
+        if node.op_type in ("Relu", "HardSwish"):
+            node.op_type = "Identity"
+    np.testing.assert_allclose(run(view, feeds)[0], run(source, feeds)[0], atol=1e-4)
+    before, after = inspect_model(bottleneck()), inspect_model(result.proto)
+    assert after.sparsity == before.sparsity
+    assert after.prunable_parameters == before.prunable_parameters
+    assert after.flops == before.flops
+    assert {t.name: t.zeros for t in after.tensors if t.prunable} == {
+        t.name: t.zeros for t in before.tensors if t.prunable
+    }
+    assert (after.compiled.true, after.compiled.problems) == (True, [])
+
+
+FALSE = {
+    "no depthwise layer": (1, {"within": ""}, "no such node"),
+    "another operator": (1, {"within": "y"}, "computes no second layer"),
+    "no operator": (1, {"within": "q"}, "within: the model has no such node"),
+    "both sparse": (1, {"sparse": True}, "with all of its weights"),
+    "another activation": (1, {"fused": ["Silu"]}, "Silu"),
+    "no activation": (0, {"fused": ["depthwise"]}, "it lacks 'HardSwish'"),
+    "a residual": (1, {"fused": ["Relu", "residual"]}, "residual"),
+    "another shape": (0, {"shape": [80, 16, 3, 3]}, "shape"),
+    "a described weight": (1, {"weight": "v"}, "no depthwise layer"),
+    "fewer zeros": (0, {"sparsity": 0.5}, "sparsity"),
+    "a reason missing": (1, {"reason": ""}, "reason"),
+}
+
+
+@pytest.mark.parametrize("case", FALSE)
+def test_a_false_record_is_noticed(case: str):
+    number, update, message = FALSE[case]
+    result = compiled(bottleneck())
+    layers = list(result.record.layers)
+    layers[number] = layers[number].model_copy(update=update)
+    record = result.record.model_copy(update={"layers": layers})
+    (entry,) = [e for e in result.proto.metadata_props if e.key == "onnxprune.compiled"]
+    entry.value = record.model_dump_json()
+    found = verify_record(result.proto)
+    assert not found.true
+    assert any(message in problem for problem in found.problems), found.problems
+
+
+def test_both_layers_are_timed_as_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, need_kernels: None
+):
+    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
+    timed = []
+    original = tuning.layer_models
+
+    def models(*args: Any) -> Any:
+        pair = original(*args)
+        timed.append([operators(model) for model in pair])
+        return pair
+
+    times = iter([2.0, 1.0] * 2)  # dense and sparse of each layer
+    monkeypatch.setattr(tuning, "layer_models", models)
+    monkeypatch.setattr(
+        tuning, "_medians", lambda calls, *_: [next(times, 1 - i / 10) for i in range(len(calls))]
+    )
+    source = bottleneck()
+    options = CompileOptions(samples="together")
+    result = tune(source, options, threads=1, shapes={"x": [1, 16, 24, 24]})
+    assert timed[0] == [["Conv", "HardSigmoid", "Mul", "Conv", "Relu"], [FUSED]]
+    assert operators(result.proto) == [FUSED, "SparseConv"]
+    assert (result.record.layers[0].dense_ms, result.record.layers[0].sparse_ms) == (2.0, 1.0)
+    check_equal(source, result, {"x": normal(1, 16, 24, 24)}, kernels=True)
+
+
+def test_a_model_that_gains_nothing_says_so_of_every_layer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, need_kernels: None
+):
+    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(tuning, "_medians", lambda calls, *rest: [1.0] * len(calls))
+    result = tune(bottleneck(), threads=1, shapes={"x": [1, 16, 24, 24]})
+    assert result.record.replaced == 0
+    _, middle, _ = result.record.layers
+    assert (middle.within, middle.fused, middle.reason) == ("", [], "it has groups")
+
+
+def test_a_form_that_does_not_pay_leaves_the_other(monkeypatch: pytest.MonkeyPatch):
+    """Where both as one are expected to be slow, the pointwise layer may still be sparse."""
+    proto = net(
+        "g (float[N, 64, 56, 56] x) => (float[N, 256, 56, 56] y) { c = Conv(x, w) r = Relu(c)"
+        " y = Conv<group = 256, pads = [1, 1, 1, 1]>(r, v) }",
+        w=sparse(256, 64, 1, 1, density=0.05),
+        v=normal(256, 1, 3, 3),
+    )
+    options = CompileOptions(Thresholds(least_gain=0), samples="together")
+    assert operators(compile_model(proto, options).proto) == [FUSED]
+    monkeypatch.setattr(cost, "_FAR_WEIGHTS", 1e3)
+    assert operators(compile_model(proto, options).proto) == ["SparseConv", "DepthwiseConv"]
