@@ -59,7 +59,8 @@ def test_more_threads_than_processors(threads: int, need_kernels: None):
 def test_tiles_that_are_left_over_are_shared(images: int, kernels: bool):
     """Three tiles an image: two processors take as many each, and pieces of the last one."""
     proto = net(
-        "g (float[N, 16, H, W] x) => (float[N, 256, P, Q] y) { y = Conv<pads = [1, 1, 1, 1]>(x, w) }",
+        "g (float[N, 16, H, W] x) => (float[N, 256, P, Q] y) "
+        "{ y = Conv<pads = [1, 1, 1, 1]>(x, w) }",
         w=sparse(256, 16, 3, 3, density=0.05),
     )
     feeds = {"x": normal(images, 16, 14, 14)}
