@@ -433,6 +433,30 @@ def test_inspection_sees_both_layers():
     assert (after.compiled.true, after.compiled.problems) == (True, [])
 
 
+def test_names_in_the_view_are_free():
+    source = bottleneck()
+    source.graph.input[0].name = source.graph.node[0].input[0] = "r.expanded"
+    onnx.checker.check_model(dense_view(compiled(source).proto))
+
+
+def test_layers_with_one_depthwise_weight_read_it_at_one_place(kernels: bool):
+    """Inspection would otherwise count its parameters twice."""
+    proto = bottleneck(
+        body="c = Conv(x, w, a) d = Conv<group = 80, pads = [1, 1, 1, 1]>(c, v)"
+        " i = Conv(x, o) j = Conv<group = 80, pads = [1, 1, 1, 1]>(i, v)"
+        " s = Mul(d, j) y = Conv(s, p)"
+    )
+    proto.graph.initializer.append(
+        numpy_helper.from_array(sparse(80, 16, 1, 1, density=0.1, seed=8), "o")
+    )
+    result = compiled(proto)
+    assert operators(result.proto).count(FUSED) == 2
+    check_equal(proto, result, {"x": normal(2, 16, 24, 24)}, kernels)
+    taps = {node.input[4] for node in sparse_nodes(result.proto) if node.op_type == FUSED}
+    assert taps == {"v.taps"}
+    assert inspect_model(result.proto).parameters == inspect_model(proto).parameters
+
+
 FALSE = {
     "no depthwise layer": (1, {"within": ""}, "no such node"),
     "another operator": (1, {"within": "y"}, "computes no second layer"),
