@@ -85,12 +85,12 @@ def _parts(node: NodeProto, stored: dict[str, TensorProto], taken: set[str]) -> 
     """The operators of single layers that compute what an operator does."""
     if node.op_type != "SparseExpandDepthwise":
         return [node]
-    if len(node.input) < 5:
+    window = {name: attribute_of(node, name) for name in _WINDOW}
+    axes = len(window["kernel_shape"] or ())
+    if len(node.input) < 5 or not axes:
         raise _senseless(node, stored)
     x, values, columns, starts, taps = node.input[:5]
     bias, depthwise_bias, residual = (*node.input[5:], "", "", "")[:3]
-    window = {name: attribute_of(node, name) for name in _WINDOW}
-    axes = len(window["kernel_shape"] or ())
     ones: dict[str, Any] = dict.fromkeys(("kernel_shape", "strides", "dilations"), [1] * axes)
     between = _free(f"{node.output[0]}.expanded", taken)
     pointwise = helper.make_node(

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
+from onnxprune.errors import ModelFileError
 from onnxprune.runtime import (
     CompileOptions,
     Thresholds,
@@ -309,6 +310,10 @@ def test_a_residual_of_the_depthwise_layer(kernels: bool):
     assert FUSED in operators(result.proto)
     check_equal(proto, result, {"x": normal(2, 16, 24, 24)}, kernels)
     assert result.record.layers[1].fused == ["residual", "Relu"]
+    (entry,) = [e for e in result.proto.metadata_props if e.key == "onnxprune.compiled"]
+    entry.value = entry.value.replace('"residual",', "").replace('"residual", ', "")
+    (problem,) = verify_record(result.proto).problems
+    assert problem == "layers.1 (d): fused: it lacks 'residual', which the operator computes"
 
 
 APART = {
@@ -433,6 +438,14 @@ def test_inspection_sees_both_layers():
     assert (after.compiled.true, after.compiled.problems) == (True, [])
 
 
+def test_an_operator_without_a_window_cannot_be_viewed():
+    proto = compiled(bottleneck()).proto
+    window = next(a for a in proto.graph.node[0].attribute if a.name == "kernel_shape")
+    proto.graph.node[0].attribute.remove(window)
+    with pytest.raises(ModelFileError, match="makes no sense"):
+        dense_view(proto)
+
+
 def test_names_in_the_view_are_free():
     source = bottleneck()
     source.graph.input[0].name = source.graph.node[0].input[0] = "r.expanded"
@@ -464,6 +477,8 @@ FALSE = {
     "both sparse": (1, {"sparse": True}, "with all of its weights"),
     "another activation": (1, {"fused": ["Silu"]}, "Silu"),
     "no activation": (0, {"fused": ["depthwise"]}, "it lacks 'HardSwish'"),
+    "no second layer": (0, {"fused": ["HardSwish"]}, "it lacks 'depthwise'"),
+    "a layer twice": (0, {"fused": ["HardSwish", "depthwise", "depthwise"]}, "twice"),
     "a residual": (1, {"fused": ["Relu", "residual"]}, "residual"),
     "another shape": (0, {"shape": [80, 16, 3, 3]}, "shape"),
     "a described weight": (1, {"weight": "v"}, "no depthwise layer"),
