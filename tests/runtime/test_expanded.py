@@ -538,15 +538,53 @@ def test_a_model_that_gains_nothing_says_so_of_every_layer(
     assert (middle.within, middle.fused, middle.reason) == ("", [], "it has groups")
 
 
-def test_a_form_that_does_not_pay_leaves_the_other(monkeypatch: pytest.MonkeyPatch):
-    """Where both as one are expected to be slow, the pointwise layer may still be sparse."""
-    proto = net(
+def widened() -> onnx.ModelProto:
+    """Layers that pay in either form: 64 to 256 channels of 56×56 pixels."""
+    return net(
         "g (float[N, 64, 56, 56] x) => (float[N, 256, 56, 56] y) { c = Conv(x, w) r = Relu(c)"
         " y = Conv<group = 256, pads = [1, 1, 1, 1]>(r, v) }",
         w=sparse(256, 64, 1, 1, density=0.05),
         v=normal(256, 1, 3, 3),
     )
+
+
+def test_a_form_that_does_not_pay_leaves_the_other(monkeypatch: pytest.MonkeyPatch):
+    """Where both as one are expected to be slow, the pointwise layer may still be sparse."""
+    proto = widened()
     options = CompileOptions(Thresholds(least_gain=0), samples="together")
     assert operators(compile_model(proto, options).proto) == [FUSED]
     monkeypatch.setattr(cost, "_FAR_WEIGHTS", 1e3)
     assert operators(compile_model(proto, options).proto) == ["SparseConv", "DepthwiseConv"]
+
+
+def test_tuning_also_tries_the_form_that_the_rule_takes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, need_kernels: None
+):
+    """Both layers as one are measured to be slow, which says nothing of the pointwise one alone."""
+    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cost, "_FAR_WEIGHTS", 1e3)
+    times = iter([2.0, 2.5])  # dense and sparse of both
+    monkeypatch.setattr(
+        tuning, "_medians", lambda calls, *_: [next(times, 1 - i / 10) for i in range(len(calls))]
+    )
+    options = CompileOptions(Thresholds(least_gain=0), samples="together")
+    result = tune(widened(), options, threads=1, shapes={"x": [1, 64, 56, 56]})
+    assert operators(result.proto) == ["SparseConv", "DepthwiseConv"]
+    assert result.record.layers[0].sparse_ms is None, "the time is of another operator"
+
+
+def test_tuning_times_both_forms_of_the_same_layers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, need_kernels: None
+):
+    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cost, "_FAR_WEIGHTS", 1e3)
+    compared = []
+
+    def medians(calls: Any, *_: Any) -> list[float]:
+        compared.append(len(calls))
+        return [2.0, 1.0] if len(compared) == 1 else [1.0] * len(calls)
+
+    monkeypatch.setattr(tuning, "_medians", medians)
+    options = CompileOptions(Thresholds(least_gain=0), samples="together")
+    tune(widened(), options, threads=1, shapes={"x": [1, 64, 56, 56]})
+    assert compared == [2, 3], "the layer, then the source and both forms"
