@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from onnxprune.runtime import library, missing_reason, session
 
+from ..runtime.test_expanded import bottleneck
 from .conftest import Command
 
 X = np.random.default_rng(0).standard_normal((2, 256, 20, 20)).astype(np.float32)
@@ -172,6 +173,17 @@ def test_inspect(command: Command, compiled: Path, pruned: Path):
     assert after["compiled"]["source_sha256"] == before["sha256"]
     assert after["metadata"] is None
     assert "1 sparse operators" in command("inspect", compiled).expect(0).out
+
+
+@pytest.mark.parametrize("samples", ["together", "split"])
+@needs_kernels
+def test_inspect_counts_every_kind_of_operator(command: Command, samples: str, tmp_path: Path):
+    onnx.save(bottleneck(), tmp_path / "pruned.onnx")
+    paths = (tmp_path / "pruned.onnx", "-o", tmp_path / "compiled.onnx")
+    command("compile", *paths, "--min-sparsity", "0.3", "--samples", samples).expect(0)
+    said = command("inspect", tmp_path / "compiled.onnx").expect(0).out
+    assert "2 sparse operators" in said  # a SparseExpandDepthwise and a SparseConv
+    assert "every statement that the file can answer holds" in said
 
 
 @needs_kernels
