@@ -38,7 +38,10 @@ CONVOLUTIONS = {
     "same lower": ((8, 6, 4, 2), 'auto_pad = "SAME_LOWER"'),
     "same upper with a stride": ((8, 6, 3, 3), 'auto_pad = "SAME_UPPER", strides = [2, 3]'),
     "same lower with a stride": ((8, 6, 2, 4), 'auto_pad = "SAME_LOWER", strides = [3, 2]'),
-    "same upper that leaves a row out": ((8, 6, 1, 3), 'auto_pad = "SAME_UPPER", strides = [11, 3]'),
+    "same upper that leaves a row out": (
+        (8, 6, 1, 3),
+        'auto_pad = "SAME_UPPER", strides = [11, 3]',
+    ),
     "same lower that leaves rows out": ((8, 6, 1, 3), 'auto_pad = "SAME_LOWER", strides = [5, 3]'),
     "valid": ((8, 6, 3, 3), 'auto_pad = "VALID", strides = [2, 2]'),
     "one axis": ((8, 6, 3), "pads = [2, 1], strides = [2], dilations = [2]"),
