@@ -6,7 +6,7 @@ import click
 
 from onnxprune.cli import common
 
-_SPARSE = ("SparseConv", "SparseMatMul")
+_SPARSE = ("SparseConv", "SparseMatMul", "SparseExpandDepthwise")
 
 
 @click.command("inspect")

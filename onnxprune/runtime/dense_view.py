@@ -39,24 +39,24 @@ def dense_view(proto: ModelProto) -> ModelProto:
     stored = {tensor.name: tensor for tensor in view.graph.initializer}
     nodes: list[NodeProto] = []
     weights: dict[tuple[object, ...], TensorProto] = {}
-    taken = set(stored)
+    taken = {*stored, *(value.name for value in view.graph.input)}
+    taken.update(name for node in view.graph.node for name in (*node.input, *node.output))
     for node in view.graph.node:
         if node.domain != DOMAIN:
             nodes.append(node)
             continue
         if len(node.input) < 2 or not node.output:
             raise _senseless(node, stored)
-        for part in _parts(node, stored):
+        for part in _parts(node, stored, taken):
             depthwise = part.op_type == "DepthwiseConv"
             key = _weight_key(part)
             if key not in weights:
                 array = _depthwise_weight(part, stored) if depthwise else _weight(part, stored)
                 name = part.input[1].removesuffix(".taps" if depthwise else f".{PARTS[0]}")
-                while name in taken:  # the file keeps it for another use, or otherwise arranged
-                    name += ".dense"
-                taken.add(name)
+                # The file may keep it for another use, or otherwise arranged.
+                name = _free(name, taken, ".dense")
                 weights[key] = numpy_helper.from_array(array, name)
-            nodes += _standard(part, weights[key].name, int(weights[key].dims[0]))
+            nodes += _standard(part, weights[key].name, int(weights[key].dims[0]), taken)
     kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del view.graph.node[:]
     view.graph.node.extend(kept)
@@ -73,18 +73,26 @@ def dense_view(proto: ModelProto) -> ModelProto:
     return view
 
 
-def _parts(node: NodeProto, stored: dict[str, TensorProto]) -> list[NodeProto]:
+def _free(name: str, taken: set[str], suffix: str = "_") -> str:
+    """A name that no value has, now taken: with as many suffixes as it needs."""
+    while name in taken:
+        name += suffix
+    taken.add(name)
+    return name
+
+
+def _parts(node: NodeProto, stored: dict[str, TensorProto], taken: set[str]) -> list[NodeProto]:
     """The operators of single layers that compute what an operator does."""
     if node.op_type != "SparseExpandDepthwise":
         return [node]
-    if len(node.input) < 5:
+    window = {name: attribute_of(node, name) for name in _WINDOW}
+    axes = len(window["kernel_shape"] or ())
+    if len(node.input) < 5 or not axes:
         raise _senseless(node, stored)
     x, values, columns, starts, taps = node.input[:5]
     bias, depthwise_bias, residual = (*node.input[5:], "", "", "")[:3]
-    window = {name: attribute_of(node, name) for name in _WINDOW}
-    axes = len(window["kernel_shape"] or ())
     ones: dict[str, Any] = dict.fromkeys(("kernel_shape", "strides", "dilations"), [1] * axes)
-    between = f"{node.output[0]}.expanded"
+    between = _free(f"{node.output[0]}.expanded", taken)
     pointwise = helper.make_node(
         "SparseConv",
         [x, values, columns, starts, *([bias] if bias else [])],
@@ -113,13 +121,13 @@ def _weight_key(node: NodeProto) -> tuple[object, ...]:
     return (node.op_type, *weight, *map(str, shape))
 
 
-def _standard(node: NodeProto, weight: str, channels: int) -> list[NodeProto]:
+def _standard(node: NodeProto, weight: str, channels: int, taken: set[str]) -> list[NodeProto]:
     """The layer that an operator stands for, and the sum with its residual."""
     x, *_ = node.input
     depthwise = node.op_type == "DepthwiseConv"
     bias, residual = (*node.input[2 if depthwise else 4 :], "", "")[:2]
     output = node.output[0]
-    made = f"{output}.without_residual" if residual else output
+    made = _free(f"{output}.without_residual", taken) if residual else output
     if depthwise or node.op_type == "SparseConv":
         attributes = {name: attribute_of(node, name) for name in _WINDOW}
         if depthwise:
@@ -127,7 +135,7 @@ def _standard(node: NodeProto, weight: str, channels: int) -> list[NodeProto]:
         inputs = [x, weight, *([bias] if bias else [])]
         layers = [helper.make_node("Conv", inputs, [made], node.name, **attributes)]
     else:
-        product = f"{output}.without_bias" if bias else made
+        product = _free(f"{output}.without_bias", taken) if bias else made
         layers = [helper.make_node("MatMul", [x, weight], [product], node.name)]
         if bias:
             layers.append(helper.make_node("Add", [product, bias], [made]))

@@ -13,7 +13,7 @@ from onnxprune import model as model_files
 from onnxprune.errors import UnsupportedModelError
 from onnxprune.external_data import load_external_data, load_mapped
 from onnxprune.model import OnnxModel
-from onnxprune.runtime.graph import names_read
+from onnxprune.runtime.graph import label, names_read
 from onnxprune.runtime.library import import_runtime
 from onnxprune.stored import dense_array
 
@@ -26,6 +26,8 @@ _OVERRIDABLE_SINCE = 4
 
 def optimized(source: OnnxModel) -> ModelProto:
     """The model after ONNX Runtime's basic optimisation; names of values and nodes are kept.
+
+    Only a node without a name gets one, where its label is the name of another node.
 
     Raises:
         UnsupportedModelError: ONNX Runtime refuses the model.
@@ -83,6 +85,7 @@ def _tidy(proto: ModelProto, before: ModelProto) -> None:
             if proto.graph.input[place].name in stored:
                 del proto.graph.input[place]
         proto.ir_version = _OVERRIDABLE_SINCE
+    _tell_apart(proto)
     known = {value.name for value in proto.graph.value_info}
     alive = {name for node in proto.graph.node for name in (*node.output, *names_read(node))}
     proto.graph.value_info.extend(
@@ -90,6 +93,20 @@ def _tidy(proto: ModelProto, before: ModelProto) -> None:
         for value in before.graph.value_info
         if value.name in alive and value.name not in known
     )
+
+
+def _tell_apart(proto: ModelProto) -> None:
+    """Name nodes whose label is another node's name: operators and records go by labels."""
+    names = {node.name for node in proto.graph.node if node.name}
+    taken = names | {label(node) for node in proto.graph.node}
+    for node in proto.graph.node:
+        if node.name or label(node) not in names:
+            continue
+        count = 1
+        while f"{label(node)}_{count}" in taken:
+            count += 1
+        node.name = f"{label(node)}_{count}"
+        taken.add(node.name)
 
 
 def _domains(proto: ModelProto) -> set[str]:

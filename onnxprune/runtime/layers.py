@@ -261,8 +261,10 @@ def _pads(
         elif size is None:
             raise StaysDense(f"auto_pad={mode} with stride {stride} on an axis of open size")
         else:
-            total = max((-(-size // stride) - 1) * stride + (taps - 1) * dilation + 1 - size, 0)
-        less, more = total // 2, total - total // 2
+            total = (-(-size // stride) - 1) * stride + (taps - 1) * dilation + 1 - size
+        if total < (-1 if mode == "SAME_UPPER" else -2):
+            raise StaysDense(f"auto_pad={mode} with stride {stride} begins within the image")
+        less, more = max(total, 0) // 2, (max(total, 0) + 1) // 2
         before.append(less if mode == "SAME_UPPER" else more)
         after.append(more if mode == "SAME_UPPER" else less)
     return [*before, *after]

@@ -202,7 +202,8 @@ class Plan:
         if times is not None:
             facts |= {"dense_ms": times[0], "sparse_ms": times[1]}
         refusal = ""
-        for full, work in self._forms(layer, measured=times is not None):
+        measured = times is not None and self._least_speedup is not None
+        for form, (full, work) in enumerate(self._forms(layer, measured=measured)):
             if work is not None:
                 self._works[number] = work
             refusal = self._refusal(full, weight, work, times)
@@ -210,6 +211,8 @@ class Plan:
                 self._taken.update(full.absorbed)
                 self.chosen[number] = full
                 facts |= {"sparse": True, "fused": list(full.fused)}
+                if form > 0:  # times are of the first
+                    facts |= {"dense_ms": None, "sparse_ms": None}
                 break
         self._records[number] = LayerRecord(**facts, reason=refusal)
 
@@ -218,7 +221,7 @@ class Plan:
 
         Args:
             layer: The layer by itself.
-            measured: Whether it was timed, as it is in that form.
+            measured: Whether its time decides, which was taken in that form.
         """
         alone = absorb(self.index, self.sizes, layer, self._taken)
         work = self._work_alone(alone)

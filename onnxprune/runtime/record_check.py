@@ -301,17 +301,17 @@ def _fused_problems(
         inputs: The input for each word of what may be computed beside the activation.
     """
     activation = _text(node, f"{prefix}activation", "")
+    computed = {word for word, place in inputs.items() if "".join(node.input[place : place + 1])}
+    computed |= {activation} - {""}
     for word in layer.fused:
-        reads = inputs.get(word)
-        present = (
-            word == activation
-            if reads is None
-            else len(node.input) > reads and bool(node.input[reads])
-        )
-        if not present:
+        if word not in computed:
             yield f"fused: {brief(word)!r}, which the operator does not compute"
-    if activation and activation not in layer.fused:
-        yield f"fused: it lacks {activation!r}, which the operator computes"
+    if len(set(layer.fused)) < len(layer.fused):
+        yield f"fused: {layer.fused} names something twice"
+    # A bias, and what a Gemm adds, may be the layer's own.
+    own = {"bias", "residual"} if layer.op_type == "Gemm" else {"bias"}
+    for word in sorted(computed - own - set(layer.fused)):
+        yield f"fused: it lacks {word!r}, which the operator computes"
 
 
 def _times_problems(layer: LayerRecord) -> Iterator[str]:

@@ -117,6 +117,7 @@ class _Writer:
     def __init__(self, names: set[str]) -> None:
         self._names = names
         self._stored: dict[WeightKey, list[str]] = {}
+        self._taps: dict[str, list[str]] = {}
         self.tensors: list[TensorProto] = []
 
     def operator(
@@ -149,7 +150,7 @@ class _Writer:
         if layer.depthwise is None or depthwise is None:
             inputs = self._inputs(layer, [*stored, *self._bias(layer, name)])
         else:
-            taps = self._store(layer.depthwise.weight, {"taps": depthwise})
+            taps = self._store_taps(layer.depthwise, depthwise)
             biases = [*self._bias(layer, name), *self._bias(layer.depthwise, f"{name}.depthwise")]
             inputs = self._inputs(layer, [*stored, *taps, *biases])
         kind = _OPERATORS[layer.kind]
@@ -157,12 +158,18 @@ class _Writer:
 
     def depthwise(self, layer: Layer, weight: np.ndarray, name: str) -> NodeProto:
         """The operator of a depthwise convolution, whose weight is `(channels, taps)`."""
-        taps = self._store(layer.weight, {"taps": weight})
+        taps = self._store_taps(layer, weight)
         inputs = self._inputs(layer, [*taps, *self._bias(layer, name)])
         attributes = self._attributes(layer)
         return helper.make_node(
             "DepthwiseConv", inputs, [layer.output], name, domain=DOMAIN, **attributes
         )
+
+    def _store_taps(self, layer: Layer, weight: np.ndarray) -> list[str]:
+        """A depthwise layer's weight, kept once for all layers that share it."""
+        if layer.weight not in self._taps:
+            self._taps[layer.weight] = self._store(layer.weight, {"taps": weight})
+        return self._taps[layer.weight]
 
     def _bias(self, layer: Layer, owner: str) -> list[str]:
         return [""] if layer.bias is None else self._store(owner, {"bias": layer.bias})

@@ -89,7 +89,11 @@ def tune(
         return Plan(_copy(front), replace(options, samples=samples), times, least)
 
     plans = [(planned(least, options.samples), least) for least in (None, *_CANDIDATES)]
-    distinct = {frozenset(p.chosen): (p, least) for p, least in reversed(plans) if p.chosen}
+    distinct = {
+        frozenset((number, layer.kind) for number, layer in p.chosen.items()): (p, least)
+        for p, least in reversed(plans)
+        if p.chosen
+    }
     leasts = [least for _, least in distinct.values()]
     candidates = [replaced(loaded, plan) for plan, _ in distinct.values()]
     best = _fastest([loaded.proto, *(c.proto for c in candidates)], feeds, threads or 0, deadline)

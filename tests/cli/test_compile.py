@@ -174,6 +174,28 @@ def test_inspect(command: Command, compiled: Path, pruned: Path):
     assert "1 sparse operators" in command("inspect", compiled).expect(0).out
 
 
+@pytest.mark.parametrize("samples", ["together", "split"])
+@needs_kernels
+def test_inspect_counts_every_kind_of_operator(command: Command, samples: str, tmp_path: Path):
+    rng = np.random.default_rng(1)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20]>'
+        "net (float[N, 16, 24, 24] x) => (float[N, 24, 22, 22] y)"
+        "{ a = Conv(x, wide) b = Conv<group = 80>(a, depthwise) y = Conv(b, narrow) }"
+    )
+    shapes = {"wide": (80, 16, 1, 1), "depthwise": (80, 1, 3, 3), "narrow": (24, 80, 1, 1)}
+    for name, shape in shapes.items():
+        array = rng.standard_normal(shape)
+        array *= (rng.random(shape) < 0.1) | (name == "depthwise")
+        proto.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+    onnx.save(proto, tmp_path / "pruned.onnx")
+    paths = (tmp_path / "pruned.onnx", "-o", tmp_path / "compiled.onnx")
+    command("compile", *paths, "--min-sparsity", "0.3", "--samples", samples).expect(0)
+    said = command("inspect", tmp_path / "compiled.onnx").expect(0).out
+    assert "2 sparse operators" in said  # a SparseExpandDepthwise and a SparseConv
+    assert "every statement that the file can answer holds" in said
+
+
 @needs_kernels
 def test_check(command: Command, compiled: Path, pruned: Path, tmp_path: Path):
     policy = tmp_path / "policy.toml"

@@ -38,6 +38,11 @@ CONVOLUTIONS = {
     "same lower": ((8, 6, 4, 2), 'auto_pad = "SAME_LOWER"'),
     "same upper with a stride": ((8, 6, 3, 3), 'auto_pad = "SAME_UPPER", strides = [2, 3]'),
     "same lower with a stride": ((8, 6, 2, 4), 'auto_pad = "SAME_LOWER", strides = [3, 2]'),
+    "same upper that leaves a row out": (
+        (8, 6, 1, 3),
+        'auto_pad = "SAME_UPPER", strides = [11, 3]',
+    ),
+    "same lower that leaves rows out": ((8, 6, 1, 3), 'auto_pad = "SAME_LOWER", strides = [5, 3]'),
     "valid": ((8, 6, 3, 3), 'auto_pad = "VALID", strides = [2, 2]'),
     "one axis": ((8, 6, 3), "pads = [2, 1], strides = [2], dilations = [2]"),
     "one axis, same": ((8, 6, 4), 'auto_pad = "SAME_UPPER"'),
@@ -319,6 +324,12 @@ def test_reasons_to_stay_dense():
         ' { y = Conv<auto_pad = "SAME_UPPER", strides = [2, 2]>(x, w) }'
     )
     assert "open size" in stays(net(open_size, w=sparse(8, 6, 3, 3)))
+    for mode in ("UPPER", "LOWER"):  # the padding is −4: ONNX Runtime begins in the second row
+        within = (
+            "g (float[N, 6, 10, 11] x) => (float[N, 8, A, B] y)"
+            f' {{ y = Conv<auto_pad = "SAME_{mode}", strides = [5, 1]>(x, w) }}'
+        )
+        assert "begins within the image" in stays(net(within, w=sparse(8, 6, 1, 1)))
     varying = "g (float[4, 12] x) => (float[4, 20] y) { y = Gemm(x, w, c) }"
     assert "neither a constant bias" in stays(net(varying, w=sparse(20, 12).T, c=normal(4, 20)))
 

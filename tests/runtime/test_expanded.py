@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
+from onnxprune.errors import ModelFileError
 from onnxprune.runtime import (
     CompileOptions,
     Thresholds,
@@ -309,6 +310,10 @@ def test_a_residual_of_the_depthwise_layer(kernels: bool):
     assert FUSED in operators(result.proto)
     check_equal(proto, result, {"x": normal(2, 16, 24, 24)}, kernels)
     assert result.record.layers[1].fused == ["residual", "Relu"]
+    (entry,) = [e for e in result.proto.metadata_props if e.key == "onnxprune.compiled"]
+    entry.value = entry.value.replace('"residual",', "").replace('"residual", ', "")
+    (problem,) = verify_record(result.proto).problems
+    assert problem == "layers.1 (d): fused: it lacks 'residual', which the operator computes"
 
 
 APART = {
@@ -433,6 +438,38 @@ def test_inspection_sees_both_layers():
     assert (after.compiled.true, after.compiled.problems) == (True, [])
 
 
+def test_an_operator_without_a_window_cannot_be_viewed():
+    proto = compiled(bottleneck()).proto
+    window = next(a for a in proto.graph.node[0].attribute if a.name == "kernel_shape")
+    proto.graph.node[0].attribute.remove(window)
+    with pytest.raises(ModelFileError, match="makes no sense"):
+        dense_view(proto)
+
+
+def test_names_in_the_view_are_free():
+    source = bottleneck()
+    source.graph.input[0].name = source.graph.node[0].input[0] = "r.expanded"
+    onnx.checker.check_model(dense_view(compiled(source).proto))
+
+
+def test_layers_with_one_depthwise_weight_read_it_at_one_place(kernels: bool):
+    """Inspection would otherwise count its parameters twice."""
+    proto = bottleneck(
+        body="c = Conv(x, w, a) d = Conv<group = 80, pads = [1, 1, 1, 1]>(c, v)"
+        " i = Conv(x, o) j = Conv<group = 80, pads = [1, 1, 1, 1]>(i, v)"
+        " s = Mul(d, j) y = Conv(s, p)"
+    )
+    proto.graph.initializer.append(
+        numpy_helper.from_array(sparse(80, 16, 1, 1, density=0.1, seed=8), "o")
+    )
+    result = compiled(proto)
+    assert operators(result.proto).count(FUSED) == 2
+    check_equal(proto, result, {"x": normal(2, 16, 24, 24)}, kernels)
+    taps = {node.input[4] for node in sparse_nodes(result.proto) if node.op_type == FUSED}
+    assert taps == {"v.taps"}
+    assert inspect_model(result.proto).parameters == inspect_model(proto).parameters
+
+
 FALSE = {
     "no depthwise layer": (1, {"within": ""}, "no such node"),
     "another operator": (1, {"within": "y"}, "computes no second layer"),
@@ -440,6 +477,8 @@ FALSE = {
     "both sparse": (1, {"sparse": True}, "with all of its weights"),
     "another activation": (1, {"fused": ["Silu"]}, "Silu"),
     "no activation": (0, {"fused": ["depthwise"]}, "it lacks 'HardSwish'"),
+    "no second layer": (0, {"fused": ["HardSwish"]}, "it lacks 'depthwise'"),
+    "a layer twice": (0, {"fused": ["HardSwish", "depthwise", "depthwise"]}, "twice"),
     "a residual": (1, {"fused": ["Relu", "residual"]}, "residual"),
     "another shape": (0, {"shape": [80, 16, 3, 3]}, "shape"),
     "a described weight": (1, {"weight": "v"}, "no depthwise layer"),
@@ -499,15 +538,53 @@ def test_a_model_that_gains_nothing_says_so_of_every_layer(
     assert (middle.within, middle.fused, middle.reason) == ("", [], "it has groups")
 
 
-def test_a_form_that_does_not_pay_leaves_the_other(monkeypatch: pytest.MonkeyPatch):
-    """Where both as one are expected to be slow, the pointwise layer may still be sparse."""
-    proto = net(
+def widened() -> onnx.ModelProto:
+    """Layers that pay in either form: 64 to 256 channels of 56×56 pixels."""
+    return net(
         "g (float[N, 64, 56, 56] x) => (float[N, 256, 56, 56] y) { c = Conv(x, w) r = Relu(c)"
         " y = Conv<group = 256, pads = [1, 1, 1, 1]>(r, v) }",
         w=sparse(256, 64, 1, 1, density=0.05),
         v=normal(256, 1, 3, 3),
     )
+
+
+def test_a_form_that_does_not_pay_leaves_the_other(monkeypatch: pytest.MonkeyPatch):
+    """Where both as one are expected to be slow, the pointwise layer may still be sparse."""
+    proto = widened()
     options = CompileOptions(Thresholds(least_gain=0), samples="together")
     assert operators(compile_model(proto, options).proto) == [FUSED]
     monkeypatch.setattr(cost, "_FAR_WEIGHTS", 1e3)
     assert operators(compile_model(proto, options).proto) == ["SparseConv", "DepthwiseConv"]
+
+
+def test_tuning_also_tries_the_form_that_the_rule_takes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, need_kernels: None
+):
+    """Both layers as one are measured to be slow, which says nothing of the pointwise one alone."""
+    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cost, "_FAR_WEIGHTS", 1e3)
+    times = iter([2.0, 2.5])  # dense and sparse of both
+    monkeypatch.setattr(
+        tuning, "_medians", lambda calls, *_: [next(times, 1 - i / 10) for i in range(len(calls))]
+    )
+    options = CompileOptions(Thresholds(least_gain=0), samples="together")
+    result = tune(widened(), options, threads=1, shapes={"x": [1, 64, 56, 56]})
+    assert operators(result.proto) == ["SparseConv", "DepthwiseConv"]
+    assert result.record.layers[0].sparse_ms is None, "the time is of another operator"
+
+
+def test_tuning_times_both_forms_of_the_same_layers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, need_kernels: None
+):
+    monkeypatch.setattr(tuning, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cost, "_FAR_WEIGHTS", 1e3)
+    compared = []
+
+    def medians(calls: Any, *_: Any) -> list[float]:
+        compared.append(len(calls))
+        return [2.0, 1.0] if len(compared) == 1 else [1.0] * len(calls)
+
+    monkeypatch.setattr(tuning, "_medians", medians)
+    options = CompileOptions(Thresholds(least_gain=0), samples="together")
+    tune(widened(), options, threads=1, shapes={"x": [1, 64, 56, 56]})
+    assert compared == [2, 3], "the layer, then the source and both forms"

@@ -76,3 +76,14 @@ def test_what_onnx_runtime_refuses():
     proto.opset_import[0].version = 999
     with pytest.raises(UnsupportedModelError, match="cannot be compiled"):
         compile_model(proto)
+
+
+def test_a_node_without_a_name_gets_no_other_nodes_name(kernels: bool):
+    """Operators go by the label of the layer, its first output, and no two may have one name."""
+    source = network()
+    assert source.graph.node[0].output == ["a"]
+    source.graph.node[2].name = "a"
+    result = compiled(source)
+    assert [node.name for node in result.proto.graph.node] == ["a_1", "a"]
+    assert [layer.name for layer in result.record.layers] == ["a_1", "a"]
+    check_equal(source, result, {"x": normal(3, 600)}, kernels, replaced=2)
