@@ -42,6 +42,14 @@ METHODS: dict[str, Tables] = {
         "sparsity": {"method": "cascade-gmp"},
         "cascade": {"hold_lr": True},
     },
+    "closure alone": {
+        "sparsity": {"method": "cascade-gmp"},
+        "cascade": {"harvest": False, "wait": 0},
+    },
+    "harvest alone": {
+        "sparsity": {"method": "cascade-gmp"},
+        "cascade": {"closure": False, "wait": 0},
+    },
     "layerwise-gmp": {"sparsity": {"method": "gmp", "scope": "layerwise"}},
     "one-shot random": {"sparsity": {"method": "random"}, "schedule": {"kind": "one-shot"}},
     "iterative": {"sparsity": {"method": "iterative"}, "schedule": {"rewind": "none"}},
@@ -56,6 +64,7 @@ METHODS: dict[str, Tables] = {
 - `cascade-gmp pressure` has more weight decay while weights go than afterwards.
 - Where the learning rate is held, it stays at its peak until the target is reached; `gmp, held
   learning rate` has nothing else of cascade-gmp.
+- `closure alone` and `harvest alone` are gmp with one part of cascade-gmp.
 """
 
 DENSE_LR, DENSE_WEIGHT_DECAY = 0.1, 5e-4
