@@ -36,16 +36,16 @@ _HOLDING = (
 
 DEFAULT = "cascade-gmp"
 
-_PHASE = (
-    *("phase_map_shares", "phase_map_resnet20"),
-    *("phase_map_mobilenet", "phase_map_mobilenet_shares"),
-)
+_PHASE = ("phase_map_resnet20", "phase_map_mobilenet")
 """Results of `phase_map.py` beside the first."""
 
 _BESIDE_GMP = ("methods_free_fashion", "methods_fashion_80_equal")
 """Results of `methods.py` with cascade-gmp as it is by default."""
 
-_REAL = ("real_models", "real_recogniser")
+_REAL = ("real_models",)
+
+_PARTS = ("methods_mobilenet_98_equal",)
+"""With closure and harvest by themselves."""
 
 _OWN = ("methods_fashion_own", "methods_glyphs_own", "methods_mobilenet")
 """Those where both are tuned at the sparsities at which they are compared, or nearly."""
@@ -86,6 +86,7 @@ def table(name: str) -> str:
         "real": real,
         "real-probes": real_probes,
         "own": partial(learning_rate, *_OWN),
+        "parts": partial(learning_rate, *_PARTS),
         "tuning-own": partial(tuning, *_OWN),
         "cost": cost,
         "cost-own": partial(cost, "methods_fashion_own", "methods_mobilenet"),
@@ -230,7 +231,7 @@ def tuning_differences() -> str:
 def bar() -> str:
     """Every comparison of cascade-gmp as it is by default with gmp."""
     rows = []
-    for file in (*_HOLDING, *_BESIDE_GMP, *_OWN):
+    for file in (*_HOLDING, *_BESIDE_GMP, *_OWN, *_PARTS):
         for result in results(file):
             rows += [
                 [f"{result['network']}, {result['data']}", cell["sparsity"], cell["against_gmp"]]
@@ -458,17 +459,22 @@ def closure() -> str:
         [
             row["network"].removesuffix(".onnx"),
             f"{100 * row['sparsity']:.2f} %",
-            row["dead_weights"],
+            f"{row['dead_weights']} of {_kept(row)}",
             f"{100 * row['sparsity_after']:.2f} %",
             f"{row['dead_inputs']} / {row['dead_outputs']}",
             f"{row['largest_difference']:.1g} of {row['largest_output']:.1f}",
             f"{row['other_class']} of {row['samples']}",
         ]
-        for row in results("../closure_trained")
+        for file in ("closure_trained", "closure_trained_mobilenet")
+        for row in results(f"../{file}")
     ]
-    head = ["network", "sparsity", "dead weights", "sparsity without them"]
+    head = ["network", "sparsity", "dead of the kept weights", "sparsity without them"]
     head += ["dead in / out channels", "largest difference of an output", "other class"]
     return markdown(head, rows)
+
+
+def _kept(row: Row) -> int:
+    return round(row["weights"] * (1 - row["sparsity"]))
 
 
 def results(name: str) -> Any:
