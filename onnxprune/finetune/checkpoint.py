@@ -54,15 +54,26 @@ class CheckpointStore:
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and delete all but those of the last two steps.
 
-        Nothing is done if the newest one is of this step and revision and sound: a run that
+        Nothing is written if the newest one is of this step and revision and sound: a run that
         continues from either goes the same way, and so no moment is without a sound checkpoint.
 
         Raises:
             OutputError: It cannot be written; older checkpoints stay.
         """
         target = self.folder / _name(checkpoint.step, checkpoint.revision)
-        if target == self._sound:
-            return
+        if target != self._sound:
+            self._write(checkpoint, target)
+        # Also if nothing was written: a process may have died before it came to this.
+        replaced = [old for old in self._of_step(checkpoint.step) if old < target]
+        others = [old for old in self._folders() if old not in replaced]
+        for old in [*self._damaged, *replaced, *others[:-KEEP]]:
+            if old != target:
+                shutil.rmtree(old, ignore_errors=True)
+        self._damaged.clear()
+        self._clear_partial()
+
+    def _write(self, checkpoint: Checkpoint, target: Path) -> None:
+        """Write a checkpoint under another name, and rename it when it is whole."""
         partial = self.folder / f".{target.name}.tmp"
         try:
             self._clear_partial()
@@ -88,12 +99,6 @@ class CheckpointStore:
                 remedy="free some space, then continue with --resume",
             ) from None
         self._sound = target
-        replaced = [old for old in self._of_step(checkpoint.step) if old < target]
-        others = [old for old in self._folders() if old not in replaced]
-        for old in [*self._damaged, *replaced, *others[:-KEEP]]:
-            if old != target:
-                shutil.rmtree(old, ignore_errors=True)
-        self._damaged.clear()
 
     def _clear_partial(self) -> None:
         """Remove what a process left that died while it wrote."""

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,21 @@ def test_the_last_two_are_kept(store: CheckpointStore) -> None:
     found, _ = store.latest()
     assert found is not None
     assert found.step == 100
+
+
+def test_what_a_process_left_that_died_before_it_cleared_up_goes_with_the_next_save(
+    store: CheckpointStore,
+) -> None:
+    """Also if that one is there already, as when training was over."""
+    for step in (10, 20):
+        store.save(checkpoint(step))
+    shutil.copytree(store.folder / "step-00000010", store.folder / "step-00000005")
+    (store.folder / ".step-00000030.tmp").mkdir()
+    resumed = CheckpointStore(store.folder, store.run_id)
+    found, _ = resumed.latest()
+    assert found is not None
+    resumed.save(found)
+    assert sorted(f.name for f in store.folder.iterdir()) == ["step-00000010", "step-00000020"]
 
 
 def test_saving_a_step_again_replaces_it(store: CheckpointStore) -> None:
