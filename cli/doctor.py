@@ -77,7 +77,11 @@ def examine() -> dict[str, Any]:
         )
     runtime, missing = _sparse_runtime()
     if missing is not None:
-        problems.append(f"sparse runtime: missing, because {missing}; needed for `compile`")
+        problems.append(
+            f"sparse runtime: missing, because {missing}; needed for `compile`. It is built when "
+            "the package is installed, if there is a C++17 compiler: `pip install "
+            "--force-reinstall --no-deps -v .` in a clone shows what the compiler says"
+        )
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -1,7 +1,7 @@
 // Runs a compiled model once with ONNX Runtime's C++ interface:
 //
 //     g++ -std=c++17 -I ORT/include run_compiled.cpp -L ORT/lib -lonnxruntime -o run_compiled
-//     ./run_compiled compiled.onnx _kernels.abi3.so
+//     ./run_compiled compiled.onnx ./_kernels.abi3.so
 //
 // ORT is a folder of ONNX Runtime's release for C and C++. Inputs have to be float32 and are filled
 // with 0.5; axes that the model leaves open have size 1. Of each output the shape and the mean

@@ -1,5 +1,7 @@
 #include "node.h"
 
+#include <cmath>
+
 namespace onnxprune {
 
 using namespace ort;
@@ -52,19 +54,28 @@ Tensor tensor_of(const Api* api, const Value* value) {
 
 int64_t Attributes::integer(const char* name, int64_t otherwise) const {
   int64_t value = 0;
-  return succeeded(api_, AttributeInt::of(api_)(info_, name, &value)) ? value : otherwise;
+  if (succeeded(api_, AttributeInt::of(api_)(info_, name, &value))) return value;
+  check_missing(name, "an integer");
+  return otherwise;
 }
 
 float Attributes::real(const char* name, float otherwise) const {
   float value = 0;
-  return succeeded(api_, AttributeFloat::of(api_)(info_, name, &value)) ? value : otherwise;
+  if (!succeeded(api_, AttributeFloat::of(api_)(info_, name, &value))) {
+    check_missing(name, "a float");
+    return otherwise;
+  }
+  if (std::isnan(value)) refuse(std::string(name) + " is not a number");
+  return value;
 }
 
 std::string Attributes::text(const char* name) const {
   size_t size = 0;
-  if (!succeeded(api_, AttributeString::of(api_)(info_, name, nullptr, &size)) || size == 0) {
+  if (!succeeded(api_, AttributeString::of(api_)(info_, name, nullptr, &size))) {
+    check_missing(name, "a string");
     return "";
   }
+  if (size == 0) return "";
   std::string value(size, '\0');
   check(api_, AttributeString::of(api_)(info_, name, &value[0], &size));
   return value.c_str();
@@ -72,10 +83,27 @@ std::string Attributes::text(const char* name) const {
 
 std::vector<int64_t> Attributes::integers(const char* name) const {
   size_t size = 0;
-  if (!succeeded(api_, AttributeInts::of(api_)(info_, name, nullptr, &size))) return {};
+  if (!succeeded(api_, AttributeInts::of(api_)(info_, name, nullptr, &size))) {
+    check_missing(name, "a list of integers");
+    return {};
+  }
   std::vector<int64_t> values(size);
   if (size) check(api_, AttributeInts::of(api_)(info_, name, values.data(), &size));
   return values;
+}
+
+// ONNX Runtime does not tell an attribute that is missing from one of another type. Lists of strings
+// and tensors pass for missing ones: there is no call that would find them.
+void Attributes::check_missing(const char* name, const char* expected) const {
+  int64_t integer = 0;
+  float real = 0;
+  size_t size = 0;
+  const bool there = succeeded(api_, AttributeInt::of(api_)(info_, name, &integer)) ||
+                     succeeded(api_, AttributeFloat::of(api_)(info_, name, &real)) ||
+                     succeeded(api_, AttributeString::of(api_)(info_, name, nullptr, &size)) ||
+                     succeeded(api_, AttributeInts::of(api_)(info_, name, nullptr, &size)) ||
+                     succeeded(api_, AttributeFloats::of(api_)(info_, name, nullptr, &size));
+  if (there) refuse(std::string(name) + " has another type; expected " + expected);
 }
 
 Activation Attributes::activation(float* alpha, float* beta,
@@ -97,7 +125,12 @@ Activation Attributes::activation(float* alpha, float* beta,
   const std::string wanted = text((prefix + "activation").c_str());
   std::string known;
   for (const auto& [name, activation] : kNames) {
-    if (wanted == name) return activation;
+    if (wanted == name) {
+      if (activation == Activation::kClip && *alpha > *beta) {
+        refuse(prefix + "alpha is above " + prefix + "beta; expected the lower end of Clip first");
+      }
+      return activation;
+    }
     known += (known.empty() ? "'" : ", '") + std::string(name) + "'";
   }
   refuse(prefix + "activation is '" + wanted + "'; expected one of " + known);

@@ -71,6 +71,8 @@ class Attributes {
  public:
   Attributes(const ort::Api* api, const ort::KernelInfo* info) : api_(api), info_(info) {}
 
+  // Attributes that are missing have the value `otherwise`, or are empty; of another type they are
+  // refused.
   int64_t integer(const char* name, int64_t otherwise) const;
   float real(const char* name, float otherwise) const;
   std::string text(const char* name) const;
@@ -81,6 +83,9 @@ class Attributes {
   bool tiled(const char* name) const;
 
  private:
+  // Refuses an attribute that is there, but was not found as what is expected.
+  void check_missing(const char* name, const char* expected) const;
+
   const ort::Api* api_;
   const ort::KernelInfo* info_;
 };

@@ -101,6 +101,7 @@ using GetInput = Entry<90, Status* (*)(const KernelContext*, size_t, const Value
 using GetOutput = Entry<91, Status* (*)(KernelContext*, size_t, const int64_t*, size_t, Value**)>;
 using ReleaseStatus = Entry<93, void (*)(Status*)>;
 using ReleaseShapeInfo = Entry<99, void (*)(ShapeInfo*)>;
+using AttributeFloats = Entry<162, Status* (*)(const KernelInfo*, const char*, float*, size_t*)>;
 using AttributeInts = Entry<163, Status* (*)(const KernelInfo*, const char*, int64_t*, size_t*)>;
 using GetNodeName = Entry<244, Status* (*)(const KernelInfo*, char*, size_t*)>;
 using GetConstantInput = Entry<249, Status* (*)(const KernelInfo*, size_t, int*, const Value**)>;
