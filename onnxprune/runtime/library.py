@@ -24,8 +24,8 @@ _REGISTERED = "onnxprune.registered"
 
 _SUFFIXES = (".so", ".pyd", ".dylib", ".dll")
 _REMEDY = (
-    "install again where there is a C++17 compiler; `pip install --force-reinstall --no-deps -v .` "
-    "in a clone of the repository shows what the compiler says"
+    "install a C++17 compiler and then the package again; `pip install --force-reinstall --no-deps "
+    "-v .` in a clone of the repository shows what the compiler says"
 )
 
 
