@@ -39,10 +39,16 @@ class _Entry:
     length: int
 
 
-def load_external_data(proto: onnx.ModelProto, model_path: Path) -> list[Path]:
+def load_external_data(
+    proto: onnx.ModelProto, model_path: Path, at_once: int = READ_AT_ONCE_BYTES
+) -> list[Path]:
     """Move a model's external data into its tensors; changes `proto`.
 
-    Where they are large, the larger tensors stay in their files and are mapped.
+    Args:
+        proto: The model.
+        model_path: Where it was read from.
+        at_once: If there are more bytes than this, the larger tensors stay in their files and are
+            mapped.
 
     Returns:
         The files that were read, in the order of their names in the model.
@@ -60,7 +66,7 @@ def load_external_data(proto: onnx.ModelProto, model_path: Path) -> list[Path]:
             where=model_path,
             got=f"{claimed} bytes of tensors in {sum(sizes.values())} bytes of files",
         )
-    large = claimed > READ_AT_ONCE_BYTES
+    large = claimed > at_once
     for entry in entries:
         if large and entry.length >= MIN_MAPPED_BYTES:
             refer(entry.tensor, entry.file, entry.offset, entry.length)

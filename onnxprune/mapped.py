@@ -9,6 +9,7 @@ was changed since is noticed.
 import mmap
 import os
 import secrets
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -66,6 +67,17 @@ def mapped_data(tensor: TensorProto) -> np.ndarray:
     state = entries[_MARK].removeprefix(f"{_SECRET}:")
     mapping = _mapping(entries["location"], state)
     return np.frombuffer(mapping, np.uint8, length, offset)
+
+
+def drop_pages(tensors: Iterable[TensorProto]) -> None:
+    """Let the memory go that what was read of mapped tensors takes; they can be read again."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    for location, mark in {
+        (entries["location"], entries[_MARK])
+        for entries in (_entries(tensor) for tensor in tensors if is_mapped(tensor))
+    }:
+        _mapping(location, mark.removeprefix(f"{_SECRET}:")).madvise(mmap.MADV_DONTNEED)
 
 
 def _entries(tensor: TensorProto) -> dict[str, str]:

@@ -163,10 +163,17 @@ class OnnxModel:
         return self.outputs[0].class_count
 
 
-def read(source: str | os.PathLike[str] | bytes | onnx.ModelProto | OnnxModel) -> OnnxModel:
+def read(
+    source: str | os.PathLike[str] | bytes | onnx.ModelProto | OnnxModel, *, in_place: bool = False
+) -> OnnxModel:
     """Read a model from a path, from serialised bytes, or from a `ModelProto`.
 
     External data are read only from inside the model's own folder, after their sizes are checked.
+
+    Args:
+        source: The model.
+        in_place: Leave the larger tensors of a file where they are, whatever the file's size; it
+            must then not change as long as the model is in use.
 
     Raises:
         ModelFileError: No such file, not ONNX, truncated, or bad external data.
@@ -180,8 +187,9 @@ def read(source: str | os.PathLike[str] | bytes | onnx.ModelProto | OnnxModel) -
         return _checked(None, proto, Digest.of(source), len(source))
     path = Path(source)
     size, state = _check_file(path)
-    proto = _parse_file(path, size)
-    external = load_external_data(proto, path)
+    at_once = 0 if in_place else external_data.READ_AT_ONCE_BYTES
+    proto = _parse_file(path, size, at_once)
+    external = load_external_data(proto, path, at_once)
     size += sum(file.stat().st_size for file in external)
     states = {path: state} | {file: file_state(file) for file in external}
     return _checked(path, proto, Digest.of_files(states), size, tuple(external))
@@ -241,9 +249,10 @@ def _check_file(path: Path) -> tuple[int, str]:
     return size, state
 
 
-def _parse_file(path: Path, size: int) -> onnx.ModelProto:
+def _parse_file(path: Path, size: int, at_once: int) -> onnx.ModelProto:
+    """The file's message; up to a size it is read at once."""
     try:
-        if size <= external_data.READ_AT_ONCE_BYTES:
+        if size <= max(at_once, external_data.MIN_MAPPED_BYTES):
             return _parse(path.read_bytes(), str(path))
         with path.open("rb") as stream:
             _check_format(stream.read(_HEAD_BYTES), str(path))

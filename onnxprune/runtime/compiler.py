@@ -56,6 +56,19 @@ def compile_model(source: Source, options: CompileOptions | None = None) -> Comp
     return replaced(loaded, Plan(optimized(loaded), options or CompileOptions()))
 
 
+def with_sparse_operators(source: OnnxModel, options: CompileOptions) -> ModelProto | None:
+    """The model as `compile_model` makes it but for its metadata; None where no layer gains.
+
+    Raises:
+        UnsupportedModelError: ONNX Runtime cannot load it.
+    """
+    plan = Plan(optimized(source), options)
+    if not plan.chosen:
+        return None
+    rewrite(plan)
+    return plan.proto
+
+
 def read_plain(source: Source) -> OnnxModel:
     """Read a model that is not compiled.
 

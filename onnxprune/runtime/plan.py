@@ -67,23 +67,32 @@ class CompileOptions:
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight in the form that sparse operators read.
+    """A weight as sparse operators see it.
 
     Attributes:
-        rows: Its compressed rows.
+        matrix: The weight `(rows, columns)`.
+        nonzeros: How many of its values are not zero.
         block: Neighbouring rows that share their columns.
-        sparsity: Zeros, as a share.
     """
 
-    rows: SparseRows
+    matrix: np.ndarray
+    nonzeros: int
     block: int
-    sparsity: float
 
     @classmethod
     def of(cls, matrix: np.ndarray) -> "Weight":
-        """Compress a matrix `(rows, columns)`."""
-        zeros = matrix.size - int(np.count_nonzero(matrix))
-        return cls(SparseRows.of(matrix), block_rows(matrix), zeros / matrix.size)
+        """Look at a matrix `(rows, columns)`."""
+        return cls(matrix, int(np.count_nonzero(matrix != 0)), block_rows(matrix))
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros, as a share."""
+        return (self.matrix.size - self.nonzeros) / self.matrix.size
+
+    @cached_property
+    def rows(self) -> SparseRows:
+        """Its compressed rows."""
+        return SparseRows.of(self.matrix)
 
 
 class Plan:
@@ -164,7 +173,7 @@ class Plan:
         return "tiled" if value in self.tiled else "plain"
 
     def weight(self, layer: Layer) -> Weight:
-        """A layer's weight, compressed once for all layers that share it."""
+        """A layer's weight, looked at once for all layers that share it."""
         key = weight_key(layer)
         if key not in self._weights:
             self._weights[key] = Weight.of(layer.matrix(self.index))
@@ -182,7 +191,7 @@ class Plan:
         weight = self.weight(layer)
         made = self.index.graph.node[layer.node].output[0]
         columns = math.prod(layer.weight_shape) // layer.rows
-        return work_of(layer, self.sizes, made, len(weight.rows.values), weight.block, columns)
+        return work_of(layer, self.sizes, made, weight.nonzeros, weight.block, columns)
 
     def _look_at(self, number: int, node: NodeProto) -> None:
         facts: dict[str, Any] = {"name": label(node), "op_type": node.op_type, "sparse": False}
@@ -262,7 +271,7 @@ class Plan:
     def mixing(self) -> str:
         """Why the samples of a batch are computed together; empty if one after the other.
 
-        First read before the plan is carried out, since it looks at the graph as it was.
+        To be read before the plan is carried out, since it looks at the graph as it was.
         """
         rule = self._options.samples
         if not self.chosen:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from onnxprune.runtime.graph import label, names_read
 from onnxprune.runtime.layers import Layer
@@ -29,9 +29,11 @@ def rewrite(plan: Plan) -> None:
     where the last of the nodes stood that it absorbs, so all that it reads is computed before.
     """
     graph = plan.proto.graph
+    split = not plan.mixing  # which looks at the graph as it is before
     last = {max(layer.absorbed): layer for layer in plan.replaced}
     taken = {number for layer in plan.replaced for number in layer.absorbed}
-    writer = _Writer({*plan.index.stored, *plan.index.makers, *(v.name for v in graph.input)})
+    names = {*plan.index.stored, *plan.index.makers, *(v.name for v in graph.input)}
+    writer = _Writer(graph, names)
     nodes = []
     for number, node in enumerate(graph.node):
         if number in last:
@@ -54,10 +56,9 @@ def rewrite(plan: Plan) -> None:
     kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(kept)
-    graph.initializer.extend(writer.tensors)
     plan.proto.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     _drop_unread(plan.proto)
-    if not plan.mixing:
+    if split:
         split_samples(plan.proto, plan.sizes)
 
 
@@ -78,7 +79,8 @@ def layer_models(
         for name in dict.fromkeys([layer.x, *([layer.residual] if layer.residual else [])])
     ]
     output = helper.make_tensor_value_info(layer.output, TensorProto.FLOAT, None)
-    writer = _Writer(set())
+    holder = GraphProto()
+    writer = _Writer(holder, set())
     plain = {layer.x: "plain", layer.output: "plain"}
     name = label(graph.node[layer.node])
     operator = writer.operator(layer, weight, name, plain, _taps(plan, layer))
@@ -86,7 +88,7 @@ def layer_models(
     read = dict.fromkeys(name for node in nodes for name in node.input)
     stored = [plan.index.stored[name] for name in read if name in plan.index.stored]
     dense = helper.make_graph(nodes, "dense", inputs, [output], stored)
-    sparse = helper.make_graph([operator], "sparse", inputs, [output], writer.tensors)
+    sparse = helper.make_graph([operator], "sparse", inputs, [output], holder.initializer)
     opsets = list(plan.proto.opset_import)
     version = plan.proto.ir_version
     return (
@@ -108,17 +110,15 @@ class _Writer:
     """Makes operators and the tensors that they read.
 
     Args:
+        graph: Where the tensors go.
         names: Names that are taken.
-
-    Attributes:
-        tensors: The tensors.
     """
 
-    def __init__(self, names: set[str]) -> None:
+    def __init__(self, graph: GraphProto, names: set[str]) -> None:
+        self._tensors = graph.initializer
         self._names = names
         self._stored: dict[WeightKey, list[str]] = {}
         self._taps: dict[str, list[str]] = {}
-        self.tensors: list[TensorProto] = []
 
     def operator(
         self,
@@ -199,7 +199,10 @@ class _Writer:
         names = [f"{base}.{part}" for part in parts]
         self._names.update(names)
         for name, array in zip(names, parts.values(), strict=True):
-            self.tensors.append(numpy_helper.from_array(array, name))
+            # In place: to make a tensor and add it would copy it once more.
+            tensor = self._tensors.add(name=name, dims=array.shape)
+            tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+            tensor.raw_data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
         return names
 
 

@@ -1,6 +1,7 @@
 """Weight matrices in compressed rows, as the sparse operators read them."""
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -31,10 +32,12 @@ class SparseRows:
     @classmethod
     def of(cls, matrix: np.ndarray) -> "SparseRows":
         """Compress a float32 matrix `(rows, columns)` of at most `MOST_COLUMNS` columns."""
-        rows, columns = np.nonzero(matrix)
-        counts = np.bincount(rows, minlength=len(matrix))
+        nonzero = np.ascontiguousarray(matrix != 0)
+        counts = np.count_nonzero(nonzero, axis=1)
+        columns = np.flatnonzero(nonzero)  # far faster than np.nonzero
+        columns -= np.repeat(np.arange(len(matrix)) * matrix.shape[1], counts)
         return cls(
-            np.ascontiguousarray(matrix[rows, columns], np.float32),
+            np.ascontiguousarray(matrix[np.repeat(np.arange(len(matrix)), counts), columns]),
             columns.astype(np.uint16),
             np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
             matrix.shape[1],
@@ -50,10 +53,10 @@ class SparseRows:
 
 def block_rows(matrix: np.ndarray) -> int:
     """4 where groups of four neighbouring rows share their columns, else 1."""
-    rows, columns = matrix.shape
-    if rows % BLOCK_ROWS:
+    if len(matrix) % BLOCK_ROWS:
         return 1
     nonzero = matrix != 0
-    union = nonzero.reshape(-1, BLOCK_ROWS, columns).any(axis=1).sum()
-    fill = nonzero.sum() / (BLOCK_ROWS * union) if union else 0.0
+    places = (nonzero[first::BLOCK_ROWS] for first in range(BLOCK_ROWS))
+    union = np.count_nonzero(reduce(np.logical_or, places))
+    fill = np.count_nonzero(nonzero) / (BLOCK_ROWS * union) if union else 0.0
     return BLOCK_ROWS if fill >= BLOCK_FILL else 1

@@ -21,6 +21,7 @@ from onnx import (
 )
 
 from onnxprune.graph_shapes import PartialShape
+from onnxprune.payload import inner_graphs
 from onnxprune.runtime.graph import label, names_read
 from onnxprune.runtime.library import DOMAIN
 from onnxprune.runtime.sizes import Sizes
@@ -46,7 +47,22 @@ def split_samples(proto: ModelProto, sizes: Sizes) -> None:
     opset = next(int(o.version) for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     unique = _Names(graph)
     batched = [value for value in graph.input if _is_batched(value)]
-    body = GraphProto(name="sample")
+    outputs = list(graph.output)
+    made = {value.name: unique(f"{value.name}.split") for value in outputs}
+    scan = helper.make_node(
+        "Scan",
+        [value.name for value in batched],
+        list(made.values()),
+        NAME,
+        body=GraphProto(name="sample"),
+        num_scan_inputs=len(batched),
+    )
+    branches = (_split_branch(scan, outputs), _empty_branch(outputs, shapes, unique))
+    count = len(graph.node)
+    graph.node.extend(_chosen_by_batch(batched[0].name, branches, outputs, unique))
+    # Filled in place, so that weights are copied once.
+    branch = dict(inner_graphs(graph.node[-1]))["then_branch"]
+    body = dict(inner_graphs(branch.node[0]))["body"]
     inner = {value.name: unique(f"{value.name}.one") for value in batched}
     inner |= {value.name: unique(f"{value.name}.one") for value in graph.output}
     axes: list[str] = []
@@ -60,7 +76,7 @@ def split_samples(proto: ModelProto, sizes: Sizes) -> None:
         body.input.append(sample)
         given = [sample.name, *axes]
         body.node.append(helper.make_node("Unsqueeze", given, [inner[value.name]], **attributes))
-    body.node.extend(_renamed(graph.node, inner))
+    body.node.extend(_renamed(graph.node[:count], inner))
     for value in graph.output:
         kind = value.type.tensor_type.elem_type
         result = unique(f"{value.name}.sample")
@@ -72,19 +88,7 @@ def split_samples(proto: ModelProto, sizes: Sizes) -> None:
         if value.name not in inner:
             body.value_info.append(value)
             _fix_batch(body.value_info[-1].type, sizes.batch, sizes.certain(value.name))
-    outputs = list(graph.output)
-    made = {value.name: unique(f"{value.name}.split") for value in outputs}
-    scan = helper.make_node(
-        "Scan",
-        [value.name for value in batched],
-        list(made.values()),
-        NAME,
-        body=body,
-        num_scan_inputs=len(batched),
-    )
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
-    branches = (_split_branch(scan, outputs), _empty_branch(outputs, shapes, unique))
-    graph.node.extend(_chosen_by_batch(batched[0].name, branches, outputs, unique))
+    del graph.node[:count], graph.initializer[:], graph.value_info[:]
     graph.initializer.append(numpy_helper.from_array(np.array(0, np.int64), graph.node[1].input[1]))
 
 

@@ -12,7 +12,9 @@ from onnx import ModelProto
 
 from onnxprune import model as model_files
 from onnxprune.errors import DenseSpeedWarning, UnsupportedModelError
-from onnxprune.runtime.compiler import compile_model
+from onnxprune.mapped import drop_pages
+from onnxprune.payload import iter_tensors
+from onnxprune.runtime.compiler import with_sparse_operators
 from onnxprune.runtime.library import (
     check_kernels,
     import_runtime,
@@ -55,7 +57,7 @@ def session(
         DenseSpeedWarning: The library is not there, so a plain model is no faster than a dense one.
     """
     runtime = import_runtime()
-    loaded = model_files.read(path)
+    loaded = model_files.read(path, in_place=True)
     options = sess_options if sess_options is not None else runtime.SessionOptions()
     wanted = list(providers) if providers is not None else [_CPU]
     if is_compiled(loaded.proto):
@@ -71,11 +73,14 @@ def session(
     names = [provider if isinstance(provider, str) else provider[0] for provider in wanted]
     if reason is not None or names != [_CPU]:
         return _open(os.fspath(path), options, wanted, loaded.label)
-    compiled = compile_model(loaded, CompileOptions(threads=options.intra_op_num_threads or None))
-    if not compiled.record.replaced:
+    chosen = CompileOptions(threads=options.intra_op_num_threads or None)
+    compiled = with_sparse_operators(loaded, chosen)
+    drop_pages(iter_tensors(loaded.proto))
+    if compiled is None:
         return _open(os.fspath(path), options, wanted, loaded.label)
     register(options, check_kernels())
-    with _content(compiled.proto) as content:
+    with _content(compiled) as content:
+        del compiled
         return _open(content, options, wanted, loaded.label)
 
 
@@ -106,7 +111,9 @@ def open_proto(
 def _content(proto: ModelProto) -> Iterator[str | bytes]:
     """What ONNX Runtime can load: bytes, or a file for what bytes cannot hold."""
     if model_files.fits_in_one_message(proto):
-        yield model_files.serialized(proto)
+        content = model_files.serialized(proto)
+        del proto  # by now it is as large as what ONNX Runtime makes of it
+        yield content
         return
     with tempfile.TemporaryDirectory(prefix="onnxprune-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"

@@ -224,7 +224,7 @@ class _LayerTimer:
         if any(shape is None or None in shape for shape in read.values()):
             return None
         weight = plan.weight(layer)
-        key = _layer_key(layer, len(weight.rows.values), weight.block, list(sizes.values()))
+        key = _layer_key(layer, weight.nonzeros, weight.block, list(sizes.values()))
         if key not in self._known:
             self._deadline.check(_LAYER_SHARE)
             models = layer_models(plan, layer, weight, sizes)

@@ -8,7 +8,7 @@ import pytest
 
 from onnxprune import model as model_files
 from onnxprune.errors import UnsupportedModelError
-from onnxprune.runtime import compile_model
+from onnxprune.runtime import compile_model, front
 
 from .helpers import check_equal, compiled, net, normal, operators, sparse
 
@@ -87,3 +87,72 @@ def test_a_node_without_a_name_gets_no_other_nodes_name(kernels: bool):
     assert [node.name for node in result.proto.graph.node] == ["a_1", "a"]
     assert [layer.name for layer in result.record.layers] == ["a_1", "a"]
     check_equal(source, result, {"x": normal(3, 600)}, kernels, replaced=2)
+
+
+FOLDED = {
+    "BatchNorm": "c = Conv(x, w) n = BatchNormalization(c, s, b, m, v) y = Relu(n)",
+    "factors": "c = Conv(x, w) n = Mul(c, f) y = Relu(n)",
+    "computed factors": "k = Exp(f) c = Conv(x, w) n = Mul(c, k) y = Relu(n)",
+    "a transposed weight": "q = Transpose<perm = [1, 0, 2, 3]>(w) y = Conv(x, q)",
+    "a constant image": "c = Conv(o, w) y = Add(x, c)",
+}
+
+
+@pytest.mark.parametrize("case", sorted(FOLDED))
+def test_large_weights_are_folded_into(case: str, monkeypatch: pytest.MonkeyPatch, kernels: bool):
+    """Weights are kept from ONNX Runtime, but not those that it changes."""
+    w = sparse(96, 96, 1, 1)
+    assert w.nbytes > front.LARGE_BYTES
+    per_channel = {name: np.abs(normal(96, seed=n)) for n, name in enumerate("sbmv")}
+    source = net(
+        f"g (float[N, 96, 5, 5] x) => (float[N, 96, 5, 5] y) {{ {FOLDED[case]} }}",
+        w=w,
+        f=normal(96, 1, 1),
+        o=normal(1, 96, 5, 5),
+        **per_channel,
+    )
+    result = compiled(source)
+    monkeypatch.setattr(front, "LARGE_BYTES", 2**30)
+    shown = compiled(source)
+    assert operators(result.proto) == operators(shown.proto)
+    assert result.record.layers == shown.record.layers
+    check_equal(source, result, {"x": normal(2, 96, 5, 5)}, kernels)
+
+
+def test_weights_that_other_graphs_read(kernels: bool):
+    branch = "float[N, 96] z) {{ t = Transpose({}) z = MatMul(x, t) }}"
+    source = net(
+        "g (float[N, 96] x, bool c) => (float[N, 96] y, float[N, 96] e) {"
+        " y = MatMul(x, w) e = If (c) <"
+        f" then_branch = th () => ({branch.format('w')},"
+        f" else_branch = el () => ({branch.format('w').replace('z', 'u')}> }}",
+        w=sparse(96, 96),
+    )
+    feeds = {"x": normal(3, 96), "c": np.array(True)}
+    check_equal(source, compiled(source), feeds, kernels, replaced=1)
+
+
+def test_weights_that_are_inputs(kernels: bool):
+    """Before IR version 4 every weight is one; since then, one that a caller can override."""
+    source = net("g (float[N, 96] x) => (float[N, 96] y) { y = MatMul(x, w) }", w=sparse(96, 96))
+    source.graph.input.append(
+        onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [96, 96])
+    )
+    assert compiled(source).record.replaced == 0
+    source.ir_version = 3
+    del source.opset_import[:]
+    source.opset_import.append(onnx.helper.make_opsetid("", 8))
+    result = compiled(source)
+    assert [value.name for value in result.proto.graph.input] == ["x"]
+    check_equal(source, result, {"x": normal(3, 96)}, kernels, replaced=1)
+
+
+def test_what_else_a_model_says_stays():
+    source = network()
+    source.producer_name, source.model_version = "somebody", 7
+    source.metadata_props.add(key="labels", value="a,b")
+    source.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "lines"
+    proto = compiled(source).proto
+    assert (proto.graph.name, proto.model_version) == ("g", 7)
+    assert {p.key: p.value for p in proto.metadata_props}["labels"] == "a,b"
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "lines"

@@ -1,6 +1,7 @@
 """Opening models in one line, and what is said where the kernels are missing."""
 
 import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -224,3 +225,39 @@ def test_a_compiled_file_with_external_data(tmp_path: Path, ready: Path):
         warnings.simplefilter("error")
         found = runtime.session(path).run(None, FEEDS)[0]
     np.testing.assert_array_equal(found, runtime.session(ready).run(None, FEEDS)[0])
+
+
+RESIDENT = """
+import subprocess
+import sys
+import onnxruntime
+from onnxprune import runtime
+
+def resident():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+runtime.available()
+before = resident()
+opener = onnxruntime.InferenceSession if sys.argv[1] == "plain" else runtime.session
+session = opener(sys.argv[2], providers=["CPUExecutionProvider"])
+print(resident() - before)
+"""
+
+
+@pytest.mark.usefixtures("need_kernels")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_a_session_of_a_pruned_model_keeps_no_dense_weights(tmp_path: Path):
+    path = tmp_path / "pruned.onnx"
+    layers = range(5)
+    body = " ".join(f"x{n + 1} = Conv<pads = [1, 1, 1, 1]>(x{n}, w{n})" for n in layers)
+    weights = {f"w{n}": sparse(512, 512, 3, 3, density=0.1, seed=n) for n in layers}
+    head = "g (float[N, 512, 7, 7] x0) => (float[N, 512, 7, 7] x5)"
+    onnx.save(net(f"{head} {{ {body} }}", **weights), path)
+    grown = {}
+    for way in ("plain", "sparse"):
+        command = [sys.executable, "-c", RESIDENT, way, str(path)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        grown[way] = 1024 * int(done.stdout)
+    dense = sum(weight.nbytes for weight in weights.values())
+    assert grown["plain"] - grown["sparse"] > 1.3 * dense, "ONNX Runtime keeps them three times"
