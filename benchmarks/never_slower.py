@@ -18,9 +18,9 @@ from typing import Any
 
 from journal import Entry, Journal
 from record import ROOT, write_results
-from sparse_networks import NETWORKS, export, export_pruned, runtime_digest
+from sparse_networks import NETWORKS, UNSEEN, export, export_pruned, runtime_digest
 
-from onnxprune.runtime import compile_model, instruction_set, tune
+from onnxprune.runtime import CompileOptions, compile_model, instruction_set, tune
 from onnxprune.validate import bench
 
 ALLOWED = 0.98
@@ -32,7 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    names = [*NETWORKS, *UNSEEN]
+    parser.add_argument("--models", nargs="+", choices=names, default=names)
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.7, 0.8, 0.85, 0.9])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--seconds", type=float, default=12, help="for each comparison")
@@ -82,7 +83,7 @@ def measure(name: str, sparsity: float, threads: int, settings: Mapping[str, Any
         export(name, dense)
         export_pruned(name, pruned, sparsity, "unstructured")
         choices = {
-            "rule": compile_model(pruned),
+            "rule": compile_model(pruned, CompileOptions(threads=threads)),
             "tuned": tune(pruned, threads=threads, seconds=settings["tune_seconds"]),
         }
         models = [dense]

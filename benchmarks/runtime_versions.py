@@ -1,8 +1,9 @@
 r"""Does the library of sparse kernels work in several versions of ONNX Runtime?
 
-Each version is installed into a folder of its own, and a process that sees only it runs a pruned
+Each version is installed into a folder of its own, and a process that sees no other runs a pruned
 network with convolutions of all kinds, dense and compiled, and an encoder layer; each with the
-samples of a batch together, and one after the other.
+samples of a batch together, and one after the other. The process also compiles the pruned network
+in memory, as `onnxprune.runtime.session` does.
 
 python benchmarks/runtime_versions.py
 python benchmarks/runtime_versions.py --versions 1.17.3 1.20.1
@@ -10,26 +11,32 @@ python benchmarks/runtime_versions.py --versions 1.17.3 1.20.1
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from sysconfig import get_path
 from typing import Any, Literal
 
 import sparse_networks
 import torch
 import torchvision
-from record import write_results
+from record import ROOT, write_results
 
 from onnxprune.runtime import CompileOptions, compile_model, library_path
 
-VERSIONS = ("1.17.3", "1.18.1", "1.19.2", "1.20.1", "1.22.1", "1.23.2", "1.24.1")
+VERSIONS = (
+    *("1.17.0", "1.17.3", "1.18.1", "1.19.2", "1.20.1", "1.21.1", "1.22.1", "1.23.2"),
+    *("1.24.4", "1.25.1", "1.26.0", "1.27.0", "1.28.0", "1.29.0", "1.30.0", "1.31.1", "1.32.0"),
+)
 
 CHILD = """
 import json, sys
 import numpy as np
 import onnxruntime as ort
+from onnxprune.runtime import session
 
 library, *pairs = sys.argv[1:]
 found = []
@@ -42,11 +49,15 @@ for dense, compiled in zip(pairs[::2], pairs[1::2]):
         sparse = ort.InferenceSession(compiled, options, providers=["CPUExecutionProvider"])
         shape = [2 if isinstance(size, str) else size for size in plain.get_inputs()[0].shape]
         x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        y, z = (s.run(None, {"x": x})[0] for s in (plain, sparse))
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        in_memory = session(dense, options)
+        y, z, m = (s.run(None, {"x": x})[0] for s in (plain, sparse, in_memory))
         again = sparse.run(None, {"x": x})[0]
         found.append({
             "threads": threads,
             "difference": float(np.abs(y - z).max() / np.sqrt(np.mean(y**2))),
+            "difference_in_memory": float(np.abs(y - m).max() / np.sqrt(np.mean(y**2))),
             "repeatable": bool((z == again).all()),
         })
 print(json.dumps({"onnxruntime": ort.__version__, "numpy": np.__version__, "runs": found}))
@@ -103,7 +114,7 @@ def tried(version: str, pairs: list[str], site: Path) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=False,
-        env={"PYTHONPATH": str(site)},
+        env={"PYTHONPATH": os.pathsep.join([str(site), str(ROOT), get_path("purelib")])},
     )
     if process.returncode:
         return {"installed": True, "error": process.stderr.strip()[-500:]}

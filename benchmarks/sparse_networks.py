@@ -63,14 +63,20 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 """How each is made, and the shape of one sample."""
 
+UNSEEN = (
+    *("convnext_tiny", "densenet121", "efficientnet_v2_s", "googlenet", "mnasnet1_0"),
+    *("regnet_y_400mf", "resnext50_32x4d", "shufflenet_v2_x1_0", "squeezenet1_1", "swin_t"),
+)
+"""Networks of torchvision whose layers no cost was measured on."""
+
 
 def export(
     name: str, path: Path, prune: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> None:
     """Write a network, with its weights pruned by a function if there is one."""
-    make, shape = NETWORKS[name]
+    make, shape = NETWORKS.get(name, (None, _IMAGE))
     torch.manual_seed(0)
-    network = make().eval()
+    network = (torchvision.models.get_model(name, weights=None) if make is None else make()).eval()
     torch.backends.mha.set_fastpath_enabled(False)
     if prune is not None:
         with torch.no_grad():

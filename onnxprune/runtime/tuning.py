@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +39,8 @@ _OTHER_WAY: dict[str, SampleRule] = {"together": "split", "split": "together"}
 _ANYTHING_SPARSE = Thresholds.any_size(0.01)
 _LAYER_SHARE = 0.6
 _ROUNDS = 15
+_MOST_ROUNDS = 0.75
+"""Share of the rounds in which a model is the faster one that takes another's place."""
 
 
 class OutOfTime(Exception):
@@ -60,7 +61,8 @@ def tune(
 
     Each layer with zeros is timed dense and sparse. Then whole models are timed in turn: the
     source, what `options` choose, and what the layers' speedups suggest, for several least
-    speedups. Times of layers are kept in the user's cache folder, by machine and layer.
+    speedups. What `options` choose is kept unless another is faster in most of the rounds. Times of
+    layers are kept in the user's cache folder, by machine and layer.
 
     Args:
         source: The model, usually a pruned one.
@@ -89,11 +91,11 @@ def tune(
         return Plan(_copy(front), replace(options, samples=samples), times, least)
 
     plans = [(planned(least, options.samples), least) for least in (None, *_CANDIDATES)]
-    distinct = {
-        frozenset((number, layer.kind) for number, layer in p.chosen.items()): (p, least)
-        for p, least in reversed(plans)
-        if p.chosen
-    }
+    distinct: dict[frozenset[tuple[int, str]], tuple[Plan, float | None]] = {}
+    for plan, least in plans:  # that of the options first
+        key = frozenset((number, layer.kind) for number, layer in plan.chosen.items())
+        if key:
+            distinct.setdefault(key, (plan, least))
     leasts = [least for _, least in distinct.values()]
     candidates = [replaced(loaded, plan) for plan, _ in distinct.values()]
     best = _fastest([loaded.proto, *(c.proto for c in candidates)], feeds, threads or 0, deadline)
@@ -143,7 +145,7 @@ def _fastest(
     deadline: _Deadline,
     plain: int = 1,
 ) -> int:
-    """Index of the fastest model; the first unless another is clearly faster.
+    """Index of the fastest model; an earlier one unless a later one is clearly faster.
 
     The first `plain` models need no sparse kernels.
     """
@@ -151,15 +153,18 @@ def _fastest(
         open_proto(proto, kernels=index >= plain, threads=threads)
         for index, proto in enumerate(protos)
     ]
-    medians = _medians([partial(s.run, None, dict(feeds)) for s in sessions], deadline, 1.0)
-    best = min(range(len(protos)), key=lambda index: medians[index])
-    return best if medians[0] > medians[best] * LEAST_GAIN else 0
+    times = _times([partial(s.run, None, dict(feeds)) for s in sessions], deadline, 1.0)
+    later = np.argsort(np.median(times[:, 2:], axis=0), kind="stable") + 2
+    best = 0
+    for index in (*range(1, min(2, len(protos))), *later.tolist()):
+        gains = times[:, best] / times[:, index]
+        if np.median(gains) > LEAST_GAIN and np.mean(gains > 1) >= _MOST_ROUNDS:
+            best = index
+    return best
 
 
-def _medians(
-    calls: Sequence[Callable[[], object]], deadline: _Deadline, share: float
-) -> list[float]:
-    """Median times in milliseconds, in turn; three rounds at least."""
+def _times(calls: Sequence[Callable[[], object]], deadline: _Deadline, share: float) -> np.ndarray:
+    """Times in milliseconds, in turn, `(rounds, calls)`; three rounds at least."""
     elapsed: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()
@@ -173,7 +178,7 @@ def _medians(
                 deadline.check(share)
             except OutOfTime:
                 break
-    return [statistics.median(times) for times in elapsed]
+    return np.array(elapsed).T
 
 
 class _LayerTimer:
@@ -237,8 +242,8 @@ class _LayerTimer:
                 for index, model in enumerate(models)
             ]
             calls = [partial(s.run, None, feeds) for s in sessions]
-            dense, sparse = _medians(calls, self._deadline, _LAYER_SHARE)
-            self._known[key] = (dense, sparse)
+            dense, sparse = np.median(_times(calls, self._deadline, _LAYER_SHARE), axis=0)
+            self._known[key] = (float(dense), float(sparse))
         return self._known[key]
 
 

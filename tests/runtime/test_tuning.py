@@ -72,7 +72,7 @@ def test_layers_are_timed_once(cache: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_model_that_gains_nothing_stays_as_it_is(monkeypatch: pytest.MonkeyPatch):
     source = network(0.1, 0.1)
-    monkeypatch.setattr(tuning, "_medians", lambda calls, *rest: [1.0] * len(calls))
+    monkeypatch.setattr(tuning, "_times", lambda calls, *rest: np.ones((3, len(calls))))
     result = tune(source, threads=1)
     assert result.record.replaced == 0
     assert result.proto == source
@@ -112,3 +112,26 @@ def test_open_axes_need_sizes():
     record = tune(source, CompileOptions(), seconds=5, shapes={"x": [1, 50, 64]}).record
     assert record.layers[0].dense_ms is not None
     assert np.isfinite(record.layers[0].dense_ms)
+
+
+@pytest.mark.parametrize(("noise", "wins"), [([0.7, 1.0, 0.7, 1.0], False), ([0.7] * 4, True)])
+def test_the_rules_choice_stays_unless_another_is_faster_in_most_rounds(
+    monkeypatch: pytest.MonkeyPatch, noise: list[float], wins: bool
+):
+    """A few noisy rounds must not choose a model that may be slower."""
+    source = network(0.05, 0.05)
+    sparse_ms = iter([0.9, 0.1])  # only the second layer gains enough for most least speedups
+
+    def timed(calls, deadline, share):
+        if len(calls) == 2:
+            return np.array([[1.0, next(sparse_ms)]])
+        times = np.ones((4, len(calls)))
+        times[:, 0] = 3
+        times[:, -1] = noise
+        return times
+
+    monkeypatch.setattr(tuning, "_times", timed)
+    result = tune(source, threads=1, seconds=60)
+    assert [layer.sparse for layer in result.record.layers] == (
+        [False, True] if wins else [True] * 2
+    )
