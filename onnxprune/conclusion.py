@@ -238,7 +238,7 @@ class Conclusion:
             if most > allowed[name]:
                 self.run.message(
                     f"output {name!r} is sensitive to rounding: the last digit of the weights, or "
-                    f"the order of sums, changes it by {rounding[name]:.3g}. Layers that are almost "
+                    f"the order of sums, changes it by {rounding[name]:.3g}. Layers almost "
                     "dead and BatchNorms that enlarge what is left of them do this; less sparsity "
                     "or a higher `min_density` helps. The accuracy reported is that of ONNX Runtime"
                 )
