@@ -302,6 +302,32 @@ def test_what_is_excluded_stays_dense():
     assert FUSED not in operators(result.proto)
 
 
+SELECTED: dict[str, dict[str, list[str]]] = {
+    "the weight excluded": {"exclude": ["v"]},
+    "the node excluded": {"exclude": ["middle"]},
+    "the others included": {"include": ["w", "p"]},
+}
+
+
+@pytest.mark.parametrize("size", [24, 12], ids=["one operator", "an operator of its own"])
+@pytest.mark.parametrize("case", SELECTED)
+def test_a_depthwise_layer_that_is_not_selected_stays(case: str, size: int, kernels: bool):
+    """It is no part of another layer's operator, and gets none of its own."""
+    proto = bottleneck(size)
+    proto.graph.node[2].name = "middle"
+    result = compile_model(proto, CompileOptions(ANY, **SELECTED[case]))
+    assert operators(result.proto) == ["SparseConv", "Conv", "Relu", "SparseConv"]
+    assert "v" in {tensor.name for tensor in result.proto.graph.initializer}
+    first, middle, _ = result.record.layers
+    assert first.fused == ["HardSwish"]
+    assert (middle.reason, middle.within, middle.fused) == ("not selected", "", [])
+    assert verify_record(result.proto).problems == []
+    check_equal(proto, result, {"x": normal(2, 16, size, size)}, kernels, replaced=2)
+    included = CompileOptions(ANY, include=["w", "v", "p"])
+    found = [layer.fused for layer in compile_model(proto, included).record.layers]
+    assert found == [layer.fused for layer in compiled(proto).record.layers]
+
+
 def test_values_of_16_bits(kernels: bool):
     proto = bottleneck()
     result = with_half_values(compiled(proto))
