@@ -314,7 +314,8 @@ class Plan:
         """Say in a depthwise layer's record what becomes of it."""
         record = self._records[number]
         self._records_alone[number] = record
-        update = {"reason": reason, "fused": list(layer.fused), **more}
+        weight = {"weight": layer.weight, "shape": list(layer.weight_shape)}
+        update = {"reason": reason, "fused": list(layer.fused), **weight, **more}
         self._records[number] = record.model_copy(update=update)
 
     def _multiplies_activations(self, node: NodeProto) -> bool:

@@ -14,7 +14,9 @@ from onnx import helper, numpy_helper
 
 from onnxprune.errors import ModelFileError
 from onnxprune.runtime import (
+    CompiledModel,
     CompileOptions,
+    LayerRecord,
     Thresholds,
     compile_model,
     cost,
@@ -408,10 +410,27 @@ FALSE = {
     "a layer twice": (0, {"fused": ["HardSwish", "depthwise", "depthwise"]}, "twice"),
     "a residual": (1, {"fused": ["Relu", "residual"]}, "residual"),
     "another shape": (0, {"shape": [80, 16, 3, 3]}, "shape"),
-    "a described weight": (1, {"weight": "v"}, "no depthwise layer"),
+    "a layer that is not there": (1, {"name": "q"}, "second bias is 'd.bias'"),
+    "the name of another layer": (1, {"name": "y"}, "layers: y is listed 2 times"),
+    "the name of its operator": (1, {"name": "c"}, "layers: c is listed 2 times"),
+    "an operator of another name": (0, {"name": "q"}, "name: the model has no such node"),
+    "another depthwise weight": (1, {"weight": "w"}, "weight: 'w' where the operator reads 'v.t"),
+    "other taps": (1, {"shape": [80, 1, 5, 5]}, "has [80, 1, 3, 3]"),
+    "taps of fewer channels": (1, {"shape": [40, 1, 3, 3]}, "has [80, 1, 3, 3]"),
+    "zeros of a dense weight": (1, {"sparsity": 0.9}, "sparsity: 0.9 where the file has None"),
+    "blocks of a dense weight": (1, {"block": 4}, "block: 4 where the file has 1"),
+    "halves of a dense weight": (1, {"values": "float16"}, "values: float16"),
     "fewer zeros": (0, {"sparsity": 0.5}, "sparsity"),
     "a reason missing": (1, {"reason": ""}, "reason"),
 }
+
+
+def claim(result: CompiledModel, layers: list[LayerRecord]) -> list[str]:
+    """What is noticed of other statements on the layers of a compiled model."""
+    record = result.record.model_copy(update={"layers": layers})
+    (entry,) = [e for e in result.proto.metadata_props if e.key == "onnxprune.compiled"]
+    entry.value = record.model_dump_json()
+    return verify_record(result.proto).problems
 
 
 @pytest.mark.parametrize("case", FALSE)
@@ -420,12 +439,49 @@ def test_a_false_record_is_noticed(case: str):
     result = compiled(bottleneck())
     layers = list(result.record.layers)
     layers[number] = layers[number].model_copy(update=update)
-    record = result.record.model_copy(update={"layers": layers})
-    (entry,) = [e for e in result.proto.metadata_props if e.key == "onnxprune.compiled"]
-    entry.value = record.model_dump_json()
-    found = verify_record(result.proto)
-    assert not found.true
-    assert any(message in problem for problem in found.problems), found.problems
+    problems = claim(result, layers)
+    assert any(message in problem for problem in problems), problems
+
+
+def test_an_operator_of_another_name_is_noticed():
+    result = compiled(bottleneck())
+    result.proto.graph.node[0].name = "q"
+    assert claim(result, result.record.layers) == [
+        "layers.0 (c): name: the model has no such node",
+        "layers.1 (d): within: the model has no such node",
+        "layers: q, a SparseExpandDepthwise, is not listed",
+    ]
+
+
+@pytest.mark.parametrize("size", [24, 12], ids=["one operator", "an operator of its own"])
+def test_every_layer_is_listed_once(size: int):
+    result = compiled(bottleneck(size))
+    first, middle, last = result.record.layers
+    assert (middle.weight, middle.shape) == ("v", [80, 1, 3, 3])
+    assert claim(result, [first, middle, last]) == []
+    assert any("d" in problem for problem in claim(result, [first, last]))
+    assert "layers: d is listed 2 times" in claim(result, [first, middle, middle, last])
+    assert "layers: y is listed 2 times" in claim(result, [first, middle, last, last])
+
+
+@pytest.mark.parametrize("size", [24, 12], ids=["one operator", "an operator of its own"])
+def test_taps_of_another_shape_than_the_operator_has_are_noticed(size: int):
+    result = compiled(bottleneck(size))
+    (taps,) = [t for t in result.proto.graph.initializer if t.name == "v.taps"]
+    array = numpy_helper.to_array(taps)
+    for wrong in (array[:-1], array[:, :-1], array.reshape(-1, 1), array[None]):
+        taps.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(wrong), "v.taps"))
+        problems = claim(result, result.record.layers)
+        assert any(p.startswith("layers.1 (d): shape: ") for p in problems), problems
+
+
+def test_records_of_earlier_versions_say_nothing_of_depthwise_weights():
+    result = compiled(bottleneck())
+    first, middle, last = result.record.layers
+    result.proto.graph.node[0].input[6] = "c.depthwise.bias"
+    (bias,) = [t for t in result.proto.graph.initializer if t.name == "d.bias"]
+    bias.name = "c.depthwise.bias"
+    assert claim(result, [first, middle.model_copy(update={"weight": "", "shape": []}), last]) == []
 
 
 def test_both_layers_are_timed_as_one(
