@@ -106,7 +106,6 @@ def test_a_depthwise_layer_that_is_not_selected_stays(
     assert nodes[:2] == [("onnxprune", "SparseConv"), ("", "Conv")]
 
 
-
 @needs_kernels
 def test_float16_values_and_what_rounding_costs(command: Command, pruned: Path, compiled: Path):
     output = pruned.with_name("half.onnx")
