@@ -281,14 +281,16 @@ def test_any_indices_are_refused_or_computed(kernels: bool, data: st.DataObject)
     if not kernels:
         return
     kind = data.draw(st.sampled_from(SPARSE))
-    number = st.integers(-1, 5)
-    inner = data.draw(st.lists(number, max_size=4))
-    if data.draw(st.booleans()):
-        inner.sort()
-    starts = [data.draw(st.sampled_from([0, 0, 0, -1, 1])), *inner]
-    columns = data.draw(st.lists(st.integers(0, CHANNELS), max_size=6))
-    if data.draw(st.booleans()):
-        starts.append(len(columns))
+    rows_of = st.lists(st.sets(st.integers(0, CHANNELS - 1), max_size=4).map(sorted), max_size=5)
+    found = data.draw(rows_of)
+    columns = [column for row in found for column in row]
+    starts = [0, *np.cumsum([len(row) for row in found]).tolist()]
+    for indices in (starts, columns):
+        if indices and data.draw(st.integers(0, 3)) == 0:
+            place = data.draw(st.integers(0, len(indices) - 1))
+            indices[place] = max(0, indices[place] + data.draw(st.sampled_from([-3, -1, 1, 3])))
+    if data.draw(st.integers(0, 3)) == 0:
+        starts[-1] -= data.draw(st.integers(1, 9))
     stored = {
         "values": normal(len(columns)),
         "columns": np.array(columns, np.uint16),
