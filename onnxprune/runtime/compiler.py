@@ -33,7 +33,14 @@ class CompiledModel:
 
     def with_difference(self, largest: float) -> "CompiledModel":
         """The same with the measured difference to its source in its metadata; changes `proto`."""
-        record = self.record.model_copy(update={"largest_difference": largest})
+        return self._with(largest_difference=largest)
+
+    def with_samples_reason(self, reason: str) -> "CompiledModel":
+        """The same with another reason to compute samples together; changes `proto`."""
+        return self._with(samples_reason=reason)
+
+    def _with(self, **update: object) -> "CompiledModel":
+        record = self.record.model_copy(update=update)
         if record.replaced:
             write_record(self.proto, record)
         return replace(self, record=record)

@@ -39,6 +39,8 @@ from onnxprune.runtime.sizes import Sizes
 SampleRule = Literal["auto", "together", "split"]
 """Whether the samples of a batch are computed together, or one after the other."""
 
+_NOT_SELECTED = "not selected"
+
 WeightKey = tuple[str, bool, float]
 """A stored weight, whether it is transposed, and what it is multiplied by."""
 
@@ -50,8 +52,9 @@ class CompileOptions:
     Attributes:
         thresholds: From which sparsity on a layer is replaced.
         layouts: Which convolutions read tiled values.
-        include: Globs over names of nodes and weights, or `op:TYPE`; only these are replaced.
-        exclude: Globs of those that stay dense.
+        include: Globs over names of nodes and weights, or `op:TYPE`; only these are replaced,
+            depthwise layers between them too.
+        exclude: Globs of those that stay as they are.
         samples: Whether the samples of a batch are computed one after the other; `auto` does so
             where it is expected to pay, and both only where they do not depend on each other.
         threads: Threads of the sessions to come; None if that is not known.
@@ -202,8 +205,8 @@ class Plan:
                 self._records[number] = LayerRecord(**facts, reason=str(reason))
             return
         facts |= {"weight": layer.weight, "shape": list(layer.weight_shape)}
-        if not self._selected(node, layer):
-            self._records[number] = LayerRecord(**facts, reason="not selected")
+        if not self._selected(layer):
+            self._records[number] = LayerRecord(**facts, reason=_NOT_SELECTED)
             return
         weight = self.weight(layer)
         facts |= {"sparsity": weight.sparsity, "block": weight.block}
@@ -235,7 +238,9 @@ class Plan:
         alone = absorb(self.index, self.sizes, layer, self._taken)
         work = self._work_alone(alone)
         both = with_depthwise(self.index, self.sizes, alone, self._taken)
-        if both is None or work is None:
+        if both is None or both.depthwise is None or work is None:
+            return [(alone, work)]
+        if not self._selected(both.depthwise):
             return [(alone, work)]
         joint = with_depthwise_work(both, self.sizes, work)
         if joint is None:
@@ -300,6 +305,10 @@ class Plan:
             layer = read_depthwise(self.index, self.sizes, number)
             if layer is None or layer.x not in made or number in self._taken:
                 continue
+            if not self._selected(layer):
+                update = {"reason": _NOT_SELECTED}
+                self._records[number] = self._records[number].model_copy(update=update)
+                continue
             full = absorb(self.index, self.sizes, layer, self._taken)
             self._taken.update(full.absorbed)
             self.companions[number] = full
@@ -314,7 +323,8 @@ class Plan:
         """Say in a depthwise layer's record what becomes of it."""
         record = self._records[number]
         self._records_alone[number] = record
-        update = {"reason": reason, "fused": list(layer.fused), **more}
+        weight = {"weight": layer.weight, "shape": list(layer.weight_shape)}
+        update = {"reason": reason, "fused": list(layer.fused), **weight, **more}
         self._records[number] = record.model_copy(update=update)
 
     def _multiplies_activations(self, node: NodeProto) -> bool:
@@ -332,7 +342,9 @@ class Plan:
         inputs = [name for name in self.index.graph.node[maker].input if name]
         return bool(inputs) and all(name in self.index.stored for name in inputs)
 
-    def _selected(self, node: NodeProto, layer: Layer) -> bool:
+    def _selected(self, layer: Layer) -> bool:
+        node = self.index.graph.node[layer.node]
+
         def named(globs: Iterable[str]) -> bool:
             return any(
                 matches(name, node.op_type, glob)

@@ -1,5 +1,6 @@
 """Whether the record of a compiled model is true, as far as the file can answer."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from onnxprune.runtime.graph import GraphIndex, label
 from onnxprune.runtime.layers import LINEAR
 from onnxprune.runtime.library import DOMAIN
 from onnxprune.runtime.record import KEY, CompiledRecord, LayerRecord
-from onnxprune.runtime.rewriting import PARTS
+from onnxprune.runtime.rewriting import BIAS, PARTS, TAPS
 from onnxprune.runtime.rows import block_rows
 from onnxprune.runtime.samples import working_graph
 from onnxprune.stored import stored_array, stored_shape
@@ -118,11 +119,14 @@ class _Comparison:
         for number, layer in enumerate(self._record.layers):
             where = f"layers.{number} ({brief(layer.name)})"
             yield from (f"{where}: {problem}" for problem in self._layer_problems(layer))
-        listed = {layer.name for layer in self._record.layers}
+        listed = Counter(layer.name for layer in self._record.layers)
         for node in self._index.graph.node:
             is_layer = node.op_type in LINEAR and self._reads_stored(node)
-            if (is_layer or _is_sparse(node)) and label(node) not in listed:
+            if (is_layer or node.domain == DOMAIN) and label(node) not in listed:
                 yield f"layers: {label(node)}, a {node.op_type}, is not listed"
+        for name, count in listed.items():
+            if count > max(1, len(self._by_label.get(name, []))):
+                yield f"layers: {brief(name)} is listed {count} times"
         yield from self._source_problems()
 
     def _reads_stored(self, node: NodeProto) -> bool:
@@ -164,7 +168,7 @@ class _Comparison:
             shapes.append([rows, *inner])
         if layer.shape not in shapes:
             yield f"shape: {layer.shape} where the operator has {shapes[0]}"
-        if not _is_made_of(node.input[1], layer.weight):
+        if not _is_made_of(node.input[1], layer.weight, PARTS[0]):
             yield f"weight: {layer.weight!r} where the operator reads {node.input[1]!r}"
         size = rows * int(np.prod(inner, dtype=np.int64))
         sparsity = 1 - len(columns) / size if size else 0.0
@@ -198,12 +202,15 @@ class _Comparison:
         yield from _differs("op_type", layer.op_type, "Conv")
         if not layer.reason:
             yield "reason: it is empty, and the layer stays dense"
-        said = (layer.weight, layer.shape, layer.sparsity, layer.block, layer.values)
-        if said != ("", [], None, 1, "float32"):
-            yield "weight: the record describes it, which it does of no depthwise layer"
+        bias = "".join(node.input[6:7])
+        earlier = f"{label(node)}.depthwise"  # how earlier versions named it
+        if bias and not any(_is_made_of(bias, name, BIAS) for name in (layer.name, earlier)):
+            yield f"name: {brief(layer.name)!r} where the operator's second bias is {bias!r}"
         for key in ("x_layout", "y_layout"):
             yield from _differs(key, getattr(layer, key), "plain")
+        yield from _differs("values", layer.values, "float32")
         yield from _fused_problems(layer, node, bias=6, residual=7)
+        yield from self._taps_problems(layer, node, taps=4)
         yield from _times_problems(layer)
 
     def _dense_problems(self, layer: LayerRecord, node: NodeProto) -> Iterator[str]:
@@ -220,10 +227,35 @@ class _Comparison:
         yield from _differs("values", layer.values, "float32")
         if companion:
             yield from _fused_problems(layer, node, bias=2, residual=3)
-        elif layer.fused:
-            yield f"fused: {layer.fused}, and the layer stays as it was"
-        yield from self._weight_problems(layer, node)
+            yield from self._taps_problems(layer, node, taps=1)
+        else:
+            if layer.fused:
+                yield f"fused: {layer.fused}, and the layer stays as it was"
+            yield from self._weight_problems(layer, node)
         yield from _times_problems(layer)
+
+    def _taps_problems(self, layer: LayerRecord, node: NodeProto, taps: int) -> Iterator[str]:
+        """What is wrong with the weight of a depthwise layer, which is input `taps` of a node.
+
+        Records of earlier versions say nothing of it.
+        """
+        name = node.input[taps]
+        stored = self._index.stored.get(name)
+        kernel = [int(size) for size in attribute_of(node, "kernel_shape", [])]
+        shape = () if stored is None else stored_shape(stored)
+        count = int(np.prod(kernel, dtype=np.int64))
+        if len(shape) != 2 or shape[1] != count:
+            yield f"shape: the operator reads {brief(name)} of {list(shape)} for {count} taps"
+        if taps > 1:
+            rows = len(self._array(node.input[3])) - 1
+            if shape[:1] != (rows,):
+                yield f"shape: the operator reads {brief(name)} of {list(shape)} for {rows} rows"
+        if layer.weight or layer.shape:
+            yield from _differs("shape", layer.shape, [*shape[:1], 1, *kernel])
+            if not _is_made_of(name, layer.weight, TAPS):
+                yield f"weight: {brief(layer.weight)!r} where the operator reads {name!r}"
+        yield from _differs("sparsity", layer.sparsity, None)
+        yield from _differs("block", layer.block, 1)
 
     def _weight_problems(self, layer: LayerRecord, node: NodeProto) -> Iterator[str]:
         """What is said of the weight of a layer that stays dense; it may be nothing."""
@@ -277,11 +309,11 @@ def _is_sparse(node: NodeProto) -> bool:
     return node.domain == DOMAIN and node.op_type in _SPARSE
 
 
-def _is_made_of(values: str, weight: str) -> bool:
-    """Whether a tensor has the name that the values of a weight get."""
-    base = values.removesuffix(f".{PARTS[0]}")
-    rest = base.removeprefix(weight)
-    return base.startswith(weight) and (not rest or (rest[0] == "_" and rest[1:].isdigit()))
+def _is_made_of(tensor: str, owner: str, part: str) -> bool:
+    """Whether a tensor has the name that a part of a weight, or a layer's bias, gets."""
+    base = tensor.removesuffix(f".{part}")
+    rest = base.removeprefix(owner)
+    return base.startswith(owner) and (not rest or (rest[0] == "_" and rest[1:].isdigit()))
 
 
 def _text(node: NodeProto, name: str, default: str) -> str:

@@ -21,6 +21,12 @@ _OPERATORS = {
 PARTS = ("values", "columns", "row_starts")
 """What is appended to a weight's name for each of the three tensors that take its place."""
 
+TAPS = "taps"
+"""The same for the weight of a depthwise layer, which stays dense."""
+
+BIAS = "bias"
+"""What is appended to a layer's name for its bias."""
+
 
 def rewrite(plan: Plan) -> None:
     """Put the operators of a plan in place, and drop what nothing reads any more.
@@ -43,7 +49,7 @@ def rewrite(plan: Plan) -> None:
             if layer.kind == "depthwise":
                 nodes.append(writer.depthwise(layer, layer.matrix(plan.index), name))
             else:
-                weight, depthwise = plan.weight(layer), _taps(plan, layer)
+                weight, depthwise = plan.weight(layer), _depthwise(plan, layer)
                 nodes.append(writer.operator(layer, weight, name, layouts, depthwise))
         elif number not in taken:
             nodes.append(node)
@@ -83,7 +89,7 @@ def layer_models(
     writer = _Writer(holder, set())
     plain = {layer.x: "plain", layer.output: "plain"}
     name = label(graph.node[layer.node])
-    operator = writer.operator(layer, weight, name, plain, _taps(plan, layer))
+    operator = writer.operator(layer, weight, name, plain, _depthwise(plan, layer))
     nodes = [graph.node[number] for number in layer.absorbed]
     read = dict.fromkeys(name for node in nodes for name in node.input)
     stored = [plan.index.stored[name] for name in read if name in plan.index.stored]
@@ -101,9 +107,12 @@ def layer_models(
     )
 
 
-def _taps(plan: Plan, layer: Layer) -> np.ndarray | None:
-    """The weight `(channels, taps)` of the depthwise layer within another one's operator."""
-    return None if layer.depthwise is None else layer.depthwise.matrix(plan.index)
+def _depthwise(plan: Plan, layer: Layer) -> tuple[str, np.ndarray] | None:
+    """Name and weight `(channels, taps)` of the depthwise layer within another one's operator."""
+    if layer.depthwise is None:
+        return None
+    node = plan.index.graph.node[layer.depthwise.node]
+    return label(node), layer.depthwise.matrix(plan.index)
 
 
 class _Writer:
@@ -126,7 +135,7 @@ class _Writer:
         weight: Weight,
         name: str,
         layouts: Mapping[str, str],
-        depthwise: np.ndarray | None = None,
+        depthwise: tuple[str, np.ndarray] | None = None,
     ) -> NodeProto:
         """The sparse operator of a layer.
 
@@ -135,7 +144,8 @@ class _Writer:
             weight: Its weight.
             name: The operator's name.
             layouts: Of what it reads and makes.
-            depthwise: The weight `(channels, taps)` of the depthwise layer that it also computes.
+            depthwise: Name and weight `(channels, taps)` of the depthwise layer that it also
+                computes.
         """
         key = weight_key(layer)
         if key not in self._stored:
@@ -150,8 +160,9 @@ class _Writer:
         if layer.depthwise is None or depthwise is None:
             inputs = self._inputs(layer, [*stored, *self._bias(layer, name)])
         else:
-            taps = self._store_taps(layer.depthwise, depthwise)
-            biases = [*self._bias(layer, name), *self._bias(layer.depthwise, f"{name}.depthwise")]
+            second, weights = depthwise
+            taps = self._store_taps(layer.depthwise, weights)
+            biases = [*self._bias(layer, name), *self._bias(layer.depthwise, second)]
             inputs = self._inputs(layer, [*stored, *taps, *biases])
         kind = _OPERATORS[layer.kind]
         return helper.make_node(kind, inputs, [layer.output], name, domain=DOMAIN, **attributes)
@@ -168,11 +179,11 @@ class _Writer:
     def _store_taps(self, layer: Layer, weight: np.ndarray) -> list[str]:
         """A depthwise layer's weight, kept once for all layers that share it."""
         if layer.weight not in self._taps:
-            self._taps[layer.weight] = self._store(layer.weight, {"taps": weight})
+            self._taps[layer.weight] = self._store(layer.weight, {TAPS: weight})
         return self._taps[layer.weight]
 
     def _bias(self, layer: Layer, owner: str) -> list[str]:
-        return [""] if layer.bias is None else self._store(owner, {"bias": layer.bias})
+        return [""] if layer.bias is None else self._store(owner, {BIAS: layer.bias})
 
     @staticmethod
     def _inputs(layer: Layer, constants: Sequence[str]) -> list[str]:

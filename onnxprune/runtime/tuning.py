@@ -110,7 +110,10 @@ def tune(
     if found.record.samples == other.record.samples:
         return found
     ways = [found, other]
-    return ways[_fastest([way.proto for way in ways], feeds, threads or 0, deadline, plain=0)]
+    chosen = ways[_fastest([way.proto for way in ways], feeds, threads or 0, deadline, plain=0)]
+    if chosen.record.samples == "split":
+        return chosen
+    return chosen.with_samples_reason("one after the other, they were measured to be no faster")
 
 
 class _Deadline:

@@ -95,6 +95,18 @@ def test_options(command: Command, pruned: Path):
 
 
 @needs_kernels
+@pytest.mark.parametrize("options", [("--exclude", "depth*"), ("--include", "first")])
+def test_a_depthwise_layer_that_is_not_selected_stays(
+    command: Command, pruned: Path, options: tuple[str, str]
+):
+    output = pruned.with_name("compiled.onnx")
+    facts = command("compile", pruned, "-o", output, *options, "--json").expect(0).json
+    assert [layer["reason"] for layer in facts["layers"]] == ["", "not selected"]
+    nodes = [(node.domain, node.op_type) for node in onnx.load(output).graph.node]
+    assert nodes[:2] == [("onnxprune", "SparseConv"), ("", "Conv")]
+
+
+@needs_kernels
 def test_float16_values_and_what_rounding_costs(command: Command, pruned: Path, compiled: Path):
     output = pruned.with_name("half.onnx")
     command_line = ("compile", pruned, "-o", output, "--values", "float16")

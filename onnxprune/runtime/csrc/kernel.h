@@ -32,14 +32,16 @@ class Kernel {
     return value;
   }
 
+  // Refuses a bias of another shape where it is known before anything is run.
+  void check_bias(const ort::KernelInfo* info, size_t index, size_t rows) const {
+    const ort::Value* value = constant_input(api_, info, index);
+    if (value) check_bias(tensor_of(api_, value), rows);
+  }
+
   const float* bias(const ort::KernelContext* context, size_t index, size_t rows) const {
     const ort::Value* value = input(context, index);
     if (!value) return nullptr;
-    const Tensor tensor = tensor_of(api_, value);
-    if (tensor.shape != std::vector<int64_t>{int64_t(rows)}) {
-      refuse("bias has the shape " + listed(tensor.shape) + "; expected [" + std::to_string(rows) +
-             "]");
-    }
+    check_bias(tensor_of(api_, value), rows);
     return data_of<float>(api_, value);
   }
 
@@ -97,6 +99,14 @@ class Kernel {
 
   const ort::Api* api_;
   std::string where_;
+
+ private:
+  static void check_bias(const Tensor& bias, size_t rows) {
+    if (bias.shape != std::vector<int64_t>{int64_t(rows)}) {
+      refuse("bias has the shape " + listed(bias.shape) + "; expected [" + std::to_string(rows) +
+             "]");
+    }
+  }
 };
 
 }  // namespace onnxprune

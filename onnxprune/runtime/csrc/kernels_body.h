@@ -148,15 +148,12 @@ struct Row {
   }
 };
 
+// Every block has sums of its own: rounding grows with the length of a sum, and those of blocks and
+// the sum of them are short.
 template <int N>
-inline void begin(Row<N>& row, const BlockWork& work, uint32_t index, int from) {
-  if (work.first) {
-    const Vec start = work.bias ? V::broadcast(work.bias[index]) : V::zero();
-    row.each([&](Vec& a, int) { a = start; });
-  } else {
-    const float* sums = work.sums + ptrdiff_t(index - work.first_row) * kMaxTile + from * kWidth;
-    row.each([&](Vec& a, int i) { a = V::load(sums + i * kWidth); });
-  }
+inline void begin(Row<N>& row, const BlockWork& work, uint32_t index) {
+  const Vec start = work.first && work.bias ? V::broadcast(work.bias[index]) : V::zero();
+  row.each([&](Vec& a, int) { a = start; });
 }
 
 // Adds the residual, applies the activation and stores a row whose sums are complete. `tail` are
@@ -199,11 +196,16 @@ inline void complete(Row<N>& row, const Target& target, uint32_t index, int from
 template <int N>
 inline void finish(Row<N>& row, const BlockWork& work, const Target& target, uint32_t index,
                    int from) {
+  const ptrdiff_t at = ptrdiff_t(index - work.first_row) * kMaxTile + from * kWidth;
+  if (!work.first) {
+    const float* sums = work.sums + at;
+    row.each([&](Vec& a, int i) { a = V::add(a, V::load(sums + i * kWidth)); });
+  }
   if (work.last) {
     const int count = target.count - from * kWidth;
     complete(row, target, index, from, count < N * kWidth ? count - (N - 1) * kWidth : kWidth);
   } else {
-    float* sums = work.sums + ptrdiff_t(index - work.first_row) * kMaxTile + from * kWidth;
+    float* sums = work.sums + at;
     row.each([&](Vec& a, int i) { V::store(sums + i * kWidth, a); });
   }
 }
@@ -219,7 +221,7 @@ template <int N>
 inline const char* one_row(const Group& group, const BlockWork& work, const Target& target,
                            const char* entries) {
   Row<N> row;
-  begin(row, work, group.row[0], 0);
+  begin(row, work, group.row[0]);
   for (uint32_t i = 0; i < group.length; ++i, entries += 8) {
     row.multiply_add(slab_row<N>(work, *reinterpret_cast<const uint32_t*>(entries)),
                      V::broadcast(*reinterpret_cast<const float*>(entries + 4)));
@@ -235,10 +237,10 @@ template <int N, class Set = V>
 inline const char* four_rows(const Group& group, const BlockWork& work, const Target& target,
                              const char* entries) {
   Row<N> a, b, c, d;
-  begin(a, work, group.row[0], 0);
-  begin(b, work, group.row[1], 0);
-  begin(c, work, group.row[2], 0);
-  begin(d, work, group.row[3], 0);
+  begin(a, work, group.row[0]);
+  begin(b, work, group.row[1]);
+  begin(c, work, group.row[2]);
+  begin(d, work, group.row[3]);
   for (uint32_t i = 0; i < group.length; ++i, entries += 20) {
     const uint32_t rows = *reinterpret_cast<const uint32_t*>(entries);
     const Vec weights = Set::repeat_four(reinterpret_cast<const float*>(entries + 4));
@@ -353,10 +355,10 @@ ONNXPRUNE_FLATTEN void block_rows(const Group& group, const BlockWork& work, con
   const auto pitch = size_t(slab_pitch(target.count));
   const float* slab = work.slab + from * kWidth;
   Rows<N> rows;
-  begin(rows.a, work, group.row[0], from);
-  begin(rows.b, work, group.row[1], from);
-  begin(rows.c, work, group.row[2], from);
-  begin(rows.d, work, group.row[3], from);
+  begin(rows.a, work, group.row[0]);
+  begin(rows.b, work, group.row[1]);
+  begin(rows.c, work, group.row[2]);
+  begin(rows.d, work, group.row[3]);
   for (uint32_t i = 0; i < group.length; ++i, entries += 20) {
     const float* values = reinterpret_cast<const float*>(entries + 4);
     const float* pixels = slab + *reinterpret_cast<const uint32_t*>(entries) * pitch;

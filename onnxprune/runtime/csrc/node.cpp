@@ -52,6 +52,13 @@ Tensor tensor_of(const Api* api, const Value* value) {
   return tensor;
 }
 
+const Value* constant_input(const Api* api, const KernelInfo* info, size_t index) {
+  int is_constant = 0;
+  const Value* value = nullptr;
+  check(api, GetConstantInput::of(api)(info, index, &is_constant, &value));
+  return is_constant ? value : nullptr;
+}
+
 int64_t Attributes::integer(const char* name, int64_t otherwise) const {
   int64_t value = 0;
   if (succeeded(api_, AttributeInt::of(api_)(info_, name, &value))) return value;
@@ -87,8 +94,9 @@ std::vector<int64_t> Attributes::integers(const char* name) const {
     check_missing(name, "a list of integers");
     return {};
   }
+  if (size == 0) refuse(std::string(name) + " has no integers; expected a list of them");
   std::vector<int64_t> values(size);
-  if (size) check(api_, AttributeInts::of(api_)(info_, name, values.data(), &size));
+  check(api_, AttributeInts::of(api_)(info_, name, values.data(), &size));
   return values;
 }
 

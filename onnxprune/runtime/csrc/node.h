@@ -59,6 +59,9 @@ struct Tensor {
 
 Tensor tensor_of(const ort::Api* api, const ort::Value* value);
 
+// An input that is an initializer; null where there is none, or where a caller gives it.
+const ort::Value* constant_input(const ort::Api* api, const ort::KernelInfo* info, size_t index);
+
 template <class T>
 const T* data_of(const ort::Api* api, const ort::Value* value) {
   void* data = nullptr;

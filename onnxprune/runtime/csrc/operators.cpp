@@ -56,6 +56,7 @@ class ConvolutionKernel : public Kernel {
     const SparseMatrix matrix = matrix_of(api, info, spec_.channels * int64_t(taps), expanded);
     weights_ = std::make_unique<PackedWeights>(matrix, taps, spec_.reads_in_place(),
                                                block_of(attributes, matrix), kernels());
+    check_bias(info, kBias, matrix.rows);
     product_ = {spec_.channels, spec_.activation, spec_.alpha, spec_.beta};
     stored_in_float32_ = expanded.empty();
   }
@@ -108,19 +109,17 @@ class DepthwiseKernel : public Kernel {
     flat_ = window.flat();
     spec_.window = window.spec();
     spec_.activation = attributes.activation(&spec_.alpha, &spec_.beta);
+    if (const Value* taps = constant_input(api, info, kDepthwiseWeight)) {
+      check_bias(info, kDepthwiseBias, size_t(channels_of(tensor_of(api, taps))));
+    }
   }
 
  protected:
   void run(KernelContext* context) override {
     const Tensor x = tensor_of(api_, input(context, kX));
     const Tensor weight = tensor_of(api_, input(context, kDepthwiseWeight));
-    const auto taps = int64_t(spec_.window.taps());
-    if (weight.shape.size() != 2 || weight.shape[1] != taps) {
-      refuse("taps has the shape " + listed(weight.shape) + "; expected (channels, " +
-             std::to_string(taps) + ")");
-    }
     DepthwiseSpec spec = spec_;
-    spec.channels = weight.shape[0];
+    spec.channels = channels_of(weight);
     const Images images = images_of(x, spec.window, flat_, spec.channels, spec.channels);
     DepthwiseCall call{};
     call.batch = images.batch;
@@ -136,6 +135,15 @@ class DepthwiseKernel : public Kernel {
   }
 
  private:
+  int64_t channels_of(const Tensor& taps) const {
+    const auto count = int64_t(spec_.window.taps());
+    if (taps.shape.size() != 2 || taps.shape[1] != count) {
+      refuse("taps has the shape " + listed(taps.shape) + "; expected (channels, " +
+             std::to_string(count) + ")");
+    }
+    return taps.shape[0];
+  }
+
   DepthwiseSpec spec_;
   bool flat_ = false;
 };
@@ -160,10 +168,11 @@ class ExpandedKernel : public Kernel {
     const SparseMatrix matrix = matrix_of(api, info, expansion_.channels, expanded_);
     block_of(attributes, matrix);
     spec_.channels = int64_t(matrix.rows);
-    int is_constant = 0;
-    const Value* taps = nullptr;
-    check(api, GetConstantInput::of(api)(info, kExpandedTaps, &is_constant, &taps));
-    if (is_constant && taps) check_taps(tensor_of(api, taps));
+    if (const Value* taps = constant_input(api, info, kExpandedTaps)) {
+      check_taps(tensor_of(api, taps));
+    }
+    check_bias(info, kExpandedBias, matrix.rows);
+    check_bias(info, kExpandedDepthwiseBias, matrix.rows);
   }
 
  protected:
@@ -216,10 +225,14 @@ class ProductKernel : public Kernel {
   ProductKernel(const Api* api, const KernelInfo* info) : Kernel(api, info, kType) {
     const Attributes attributes(api, info);
     spec_.features = attributes.integer("in_features", 0);
+    if (spec_.features < 1 || spec_.features > 65536) {
+      refuse("in_features is " + std::to_string(spec_.features) + "; expected 1 to 65536");
+    }
     spec_.activation = attributes.activation(&spec_.alpha, &spec_.beta);
     const SparseMatrix matrix = matrix_of(api, info, spec_.features, expanded_);
     weights_ = std::make_unique<PackedWeights>(matrix, 1, true, block_of(attributes, matrix),
                                                kernels());
+    check_bias(info, kBias, matrix.rows);
   }
 
  protected:
@@ -299,12 +312,12 @@ size_t over_residual(int** inputs, int** outputs) {
   return 1;
 }
 
+// Types of weights are checked by `matrix_of`, which names what it expects.
 template <class KernelType>
 CustomOp sparse_operator(uint32_t version) {
   CustomOp op = operator_of<KernelType>(version);
   op.get_input_type = [](const CustomOp*, size_t index) -> int {
-    static constexpr int kTypes[]{kFloat, kAnyType, kUint16, kInt32, kFloat, kFloat};
-    return kTypes[index];
+    return index >= kValues && index <= kRowStarts ? kAnyType : kFloat;
   };
   op.get_input_count = [](const CustomOp*) -> size_t { return kInputCount; };
   op.get_input_characteristic = [](const CustomOp*, size_t index) -> int {
@@ -327,9 +340,7 @@ CustomOp depthwise_operator(uint32_t version) {
 CustomOp expanded_operator(uint32_t version) {
   CustomOp op = operator_of<ExpandedKernel>(version);
   op.get_input_type = [](const CustomOp*, size_t index) -> int {
-    static constexpr int kTypes[]{kFloat, kAnyType, kUint16, kInt32,
-                                  kFloat, kFloat,   kFloat,  kFloat};
-    return kTypes[index];
+    return index >= kValues && index <= kRowStarts ? kAnyType : kFloat;
   };
   op.get_input_count = [](const CustomOp*) -> size_t { return kExpandedInputCount; };
   op.get_input_characteristic = [](const CustomOp*, size_t index) -> int {

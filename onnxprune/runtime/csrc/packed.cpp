@@ -121,15 +121,16 @@ void PackedWeights::add_groups(const SparseMatrix& matrix, const std::vector<int
   });
   size_t rows;
   for (size_t at = 0; at < runs.size(); at += rows) {
-    rows = kernels_.group_rows == 4 && runs.size() - at >= 4 ? 4 : 1;
     const size_t length = runs[at].entries.size();
+    const bool four = kernels_.group_rows == 4 && runs.size() - at >= 4;
+    // A row without entries may not read what others do: NaN times zero is not zero.
+    rows = four && (length == 0 || !runs[at + 3].entries.empty()) ? 4 : 1;
     Group group{{0, 0, 0, 0}, uint32_t(rows), uint32_t(length)};
     for (size_t r = 0; r < rows; ++r) {
       group.row[r] = runs[at + r].row;
       // A weight of zero on a pixel that the row reads anyway changes nothing.
       auto& entries = runs[at + r].entries;
-      const uint32_t filler = entries.empty() ? 0 : entries.back().first;
-      entries.resize(length, {filler, 0.0f});
+      if (!entries.empty()) entries.resize(length, {entries.back().first, 0.0f});
     }
     groups_.push_back(group);
     for (size_t i = 0; i < length; ++i) {

@@ -16,11 +16,9 @@ constexpr const char* kInputNames[kInputCount] = {"X",          "values", "colum
 
 Tensor constant(const Api* api, const KernelInfo* info, InputIndex index,
                 std::initializer_list<int> types, const char* type_names) {
-  int is_constant = 0;
-  const Value* value = nullptr;
-  check(api, GetConstantInput::of(api)(info, index, &is_constant, &value));
+  const Value* value = constant_input(api, info, index);
   const std::string name = kInputNames[index];
-  if (!is_constant || !value) refuse(name + " is not an initializer; weights must be constant");
+  if (!value) refuse(name + " is not an initializer; weights must be constant");
   const Tensor tensor = tensor_of(api, value);
   if (tensor.shape.size() != 1 ||
       std::find(types.begin(), types.end(), tensor.type) == types.end()) {

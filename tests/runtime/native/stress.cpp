@@ -97,7 +97,7 @@ WindowSpec window_of(int64_t height, int64_t width, int64_t most = 4) {
 }
 
 bool close(double found, double wanted) {
-  return std::abs(found - wanted) <= 2e-5 * std::max(1.0, std::abs(wanted));
+  return std::abs(found - wanted) <= 1e-5 * std::max(1.0, std::abs(wanted));
 }
 
 [[noreturn]] void fail(const char* what, int round) {
