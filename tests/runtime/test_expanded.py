@@ -567,7 +567,7 @@ def test_tuning_times_both_forms_of_the_same_layers(
     monkeypatch.setattr(cost, "_FAR_WEIGHTS", 1e3)
     compared = []
 
-    def timed(calls: Any, *_: Any) -> list[float]:
+    def timed(calls: Any, *_: Any) -> np.ndarray:
         compared.append(len(calls))
         return np.array([[2.0, 1.0] if len(compared) == 1 else [1.0] * len(calls)])
 
