@@ -1,7 +1,7 @@
 // What one core can do at most: multiply-adds from registers, multiply-adds that each load a vector
 // (as every unstructured weight needs), and reading from and writing to each level of the memory.
 // Prints JSON.
-// Built by roofline.py with -O3 -march=native -ffast-math.
+// Built by native.py with -O3 -march=native -ffast-math.
 #include <algorithm>
 #include <chrono>
 #include <cstddef>

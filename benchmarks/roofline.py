@@ -21,8 +21,6 @@ import argparse
 import json
 import math
 import re
-import shutil
-import subprocess
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -33,6 +31,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import onnx
+from native import built, output_of
 from node_times import NodeTime, node_times
 from onnx import helper
 from record import RESULTS, write_results
@@ -45,7 +44,6 @@ matplotlib.rcParams["svg.hashsalt"] = "onnxprune"
 
 from matplotlib import pyplot  # noqa: E402
 
-HERE = Path(__file__).parent
 TILE, BLOCK_COLUMNS = 64, 128
 LINE_FLOATS = 16
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -156,16 +154,8 @@ def main() -> None:
 
 def measured_ceilings() -> dict[str, Any]:
     """What one core can do, by a program that is compiled for it."""
-    compiler = next(filter(shutil.which, ("g++", "clang++")), None)
-    if compiler is None:
-        raise SystemExit("roofline.py needs g++ or clang++")
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "ceilings"
-        flags = ["-std=c++17", "-O3", "-march=native", "-ffast-math"]
-        command = [compiler, *flags, str(HERE / "ceilings.cpp"), "-o", str(program)]
-        subprocess.run(command, check=True)
-        done = subprocess.run([str(program)], check=True, capture_output=True, text=True)
-    found: dict[str, Any] = json.loads(done.stdout)
+    with built("ceilings.cpp", "-march=native", "-ffast-math") as program:
+        found: dict[str, Any] = json.loads(output_of(program))
     return found | {"cache_bytes": cache_bytes()}
 
 

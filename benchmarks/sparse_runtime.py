@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from journal import Entry, Journal
+from native import round_trip_ns
 from record import ROOT, write_results
 from sparse_networks import BLOCK, NETWORKS, export, export_pruned, runtime_digest
 
@@ -117,6 +118,7 @@ class Pair:
         if self._facts is None:
             self._facts = self._made()
         compiled, samples = self._compiled(threads)
+        trips = [round_trip_ns()] if threads > 1 else []
         result = bench(
             [self._dense, compiled],
             batch=batch,
@@ -124,6 +126,7 @@ class Pair:
             max_seconds=seconds,
             clock="cpu" if shared and threads == 1 else "wall",
         )
+        trips += [round_trip_ns()] if threads > 1 else []
         speedup = result.models[1].speedup
         return self._facts | {
             "batch": batch,
@@ -133,6 +136,7 @@ class Pair:
             "goal": goal(self._facts),
             "dense_ms": result.models[0].latency_ms["median"],
             "sparse_ms": result.models[1].latency_ms["median"],
+            "round_trip_ns": trips,
             "busy_cores_of_others": result.environment["busy_cores_of_others"],
         }
 

@@ -49,7 +49,8 @@ void ConvolutionTasks::run(size_t task) const {
   set_activation(target, spec_.activation, spec_.alpha, spec_.beta);
   target.y_pitch = y_tiled_ ? count : out_pixels;
   target.residual_pitch = target.y_pitch;
-  target.next_tile = tile + 1 == tiles_ ? 0 : y_tiled_ ? rows * kTile : kTile;
+  const bool goes_on = tile + 1 < tiles_ && splits_.goes_on(task);
+  target.next_tile = goes_on ? y_tiled_ ? rows * kTile : kTile : 0;
   const int64_t y_offset = image * rows * out_pixels + (y_tiled_ ? first_pixel * rows : first_pixel);
   target.y = call_.y + y_offset;
   target.residual = call_.residual ? call_.residual + y_offset : nullptr;

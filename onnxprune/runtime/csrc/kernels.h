@@ -60,7 +60,7 @@ struct Target {
   const float* residual;   // likewise, or null
   ptrdiff_t y_pitch;       // floats from one output row to the next
   ptrdiff_t residual_pitch;
-  ptrdiff_t next_tile;     // floats from a row of this tile to that of the next one; 0 in the last
+  ptrdiff_t next_tile;     // floats from a row to that of the tile that is computed next; or 0
   int count;               // pixels of the tile, 1 to kMaxTile
   Activation activation;
   float alpha, beta;
@@ -139,6 +139,15 @@ inline void prefetch(const float* address) {
   _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
 #else
   (void)address;
+#endif
+}
+
+// The same for what is to be overwritten: another core that holds it gives it up at once.
+inline void prefetch_to_write(float* address) {
+#if defined(__GNUC__)
+  __builtin_prefetch(address, 1);
+#else
+  prefetch(address);
 #endif
 }
 

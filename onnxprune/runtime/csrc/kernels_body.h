@@ -164,7 +164,7 @@ inline void complete(Row<N>& row, const Target& target, uint32_t index, int from
   const bool whole = tail == kWidth;
   if (target.next_tile) {
     // One line of many planes each: more streams than processors follow.
-    row.each([&](Vec&, int i) { prefetch(y + target.next_tile + i * kWidth); });
+    row.each([&](Vec&, int i) { prefetch_to_write(y + target.next_tile + i * kWidth); });
   }
   if (target.residual) {
     const float* residual =

@@ -39,6 +39,14 @@ class Splits {
     return {whole_ + piece / pieces_, piece % pieces_, pieces_};
   }
 
+  // Whether the thread that does a task probably also does the same piece of the next tile: what
+  // another thread writes meanwhile must be left to it.
+  bool goes_on(size_t task) const {
+    if (whole_ > 0) return task % (count() / lanes_) + 1 < whole_ / lanes_;
+    const auto lane = [&](size_t at) { return at * processors() / count(); };
+    return task + pieces_ < count() && lane(task) == lane(task + pieces_);
+  }
+
  private:
   // The first `whole` tiles stay whole; they and the pieces of the others can be shared out evenly
   // among `lanes`.
