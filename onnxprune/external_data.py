@@ -39,16 +39,10 @@ class _Entry:
     length: int
 
 
-def load_external_data(
-    proto: onnx.ModelProto, model_path: Path, at_once: int = READ_AT_ONCE_BYTES
-) -> list[Path]:
+def load_external_data(proto: onnx.ModelProto, model_path: Path) -> list[Path]:
     """Move a model's external data into its tensors; changes `proto`.
 
-    Args:
-        proto: The model.
-        model_path: Where it was read from.
-        at_once: If there are more bytes than this, the larger tensors stay in their files and are
-            mapped.
+    Where they are large, the larger tensors stay in their files and are mapped.
 
     Returns:
         The files that were read, in the order of their names in the model.
@@ -66,7 +60,7 @@ def load_external_data(
             where=model_path,
             got=f"{claimed} bytes of tensors in {sum(sizes.values())} bytes of files",
         )
-    large = claimed > at_once
+    large = claimed > READ_AT_ONCE_BYTES
     for entry in entries:
         if large and entry.length >= MIN_MAPPED_BYTES:
             refer(entry.tensor, entry.file, entry.offset, entry.length)

@@ -3,12 +3,14 @@
 The message of such a tensor says where its data are, as ONNX's external data do, but with the
 absolute path of a file that was checked, and with a mark. The mark holds a secret of this process,
 so that no file and no other process can make one, and the state of the file, so that a file that
-was changed since is noticed.
+was changed since is noticed. The data may also be in the bytes that a file was read into.
 """
 
+import itertools
 import mmap
 import os
 import secrets
+import weakref
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -21,18 +23,40 @@ from onnxprune.files import check_state, file_state
 
 _MARK = "onnxprune.mapped"
 _SECRET = secrets.token_hex(16)
+_IN_MEMORY = "in memory"
 
 
-def refer(tensor: TensorProto, file: Path, offset: int, length: int) -> None:
+class FileBytes:
+    """The bytes of a file; tensors can refer to them as long as somebody holds this.
+
+    Attributes:
+        data: The bytes.
+        name: What tensors call them.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.name = str(next(_numbers))
+        _held[self.name] = self
+
+
+_numbers = itertools.count()
+_held: weakref.WeakValueDictionary[str, FileBytes] = weakref.WeakValueDictionary()
+
+
+def refer(tensor: TensorProto, file: Path | FileBytes, offset: int, length: int) -> None:
     """Leave a tensor's data in a file, whose place and size were checked; changes `tensor`."""
     release(tensor)
     tensor.data_location = TensorProto.EXTERNAL
-    mark = f"{_SECRET}:{file_state(file)}"
+    if isinstance(file, FileBytes):
+        location, state = file.name, _IN_MEMORY
+    else:
+        location, state = os.fspath(file.resolve()), file_state(file)
     for key, value in (
-        ("location", os.fspath(file.resolve())),
+        ("location", location),
         ("offset", str(offset)),
         ("length", str(length)),
-        (_MARK, mark),
+        (_MARK, f"{_SECRET}:{state}"),
     ):
         tensor.external_data.add(key=key, value=value)
 
@@ -65,19 +89,20 @@ def mapped_data(tensor: TensorProto) -> np.ndarray:
     entries = _entries(tensor)
     offset, length = int(entries["offset"]), int(entries["length"])
     state = entries[_MARK].removeprefix(f"{_SECRET}:")
-    mapping = _mapping(entries["location"], state)
-    return np.frombuffer(mapping, np.uint8, length, offset)
+    place = entries["location"]
+    source = _held[place].data if state == _IN_MEMORY else _mapping(place, state)
+    return np.frombuffer(source, np.uint8, length, offset)
 
 
 def drop_pages(tensors: Iterable[TensorProto]) -> None:
-    """Let the memory go that what was read of mapped tensors takes; they can be read again."""
+    """Let the memory go that what was read of mapped files takes; they can be read again."""
     if not hasattr(mmap, "MADV_DONTNEED"):
         return
-    for location, mark in {
-        (entries["location"], entries[_MARK])
-        for entries in (_entries(tensor) for tensor in tensors if is_mapped(tensor))
-    }:
-        _mapping(location, mark.removeprefix(f"{_SECRET}:")).madvise(mmap.MADV_DONTNEED)
+    found = [_entries(tensor) for tensor in tensors if is_mapped(tensor)]
+    for place, mark in {(entries["location"], entries[_MARK]) for entries in found}:
+        state = mark.removeprefix(f"{_SECRET}:")
+        if state != _IN_MEMORY:
+            _mapping(place, state).madvise(mmap.MADV_DONTNEED)
 
 
 def _entries(tensor: TensorProto) -> dict[str, str]:

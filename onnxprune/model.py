@@ -5,7 +5,7 @@ allocated, and whatever is wrong ends in a `ModelFileError`.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from onnxprune.files import (
     file_state,
 )
 from onnxprune.graph_checks import check_depth, check_graphs
-from onnxprune.mapped import is_mapped, mapped_length
+from onnxprune.mapped import FileBytes, is_mapped, mapped_length
 from onnxprune.payload import (
     PROTOBUF_LIMIT_BYTES,
     check_payload,
@@ -36,7 +36,7 @@ from onnxprune.payload import (
     payload_sha256,
     stored_bytes,
 )
-from onnxprune.wire import parse_in_place
+from onnxprune.wire import parse_in_place, parse_read
 
 __all__ = [
     "PROTOBUF_LIMIT_BYTES",
@@ -109,6 +109,7 @@ class OnnxModel:
         digest: Computes `sha256`.
         size_bytes: Size of the file with its external data.
         external_files: The files beside the `.onnx` file that held tensors.
+        file_bytes: What tensors refer to that were left in the bytes of the file.
     """
 
     path: Path | None
@@ -116,6 +117,7 @@ class OnnxModel:
     digest: Digest
     size_bytes: int
     external_files: tuple[Path, ...] = ()
+    file_bytes: FileBytes | None = None
 
     @property
     def sha256(self) -> str:
@@ -164,7 +166,7 @@ class OnnxModel:
 
 
 def read(
-    source: str | os.PathLike[str] | bytes | onnx.ModelProto | OnnxModel, *, in_place: bool = False
+    source: str | os.PathLike[str] | bytes | onnx.ModelProto | OnnxModel, *, light: bool = False
 ) -> OnnxModel:
     """Read a model from a path, from serialised bytes, or from a `ModelProto`.
 
@@ -172,8 +174,8 @@ def read(
 
     Args:
         source: The model.
-        in_place: Leave the larger tensors of a file where they are, whatever the file's size; it
-            must then not change as long as the model is in use.
+        light: Leave the larger tensors in the bytes of the file, which the model then holds: they
+            are not copied, but only `onnxprune.stored` can tell what is in them.
 
     Raises:
         ModelFileError: No such file, not ONNX, truncated, or bad external data.
@@ -187,12 +189,12 @@ def read(
         return _checked(None, proto, Digest.of(source), len(source))
     path = Path(source)
     size, state = _check_file(path)
-    at_once = 0 if in_place else external_data.READ_AT_ONCE_BYTES
-    proto = _parse_file(path, size, at_once)
-    external = load_external_data(proto, path, at_once)
+    proto, read_bytes = _parse_file(path, size, light=light)
+    external = load_external_data(proto, path)
     size += sum(file.stat().st_size for file in external)
     states = {path: state} | {file: file_state(file) for file in external}
-    return _checked(path, proto, Digest.of_files(states), size, tuple(external))
+    found = _checked(path, proto, Digest.of_files(states), size, tuple(external))
+    return replace(found, file_bytes=read_bytes)
 
 
 def _from_proto(source: onnx.ModelProto) -> OnnxModel:
@@ -249,14 +251,18 @@ def _check_file(path: Path) -> tuple[int, str]:
     return size, state
 
 
-def _parse_file(path: Path, size: int, at_once: int) -> onnx.ModelProto:
-    """The file's message; up to a size it is read at once."""
+def _parse_file(path: Path, size: int, *, light: bool) -> tuple[onnx.ModelProto, FileBytes | None]:
+    """The file's message, and the bytes that its tensors refer to, if there are any."""
     try:
-        if size <= max(at_once, external_data.MIN_MAPPED_BYTES):
-            return _parse(path.read_bytes(), str(path))
+        if size <= external_data.READ_AT_ONCE_BYTES and light:
+            found = FileBytes(path.read_bytes())
+            _check_format(found.data[:_HEAD_BYTES], str(path))
+            return parse_read(found, external_data.MIN_MAPPED_BYTES), found
+        if size <= external_data.READ_AT_ONCE_BYTES:
+            return _parse(path.read_bytes(), str(path)), None
         with path.open("rb") as stream:
             _check_format(stream.read(_HEAD_BYTES), str(path))
-        return parse_in_place(path, external_data.MIN_MAPPED_BYTES)
+        return parse_in_place(path, external_data.MIN_MAPPED_BYTES), None
     except OSError as error:
         raise ModelFileError("the model file cannot be read", where=path, got=error) from None
     except (DecodeError, ValueError) as error:

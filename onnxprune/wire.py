@@ -1,8 +1,8 @@
 """Parse a large model file without reading its tensors.
 
-`ParseFromString` copies a whole file twice. Here the file is mapped into memory, and its messages
-are walked in their wire format as far as large tensors lie in them; what is parsed is the file
-without these tensors' data, which stay where they are (see `onnxprune.mapped`).
+`ParseFromString` copies a whole file twice. Here the messages of a file that is mapped into memory,
+or was read, are walked in their wire format as far as large tensors lie in them; what is parsed is
+the file without these tensors' data, which stay where they are (see `onnxprune.mapped`).
 
 The format: https://protobuf.dev/programming-guides/encoding/
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onnx import ModelProto, TensorProto
 
-from onnxprune.mapped import refer
+from onnxprune.mapped import FileBytes, refer
 
 _LENGTH_DELIMITED = 2
 _FIXED_BYTES = {1: 8, 5: 4}
@@ -26,6 +26,9 @@ _INNER = {
     "attribute": {5: "tensor", 6: "graph"},
 }
 """Kinds of messages that tensors lie in: field number -> kind of the message in that field."""
+
+_MOST_DEEP = 100
+"""How deep Protocol Buffers let messages lie in each other."""
 
 _RAW_DATA = 9
 _EXTERNAL_FIELDS = frozenset({13, 14})
@@ -44,20 +47,44 @@ def parse_in_place(path: Path, min_mapped_bytes: int) -> ModelProto:
         OSError: The file cannot be read.
     """
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        light = _Lightener(data, path, min_mapped_bytes).message("model", 0, len(data))
+        return _parsed(_Lightener(data, path, min_mapped_bytes))
+
+
+def parse_read(read: FileBytes, min_mapped_bytes: int) -> ModelProto:
+    """Parse the bytes of a file, in which larger tensors stay.
+
+    Args:
+        read: The bytes; somebody has to hold them as long as these tensors are in use.
+        min_mapped_bytes: Size from which a tensor's data stay there.
+
+    Raises:
+        ValueError: They are no such message, as far as it was looked at.
+        google.protobuf.message.DecodeError: The same of the rest.
+    """
+    return _parsed(_Lightener(read.data, read, min_mapped_bytes))
+
+
+def _parsed(lightener: "_Lightener") -> ModelProto:
     proto = ModelProto()
-    proto.ParseFromString(light)
+    proto.ParseFromString(lightener.model())
     return proto
 
 
 class _Lightener:
-    def __init__(self, data: mmap.mmap, path: Path, min_mapped_bytes: int) -> None:
+    def __init__(
+        self, data: mmap.mmap | bytes, place: Path | FileBytes, min_mapped_bytes: int
+    ) -> None:
         self._data = data
-        self._path = path
+        self._place = place
         self._min_mapped_bytes = min_mapped_bytes
 
-    def message(self, kind: str, start: int, end: int) -> bytes:
-        """The bytes of a message without the data of large tensors in it."""
+    def model(self) -> bytes:
+        """The bytes of the whole file without the data of large tensors."""
+        return self._message("model", 0, len(self._data), 0)
+
+    def _message(self, kind: str, start: int, end: int, depth: int) -> bytes:
+        if depth > _MOST_DEEP:
+            raise ValueError(f"messages lie more than {_MOST_DEEP} deep in each other")
         if end - start < self._min_mapped_bytes:
             return self._data[start:end]
         if kind == "tensor":
@@ -70,7 +97,7 @@ class _Lightener:
             if inner is None or wire_type != _LENGTH_DELIMITED or not large:
                 continue
             parts.append(self._data[copied:begin])
-            light = self.message(inner, value, stop)
+            light = self._message(inner, value, stop, depth + 1)
             parts.append(_varint(number << 3 | _LENGTH_DELIMITED) + _varint(len(light)) + light)
             copied = stop
         return b"".join([*parts, self._data[copied:end]])
@@ -84,7 +111,7 @@ class _Lightener:
         if stop - value < self._min_mapped_bytes:
             return self._data[start:end]
         reference = TensorProto()
-        refer(reference, self._path, value, stop - value)
+        refer(reference, self._place, value, stop - value)
         encoded: bytes = reference.SerializeToString()
         return self._data[start:begin] + self._data[stop:end] + encoded
 

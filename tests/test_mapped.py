@@ -164,3 +164,41 @@ def test_what_is_not_tensors_is_parsed_as_ever(tmp_path: Path) -> None:
     light = parse_in_place(tmp_path / "m.onnx", 100)
     assert light.doc_string == proto.doc_string
     assert light.graph.node == proto.graph.node
+
+
+def test_what_was_read_lightly_needs_its_file_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is mapped: a file that another process writes into would end this one."""
+    monkeypatch.setattr(external_data, "READ_AT_ONCE_BYTES", 2**20)
+    path = tmp_path / "m.onnx"
+    onnx.save(small_classifier(), path)
+    loaded = model.read(path, light=True)
+    path.write_bytes(b"")
+    assert not find_tensors(loaded.proto)["conv.weight"].proto.raw_data
+    whole = ModelProto.FromString(model.serialized(loaded.proto))
+    assert whole == small_classifier()
+
+
+@pytest.mark.parametrize("at_once", [0, 2**20])
+def test_messages_that_lie_too_deep_in_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(external_data, "READ_AT_ONCE_BYTES", at_once)
+    graph = helper.make_graph(
+        [], "g", [], [], [numpy_helper.from_array(np.ones(64, np.float32), "w")]
+    )
+    content = graph.SerializeToString()
+
+    def field(tag: int, inner: bytes) -> bytes:
+        size, length = b"", len(inner)
+        while length >= 0x80:
+            size, length = size + bytes([length & 0x7F | 0x80]), length >> 7
+        return bytes([tag << 3 | 2]) + size + bytes([length]) + inner
+
+    for _ in range(2000):  # a graph in an attribute of a node of a graph
+        content = field(1, field(5, field(6, content)))
+    path = tmp_path / "deep.onnx"
+    path.write_bytes(field(7, content))
+    with pytest.raises(ModelFileError, match="not an ONNX file, or it is truncated"):
+        model.read(path, light=True)

@@ -36,13 +36,13 @@ _HOLDING = (
 
 DEFAULT = "cascade-gmp"
 
-_PHASE = ("phase_map_resnet20", "phase_map_mobilenet")
+_PHASE = ("phase_map_resnet20", "phase_map_mobilenet", "phase_map_mobilenet_grid")
 """Results of `phase_map.py` beside the first."""
 
 _BESIDE_GMP = ("methods_free_fashion", "methods_fashion_80_equal")
 """Results of `methods.py` with cascade-gmp as it is by default."""
 
-_REAL = ("real_models",)
+_REAL = ("real_models", "real_models_lite0", "real_models_lite0_probes")
 
 _PARTS = ("methods_mobilenet_98_equal",)
 """With closure and harvest by themselves."""
@@ -77,6 +77,8 @@ def table(name: str) -> str:
         "methods": methods,
         "methods-against-gmp": methods_against_gmp,
         "tuning": tuning,
+        "methods-mobilenet": partial(methods, "methods_mobilenet_all"),
+        "methods-mobilenet-against-gmp": partial(methods_against_gmp, "methods_mobilenet_all"),
         "methods-glyphs": partial(methods, "methods_glyphs"),
         "methods-glyphs-against-gmp": partial(methods_against_gmp, "methods_glyphs"),
         "tuning-glyphs": partial(tuning, "methods_glyphs"),
@@ -241,7 +243,7 @@ def bar() -> str:
     for file in _REAL:
         rows += [
             [cell["model"], cell["sparsity"], cell["against_gmp"]]
-            for cell in results(file)["comparison"]
+            for cell in results(file).get("comparison", [])
             if cell["method"] == DEFAULT and cell["against_gmp"]
         ]
     head = ["network, data", "sparsity", "seeds", "cascade-gmp against gmp, points"]
@@ -429,7 +431,7 @@ def real() -> str:
             points(cell["against_gmp"]),
         ]
         for file in _REAL
-        for cell in sorted(results(file)["comparison"], key=lambda c: c["sparsity"])
+        for cell in sorted(results(file).get("comparison", []), key=lambda c: c["sparsity"])
     ]
     head = ["model", "sparsity", "method", "dense, %", "accuracy, %", "against gmp, points"]
     return markdown(head, rows)

@@ -27,8 +27,13 @@ LARGE_BYTES = 2**14
 """Size from which it pays to keep a weight from ONNX Runtime."""
 
 _LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
-_MOVES = frozenset({"Reshape", "Transpose"})
-"""What ONNX Runtime looks past between a product and a BatchNorm."""
+_ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
+"""What may become a part of a convolution, or vanish, if its other operand is constant."""
+
+_PASSED = frozenset(
+    {"Cast", "Dropout", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""What may vanish, and what ONNX Runtime looks past between a product and a BatchNorm."""
 
 _OVERRIDABLE_SINCE = 4
 """First IR version in which an initializer need not be an input; one that is can be overridden."""
@@ -87,13 +92,14 @@ def _without_weights(proto: ModelProto) -> tuple[ModelProto, dict[str, TensorPro
     """A model with inputs in the place of larger weights, and these weights.
 
     Only those that nothing but layers reads, and whose layers nothing follows that basic
-    optimisation could multiply into the weight.
+    optimisation could put into the weight.
     """
     index = GraphIndex(proto.graph)
     stored = index.stored
     if proto.ir_version < _OVERRIDABLE_SINCE:  # every one is an input, and none can be overridden
         stored = {tensor.name: tensor for tensor in proto.graph.initializer}
-    constants = _Constants(proto.graph, stored)
+    sparse = (tensor.values.name for tensor in proto.graph.sparse_initializer)
+    constants = _Constants(proto.graph, (*stored, *sparse))
     aside = {
         name: tensor
         for name, tensor in stored.items()
@@ -151,11 +157,12 @@ def _leaves_weight(index: GraphIndex, constants: "_Constants", weight: str, numb
     values = [node.output[0]]
     while values:
         for reader in (index.graph.node[n] for n in index.readers.get(values.pop(), ())):
-            if reader.op_type == "BatchNormalization":
+            if reader.domain not in ("", "ai.onnx") or reader.op_type == "BatchNormalization":
                 return False
-            if reader.op_type == "Mul" and any(map(constants.holds, reader.input)):
+            scaled = reader.op_type in _ARITHMETIC and any(map(constants.holds, reader.input))
+            if scaled and node.op_type == "Conv":
                 return False
-            if reader.op_type in _MOVES:
+            if scaled or reader.op_type in _PASSED:
                 values += reader.output
     return True
 
@@ -185,7 +192,8 @@ def _tidy(proto: ModelProto, before: ModelProto) -> None:
         if proto.opset_import[place].domain not in used:
             del proto.opset_import[place]
     if proto.ir_version < _OVERRIDABLE_SINCE:
-        stored = {tensor.name for tensor in proto.graph.initializer}
+        stored = {tensor.name for tensor in before.graph.initializer}
+        stored |= {tensor.values.name for tensor in before.graph.sparse_initializer}
         for place in reversed(range(len(proto.graph.input))):
             if proto.graph.input[place].name in stored:
                 del proto.graph.input[place]

@@ -57,7 +57,7 @@ def session(
         DenseSpeedWarning: The library is not there, so a plain model is no faster than a dense one.
     """
     runtime = import_runtime()
-    loaded = model_files.read(path, in_place=True)
+    loaded = model_files.read(path, light=True)
     options = sess_options if sess_options is not None else runtime.SessionOptions()
     wanted = list(providers) if providers is not None else [_CPU]
     if is_compiled(loaded.proto):
@@ -79,9 +79,10 @@ def session(
     if compiled is None:
         return _open(os.fspath(path), options, wanted, loaded.label)
     register(options, check_kernels())
+    label = loaded.label
     with _content(compiled) as content:
-        del compiled
-        return _open(content, options, wanted, loaded.label)
+        del compiled, loaded
+        return _open(content, options, wanted, label)
 
 
 def open_proto(

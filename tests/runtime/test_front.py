@@ -93,6 +93,9 @@ FOLDED = {
     "BatchNorm": "c = Conv(x, w) n = BatchNormalization(c, s, b, m, v) y = Relu(n)",
     "factors": "c = Conv(x, w) n = Mul(c, f) y = Relu(n)",
     "computed factors": "k = Exp(f) c = Conv(x, w) n = Mul(c, k) y = Relu(n)",
+    "a sum before": "c = Conv(x, w) a = Add(c, f) n = Mul(a, f) y = Relu(n)",
+    "what vanishes between": "c = Conv(x, w) i = Identity(c) d = Dropout(i)"
+    " n = BatchNormalization(d, s, b, m, v) y = Relu(n)",
     "a transposed weight": "q = Transpose<perm = [1, 0, 2, 3]>(w) y = Conv(x, q)",
     "a constant image": "c = Conv(o, w) y = Add(x, c)",
 }
@@ -145,6 +148,26 @@ def test_weights_that_are_inputs(kernels: bool):
     result = compiled(source)
     assert [value.name for value in result.proto.graph.input] == ["x"]
     check_equal(source, result, {"x": normal(3, 96)}, kernels, replaced=1)
+
+
+def test_inputs_that_are_initializers_go_with_them():
+    """Before IR version 4; ONNX Runtime keeps one of equal constants, and all of the inputs."""
+    source = net(
+        "g (float[N, 96] x) => (float[N, 96] y)"
+        " { a = Mul(x, one) b = MatMul(a, w) c = Mul(b, other) y = Relu(c) }",
+        w=sparse(96, 96),
+        one=np.array(1.5, np.float32),
+        other=np.array(1.5, np.float32),
+    )
+    source.ir_version = 3
+    del source.opset_import[:]
+    source.opset_import.append(onnx.helper.make_opsetid("", 8))
+    for tensor in source.graph.initializer:
+        kind = onnx.TensorProto.FLOAT
+        source.graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, kind, tensor.dims)
+        )
+    assert [value.name for value in compiled(source).proto.graph.input] == ["x"]
 
 
 def test_what_else_a_model_says_stays():
