@@ -224,7 +224,7 @@ class Conclusion:
             ModelError: It is not rounding.
         """
         for name in wanted:
-            difference = _difference(wanted[name], plain[name])
+            difference = max(_difference(wanted[name], plain[name]), differences[name])
             most = max(allowed[name], _ROUNDING_FACTOR * rounding[name])
             if not difference <= most:
                 raise ModelError(
