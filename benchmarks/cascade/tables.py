@@ -36,7 +36,10 @@ _HOLDING = (
 
 DEFAULT = "cascade-gmp"
 
-_PHASE = ("phase_map_resnet20", "phase_map_mobilenet", "phase_map_mobilenet_grid")
+_PHASE = (
+    *("phase_map_shares", "phase_map_glyphs", "phase_map_resnet20"),
+    *("phase_map_mobilenet", "phase_map_mobilenet_grid"),
+)
 """Results of `phase_map.py` beside the first."""
 
 _BESIDE_GMP = ("methods_free_fashion", "methods_fashion_80_equal")
