@@ -69,7 +69,7 @@ def release(tensor: TensorProto) -> None:
 
 
 def is_mapped(tensor: TensorProto) -> bool:
-    """Whether a tensor's data are in a file, by `refer` in this process."""
+    """Whether a tensor's data are in a file or its bytes, by `refer` in this process."""
     return tensor.data_location == TensorProto.EXTERNAL and any(
         entry.key == _MARK and entry.value.startswith(_SECRET) for entry in tensor.external_data
     )

@@ -194,3 +194,7 @@ def expansions(draw: st.DrawFn) -> Case:
         matrix,
         draw(st.booleans()),
     )
+
+
+EVERY = (convolutions, products, depthwise, expansions)
+"""Cases of each operator."""

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -56,36 +57,20 @@ def check(case: drawn.Case, number: float, seed: int) -> None:
 
 NUMBERS = st.sampled_from([np.nan, np.inf, -np.inf])
 SEEDS = st.integers(0, 99)
-fewer = settings(max_examples=60)
 
 
-@fewer
-@given(case=drawn.convolutions(), number=NUMBERS, seed=SEEDS)
-def test_convolutions(kernels: bool, case: drawn.Case, number: float, seed: int):
+@pytest.mark.parametrize("cases", drawn.EVERY)
+@pytest.mark.usefixtures("need_kernels")
+@settings(max_examples=60)
+@given(data=st.data(), number=NUMBERS, seed=SEEDS)
+def test_with_the_best_instructions(
+    cases: Callable[[], st.SearchStrategy[drawn.Case]],
+    data: st.DataObject,
+    number: float,
+    seed: int,
+):
     """No other pixel, no other sample, and no output without a weight for it."""
-    if kernels:
-        check(case, number, seed)
-
-
-@fewer
-@given(case=drawn.products(), number=NUMBERS, seed=SEEDS)
-def test_products(kernels: bool, case: drawn.Case, number: float, seed: int):
-    if kernels:
-        check(case, number, seed)
-
-
-@fewer
-@given(case=drawn.depthwise(), number=NUMBERS, seed=SEEDS)
-def test_depthwise_convolutions(kernels: bool, case: drawn.Case, number: float, seed: int):
-    if kernels:
-        check(case, number, seed)
-
-
-@fewer
-@given(case=drawn.expansions(), number=NUMBERS, seed=SEEDS)
-def test_expansions(kernels: bool, case: drawn.Case, number: float, seed: int):
-    if kernels:
-        check(case, number, seed)
+    check(data.draw(cases()), number, seed)
 
 
 _IN_ANOTHER_PROCESS = """
@@ -93,7 +78,7 @@ from hypothesis import given, settings
 from tests.runtime import drawn
 from tests.runtime.test_not_finite import NUMBERS, SEEDS, check
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
-for cases in (drawn.convolutions, drawn.products, drawn.depthwise, drawn.expansions):
+for cases in drawn.EVERY:
     few(given(cases(), NUMBERS, SEEDS)(check))()
 """
 

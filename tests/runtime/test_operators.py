@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from . import drawn
 from .helpers import (
@@ -29,24 +31,12 @@ def check(case: drawn.Case, kernels: bool) -> None:
         assert error(expected, found, LEAST_SCALE) <= LARGEST_ERROR
 
 
-@given(case=drawn.convolutions())
-def test_convolutions(kernels: bool, case: drawn.Case):
-    check(case, kernels)
-
-
-@given(case=drawn.products())
-def test_products(kernels: bool, case: drawn.Case):
-    check(case, kernels)
-
-
-@given(case=drawn.depthwise())
-def test_depthwise_convolutions(kernels: bool, case: drawn.Case):
-    check(case, kernels)
-
-
-@given(case=drawn.expansions())
-def test_expansions(kernels: bool, case: drawn.Case):
-    check(case, kernels)
+@pytest.mark.parametrize("cases", drawn.EVERY)
+@given(data=st.data())
+def test_with_the_best_instructions(
+    kernels: bool, cases: Callable[[], st.SearchStrategy[drawn.Case]], data: st.DataObject
+):
+    check(data.draw(cases()), kernels)
 
 
 _IN_ANOTHER_PROCESS = """
@@ -54,7 +44,7 @@ from hypothesis import given, settings
 from tests.runtime import drawn
 from tests.runtime.test_operators import check
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
-for cases in (drawn.convolutions, drawn.products, drawn.depthwise, drawn.expansions):
+for cases in drawn.EVERY:
     few(given(cases())(lambda case: check(case, True)))()
 """
 
