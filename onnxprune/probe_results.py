@@ -126,6 +126,7 @@ def probe_result(
         curves[first],
         round((schedule.end - schedule.begin) * main_steps),
         schedule.events,
+        plan.horizon_reached,
     )
     return {
         "schema_version": SCHEMA_VERSION,

@@ -302,7 +302,7 @@ class CascadeTable(Table):
         1,
         ge=0,
         description="Pruning events, one after another, in which magnitude pruning may be put off "
-        "while the shed rate rises (cascade-gmp).",
+        "while the shed rate rises, after the first (cascade-gmp).",
     )
     pressure: float = Field(
         1.0,
@@ -326,6 +326,13 @@ class CascadeTable(Table):
         min_length=1,
         description="What ranks them, an arm each; the verdict is that of the first.",
     )
+
+    @field_validator("scores")
+    @classmethod
+    def _scores_differ(cls, value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError("each score may be named once")
+        return value
 
 
 class FinetuneTable(Table):

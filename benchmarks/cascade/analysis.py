@@ -35,6 +35,11 @@ class Interval:
         }
 
 
+def seed_rows(values: Mapping[int, float]) -> dict[str, float]:
+    """Values by seed as JSON, so that others can work out means and intervals again."""
+    return {str(seed): round(value, 5) for seed, value in sorted(values.items())}
+
+
 def interval(values: Iterable[float]) -> Interval:
     """Mean and 95 % interval.
 

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from analysis import by, interval, paired
+from analysis import by, interval, paired, seed_rows
 from journal import Entry
 from lab import Lab
 from plots import Band, Panel, draw
@@ -187,6 +187,7 @@ def patterns(runs: Iterable[Run], entries: Iterable[Entry | None]) -> list[dict[
                 "pattern": pattern,
                 "choice": choice,
                 "accuracy": interval(accuracy.values()).to_json(),
+                "by_seed": seed_rows(accuracy),
                 "against_before": against.to_json() if against and choice != "before" else None,
             }
         )

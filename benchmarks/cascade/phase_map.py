@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from analysis import by, interval, paired, rank_correlation
+from analysis import by, interval, paired, rank_correlation, seed_rows
 from journal import Entry
 from lab import Lab
 from plots import Band, Grid, Panel, draw, draw_grids
@@ -113,7 +113,12 @@ def outcome(entries: Mapping[int, Entry], criterion: str) -> dict[str, Any]:
         "decay_horizon_reached": round(first["decay_horizon_reached"], 3),
         "accuracy": interval(treated.values()).to_json(),
         "against_control": difference.to_json() if difference else None,
-        "loss_change_without_shed": max(e["without_shed"]["loss_change"] for e in entries.values()),
+        "by_seed": seed_rows(treated),
+        "control_by_seed": seed_rows(control),
+        "without_shed": {
+            key: max((entry["without_shed"][key] for entry in entries.values()), key=abs)
+            for key in ("loss_change", "output_change")
+        },
         "curve": mean_curve(entries.values(), criterion),
     }
 

@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from analysis import by, interval, paired
+from analysis import by, interval, paired, seed_rows
 from journal import Entry, digest
 from lab import Job, Lab
 from plots import Band, Panel, draw
@@ -226,6 +226,7 @@ def comparison(
                 "metric": first["metric"],
                 "dense": round(first["accuracy_before"], 4),
                 "accuracy": interval(ours.values()).to_json(),
+                "by_seed": seed_rows(ours),
                 "against_gmp": against.to_json() if against and method != REFERENCE else None,
             }
         )

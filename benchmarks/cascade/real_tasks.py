@@ -27,7 +27,7 @@ from onnxprune.validate.task_metrics import CharacterErrorRate
 
 RECOGNISER = "ch_PP-OCRv4_rec_infer.onnx"
 _RECOGNISER_PACKAGE = "rapidocr-onnxruntime==1.4.4"
-_LINE_HEIGHT, _LINE_WIDTH = 48, 224
+_LINE_HEIGHT, _LINE_WIDTH = 48, 96
 _TEXT = "abcdefghjkmnpqrtuvwxyABDEFGHJKLMNPQRTY23456789"
 """Letters and digits that look like no other in another case or font."""
 
@@ -115,7 +115,7 @@ def _recogniser(folder: Path, size: Size) -> Task:
     for stream, (path, count) in enumerate(((train, size.train), (evaluation, size.evaluation))):
         if not path.is_file():
             rng = np.random.default_rng([77, stream])
-            texts = ["".join(rng.choice(list(_TEXT), rng.integers(4, 8))) for _ in range(count)]
+            texts = ["".join(rng.choice(list(_TEXT), rng.integers(2, 4))) for _ in range(count)]
             images = np.stack([_line(text, rng) for text in texts])
             partial = path.with_name(f".{path.name}")
             (name,) = (spec.name for spec in read(model).inputs)
@@ -128,10 +128,10 @@ def _recogniser(folder: Path, size: Size) -> Task:
             "epochs": size.epochs,
             "batch_size": 16,
             "optimizer": "adamw",
-            "lr": 5e-4,
+            "lr": 3e-4,
             "loss": "ctc",
         },
-        "distill": {"weight": 0.0},
+        "schedule": {"end": 0.75},
     }
     return Task(model, tables, "characters")
 

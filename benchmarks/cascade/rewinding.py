@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from analysis import by, interval, paired
+from analysis import by, interval, paired, seed_rows
 from journal import Entry
 from lab import Lab
 from plots import Band, Panel, draw
@@ -153,6 +153,7 @@ def summary(cells: Iterable[Cell], entries: Iterable[Entry | None]) -> list[dict
                 "sparsity": sparsity,
                 "arm": arm,
                 "accuracy": interval(accuracy.values()).to_json(),
+                "by_seed": seed_rows(accuracy),
                 "against_fine_tuning": against.to_json() if against else None,
                 "shed": {str(seed): shed_curve(entry) for seed, entry in by_seed.items()},
             }

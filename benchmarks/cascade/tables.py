@@ -280,7 +280,8 @@ def learning_rate(*files: str) -> str:
             row = [
                 f"{place}, {_share(cell['sparsity'])}",
                 cell["method"],
-                *(f"{same[0]['lr']:g}", f"{same[0]['pruning_end']:g}", len(same)),
+                *(f"{same[0]['lr']:g}", f"{same[0]['pruning_end']:g}"),
+                cell["accuracy"]["count"],
                 percent(cell["accuracy"]),
                 points(cell["against_gmp"]),
             ]

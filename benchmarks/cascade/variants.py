@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from analysis import interval, paired
+from analysis import interval, paired, seed_rows
 from journal import Entry
 from lab import Lab
 from methods import shed_share
@@ -133,6 +133,7 @@ def summary(
                 "sparsity": sparsity,
                 "arm": arm,
                 "accuracy": interval(run["accuracy"] for run in runs).to_json(),
+                "by_seed": seed_rows(_accuracy(by_seed)),
                 "diverged": diverged[sparsity, arm],
                 "against_gmp": against.to_json() if against and arm != REFERENCE else None,
                 "mean_density": round(interval(r["budget"]["mean_density"] for r in runs).mean, 4),

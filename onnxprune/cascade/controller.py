@@ -43,6 +43,7 @@ class Controller:
         events: Step -> zeros that the schedule asks for from then on, rising.
         target: Zeros at the end.
         settled_at: Step at which the target was reached; None before.
+        has_pruned: Whether an event has taken weights.
         waited: Events that magnitude pruning was put off, one after another.
         pressure: Factor on weight decay now; brakes lower it towards 1.
         observed: (step, shed weights) since weights were last taken; none are shed at the first.
@@ -52,6 +53,7 @@ class Controller:
     events: Mapping[int, int]
     target: int
     settled_at: int | None = None
+    has_pruned: bool = False
     waited: int = 0
     pressure: float = 1.0
     observed: list[tuple[int, int]] = field(default_factory=list)
@@ -67,14 +69,17 @@ class Controller:
         """Note how many weights are shed at a step, counted since `began`."""
         self.observed.append((step, shed))
 
-    @property
-    def rising(self) -> bool:
+    def rises(self, waiting: int) -> bool:
         """Whether more weights were shed in the later half of the time since weights were taken.
 
-        By more than twice the spread that two counts of independent events would have: a few
-        weights more or less are no trend.
+        By more than twice the spread that two counts of independent events would have, since a few
+        weights more or less are no trend; and by enough to matter. Before anything was pruned
+        nothing is shed because of it.
+
+        Args:
+            waiting: Weights that would be put off. A hundredth of them is enough to matter.
         """
-        if len(self.observed) < 3:
+        if not self.has_pruned or len(self.observed) < 3:
             return False
         (first, at_first), (last, at_last) = self.observed[0], self.observed[-1]
         middle = (first + last) / 2
@@ -83,7 +88,8 @@ class Controller:
             return False
         late = at_last - at_middle
         as_before = (at_middle - at_first) * (last - step) / (step - first)
-        return late - as_before > 2 * math.sqrt(max(0, late) + max(0, as_before))
+        spread = math.sqrt(max(0, late) + max(0, as_before))
+        return late - as_before > max(2 * spread, waiting / 100)
 
     def zeros(self, step: int, masked: int, first: int) -> int:
         """How many weights are zero after the event at `step`.
@@ -98,7 +104,7 @@ class Controller:
         last = step == max(self.events)
         if last:
             return self.target
-        if self.rising and self.waited < self.policy.wait and due > taken:
+        if due > taken and self.waited < self.policy.wait and self.rises(due - taken):
             self.waited += 1
             return taken
         self.waited = 0
@@ -106,6 +112,7 @@ class Controller:
 
     def pruned(self, step: int, zeros: int) -> None:
         """The event at `step` is done."""
+        self.has_pruned = True
         if zeros >= self.target and self.settled_at is None:
             self.settled_at = step
 
@@ -142,6 +149,7 @@ class Controller:
         """What a checkpoint keeps, as JSON values."""
         return {
             "settled_at": self.settled_at,
+            "has_pruned": self.has_pruned,
             "waited": self.waited,
             "pressure": self.pressure,
             "observed": [list(point) for point in self.observed],
@@ -150,6 +158,7 @@ class Controller:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
         self.settled_at = state["settled_at"]
+        self.has_pruned = state["has_pruned"]
         self.waited = state["waited"]
         self.pressure = state["pressure"]
         self.observed = [(step, shed) for step, shed in state["observed"]]

@@ -47,6 +47,7 @@ def recommend(
     curve: Sequence[tuple[int, float]],
     pruning_steps: int,
     default_events: int,
+    horizon_reached: float,
 ) -> Recommendation:
     """A schedule for the main job.
 
@@ -58,22 +59,25 @@ def recommend(
         curve: (step, net shed weights) of the treated arm, mean over seeds.
         pruning_steps: Steps between the first and the last pruning event of the main job.
         default_events: Events that the recipe has.
+        horizon_reached: How much of the decay horizon the probe covers, at least 0.
     """
     settled = settle_steps(curve)
-    if verdict not in ("present", "weak") or settled is None:
-        return Recommendation(
-            "gmp",
-            default_events,
-            settled,
-            "pruning sheds no more weights than training sheds without it, as far as was seen"
-            if verdict == "absent"
-            else "no cascade was shown, so nothing speaks against plain gradual pruning",
-        )
-    events = max(2, min(MOST_EVENTS, pruning_steps // max(1, settled)))
-    return Recommendation(
-        "cascade-gmp",
-        events,
-        settled,
-        f"shedding settles {settled:,} steps after an event, so {events} events fit into the "
-        f"{pruning_steps:,} steps of pruning",
-    )
+    if verdict == "absent":
+        reason = "pruning sheds no more weights than training sheds without it"
+        if horizon_reached < 1:
+            reason += (
+                f" within {horizon_reached:.0%} of the decay horizon; only a longer run could show "
+                "a whole cascade"
+            )
+        return Recommendation("gmp", default_events, settled, reason)
+    if verdict == "inconclusive" or settled is None:
+        reason = "no cascade was shown, so nothing speaks against plain gradual pruning"
+        return Recommendation("gmp", default_events, settled, reason)
+    fitting = pruning_steps // max(1, settled)
+    events = max(2, min(MOST_EVENTS, fitting))
+    reason = f"shedding settles {settled:,} steps after an event"
+    if events <= fitting:
+        reason += f", so {events} events fit into the {pruning_steps:,} steps of pruning"
+    else:
+        reason += f"; {events} events are the fewest, and {pruning_steps:,} steps leave no such gap"
+    return Recommendation("cascade-gmp", events, settled, reason)

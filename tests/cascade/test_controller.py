@@ -31,6 +31,7 @@ def test_what_goes_first_beyond_the_floor_advances_the_schedule() -> None:
 
 def test_the_last_event_reaches_the_target_exactly() -> None:
     control = controller(wait=5)
+    control.pruned(30, 80)
     for step, shed in ((31, 0), (35, 1), (39, 50)):
         control.observe(step, shed)
     assert control.zeros(40, masked=80, first=0) == 90
@@ -38,9 +39,9 @@ def test_the_last_event_reaches_the_target_exactly() -> None:
 
 def test_magnitude_pruning_waits_while_the_shed_rate_rises_but_not_for_ever() -> None:
     control = controller(wait=1)
+    control.pruned(10, 30)
     for step, shed in ((11, 0), (15, 1), (19, 50)):
         control.observe(step, shed)
-    assert control.rising
     assert control.zeros(20, masked=30, first=4) == 34
     control.pruned(20, 34)
     for step, shed in ((21, 0), (25, 1), (29, 50)):
@@ -51,9 +52,30 @@ def test_magnitude_pruning_waits_while_the_shed_rate_rises_but_not_for_ever() ->
 @pytest.mark.parametrize("points", [[(11, 0), (15, 30), (19, 40)], [(11, 0), (19, 40)], []])
 def test_a_falling_shed_rate_does_not_delay(points: list[tuple[int, int]]) -> None:
     control = controller(wait=1)
+    control.pruned(10, 30)
     for step, shed in points:
         control.observe(step, shed)
     assert control.zeros(20, masked=30, first=0) == 60
+
+
+def test_nothing_waits_before_something_was_pruned() -> None:
+    """What weight decay sheds while the learning rate warms up rises, too."""
+    control = controller(wait=1)
+    control.began(0)
+    for step, shed in ((5, 1), (9, 50)):
+        control.observe(step, shed)
+    assert control.zeros(10, masked=0, first=0) == 30
+
+
+def test_a_rise_of_a_few_weights_does_not_put_off_many() -> None:
+    """Six more are beyond chance, and less than a hundredth of a thousand."""
+    control = Controller(Policy(wait=1), {0: 10, 10: 1010, 20: 2000}, 2000)
+    control.pruned(0, 10)
+    for step, shed in ((1, 0), (5, 0), (9, 6)):
+        control.observe(step, shed)
+    assert control.rises(599)
+    assert not control.rises(600)
+    assert control.zeros(10, masked=10, first=0) == 1010
 
 
 @pytest.mark.parametrize(
@@ -69,10 +91,11 @@ def test_rising_is_what_chance_does_not_explain(
     points: list[tuple[int, int]], rising: bool
 ) -> None:
     control = controller(wait=1)
+    control.pruned(10, 30)
     control.began(10)
     for step, shed in points:
         control.observe(step, shed)
-    assert control.rising is rising
+    assert control.rises(100) is rising
 
 
 def test_the_learning_rate_is_held_until_the_target_and_then_takes_its_course() -> None:

@@ -235,6 +235,7 @@ def test_says_beforehand_whether_a_cascade_can_show(
         (["--set", "cascade.pruned=0.5"], 2, ["pruned"]),
         (["--set", "cascade.tau=0"], 2, ["cascade.tau"]),
         (["--set", 'cascade.scores=["size"]'], 2, ["scores", "magnitude"]),
+        (["--set", 'cascade.scores=["random", "random"]'], 2, ["scores", "named once"]),
         (["--set", 'sparsity.include=["no.such.tensor"]'], 2, ["no.such.tensor", "inspect"]),
         (["--recipe", "missing.toml"], 2, ["missing.toml"]),
         (["--data", "missing.npz"], 4, ["missing.npz"]),
