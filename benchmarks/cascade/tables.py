@@ -37,7 +37,7 @@ _HOLDING = (
 DEFAULT = "cascade-gmp"
 
 _PHASE = (
-    *("phase_map_shares", "phase_map_glyphs", "phase_map_resnet20"),
+    *("phase_map_shares", "phase_map_glyphs", "phase_map_resnet20", "phase_map_resnet20_grid"),
     *("phase_map_mobilenet", "phase_map_mobilenet_grid"),
 )
 """Results of `phase_map.py` beside the first."""
@@ -122,7 +122,9 @@ def phase_beside() -> str:
     for file in _PHASE:
         shed = _shed_at_the_end(file)
         for (network, data), row in _phase_rows(file):
-            rows.append([network, data, *row[:4], shed[network, data, *row[:3]], *row[4:]])
+            shown = [network, data, *row[:4], shed[network, data, *row[:3]], *row[4:]]
+            if shown not in rows:
+                rows.append(shown)
     head = ["network", "data", "pruned", "learning rate", "weight decay", "decay horizon covered"]
     head += ["shed, random / its control", "gain, magnitude", "gain, random"]
     return markdown([*head, "random, against control"], rows)

@@ -158,7 +158,7 @@ class Controller:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
         self.settled_at = state["settled_at"]
-        self.has_pruned = state["has_pruned"]
+        self.has_pruned = state.get("has_pruned", True)  # not in older checkpoints
         self.waited = state["waited"]
         self.pressure = state["pressure"]
         self.observed = [(step, shed) for step, shed in state["observed"]]
