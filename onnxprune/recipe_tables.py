@@ -153,7 +153,7 @@ class SparsityTable(Table):
         "N:M pattern means.",
     )
     method: Literal["cascade-gmp", "gmp", "random", "one-shot", "iterative"] = Field(
-        "gmp",
+        "cascade-gmp",
         description="gmp: gradual magnitude pruning; cascade-gmp: the same with structural closure "
         "and harvest of shed weights, see `[cascade]`; random: gradual, random scores (a "
         "baseline); one-shot: magnitude, all at once before fine-tuning; iterative: magnitude, in "

@@ -258,7 +258,7 @@ def test_a_layerwise_run_has_its_share_in_every_tensor(
     target = folder / "global.onnx"
     command(
         *("prune", folder / "dense.onnx", "-o", target, "--sparsity", 0.6, "--epochs", 0),
-        *("--set", "validate.latency=false"),
+        *("--method", "gmp", "--set", "validate.latency=false"),
     ).expect(0)
     claims = read(target, KEY)
     shares = [tensor["sparsity"] for tensor in claims["tensors"]]

@@ -52,7 +52,7 @@ def test_a_pruned_model(command: Command, pruned: Path) -> None:
     facts = command("inspect", pruned, "--json").expect(0).json
     assert facts["sparsity"] == 199 / 248
     assert facts["metadata_true"] is True
-    assert facts["metadata"]["method"] == "gmp"
+    assert facts["metadata"]["method"] == "cascade-gmp"
     assert sum(tensor["zeros"] for tensor in facts["tensors"] if tensor["prunable"]) == 199
 
 

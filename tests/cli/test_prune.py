@@ -37,7 +37,7 @@ def test_json_stands_alone(command: Command, base: list[object], output: Path) -
     assert results.keys() >= KEYS
     assert results["output"] == str(output)
     assert results["run_dir"] == str(output.with_suffix(".run"))
-    assert results["method"] == "gmp"
+    assert results["method"] == "cascade-gmp"
     assert results["sparsity"] == 199 / 248
     assert results["overlap_with_one_shot"]["expected"] < 1
     assert 0 < results["overlap_with_one_shot"]["jaccard"] <= 1

@@ -60,7 +60,7 @@ def described(proto: onnx.ModelProto, patterns: dict[str, str]) -> onnx.ModelPro
     stored = find_tensors(proto)
     tensors = describe_tensors((stored[name] for name in NAMES), patterns)
     target = min(0.35, overall_sparsity(tensors))
-    settings = SparsityTable(target=target)
+    settings = SparsityTable(target=target, method="gmp")
     metadata = SparsityMetadata(
         schema_version=1,
         tool_version="0.0",

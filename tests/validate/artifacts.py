@@ -136,7 +136,7 @@ def describe(
     described = describe_tensors([stored[name] for name in names], dict.fromkeys(names, pattern))
     sparsity = overall_sparsity(described)
     target = sparsity if target is None else target
-    settings = SparsityTable(target=target, pattern=pattern)
+    settings = SparsityTable(target=target, pattern=pattern, method="gmp")
     metadata = SparsityMetadata(
         schema_version=1,
         tool_version="0.0",

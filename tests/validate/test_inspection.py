@@ -77,7 +77,8 @@ def one_product(weight: np.ndarray, *, trans_b: bool = False) -> onnx.ModelProto
 def with_metadata(proto: onnx.ModelProto, pattern: str = "unstructured") -> onnx.ModelProto:
     prunable = [tensor for tensor in find_tensors(proto).values() if tensor.prunable]
     entries = describe_tensors(prunable, {tensor.name: pattern for tensor in prunable})
-    settings = SparsityTable(target=pattern_sparsity(pattern), pattern=pattern)
+    target = pattern_sparsity(pattern)
+    settings = SparsityTable(target=target, pattern=pattern, method="gmp")
     write_metadata(
         proto,
         SparsityMetadata(
