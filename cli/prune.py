@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 @common.data_option(required=False)
 @click.option("--eval-data", metavar="SPEC", help="Samples to measure accuracy on.")
 @click.option("--sparsity", type=float, help="Zeros / prunable weights, in [0, 1). Default 0.8.")
-@click.option("--method", help="cascade-gmp, gmp, random, one-shot or iterative.  [default: cascade-gmp]")
+@click.option(
+    "--method", help="cascade-gmp, gmp, random, one-shot or iterative.  [default: cascade-gmp]"
+)
 @click.option("--pattern", help="unstructured, N:M or block:RxC.  [default: unstructured]")
 @click.option("--epochs", type=float, help="Passes over the data; 0 prunes without training.")
 @click.option("--seed", type=int, help="Seed of everything random.  [default: 0]")
