@@ -45,7 +45,10 @@ _PHASE = (
 _BESIDE_GMP = ("methods_free_fashion", "methods_fashion_80_equal")
 """Results of `methods.py` with cascade-gmp as it is by default."""
 
-_REAL = ("real_models", "real_models_lite0", "real_models_lite0_probes")
+_REAL = (
+    *("real_models", "real_models_lite0", "real_models_lite0_probes"),
+    *("real_models_recogniser", "real_models_recogniser_probes"),
+)
 
 _PARTS = ("methods_mobilenet_98_equal",)
 """With closure and harvest by themselves."""
