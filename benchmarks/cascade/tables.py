@@ -56,6 +56,9 @@ _PARTS = ("methods_mobilenet_98_equal",)
 _OWN = ("methods_fashion_nine", "methods_glyphs_own", "methods_mobilenet_nine")
 """Those where both are tuned at the sparsities at which they are compared."""
 
+_EQUAL = ("methods_fashion_95_equal", "methods_mobilenet_98_again")
+"""Where those differ, again with equal settings."""
+
 _COSTED = ("methods_fashion_own", "methods_mobilenet")
 """Earlier ones with fewer seeds, and runs of half the length."""
 
@@ -97,6 +100,7 @@ def table(name: str) -> str:
         "real": real,
         "real-probes": real_probes,
         "own": partial(learning_rate, *_OWN),
+        "own-equal": partial(learning_rate, *_EQUAL),
         "parts": partial(learning_rate, *_PARTS),
         "tuning-own": partial(tuning, *_OWN),
         "cost": cost,
@@ -244,7 +248,7 @@ def tuning_differences() -> str:
 def bar() -> str:
     """Every comparison of cascade-gmp as it is by default with gmp."""
     rows = []
-    for file in (*_HOLDING, *_BESIDE_GMP, *_COSTED, *_OWN, *_PARTS):
+    for file in (*_HOLDING, *_BESIDE_GMP, *_COSTED, *_OWN, *_EQUAL, *_PARTS):
         for result in results(file):
             rows += [
                 [f"{result['network']}, {result['data']}", cell["sparsity"], cell["against_gmp"]]

@@ -346,6 +346,9 @@ def test_arms_are_probed_on_the_dense_model_of_each_seed(
     assert len(random["gain"]["values"]) == 1
     assert [step for step, *_ in random["curve"]] == [1, 2]
     assert random["against_control"]["count"] == 1
+    assert random["by_seed"] == {"0": random["accuracy"]["mean"]}
+    difference = random["by_seed"]["0"] - random["control_by_seed"]["0"]
+    assert random["against_control"]["mean"] == pytest.approx(difference, abs=1e-5)
     assert 0 < random["decay_horizon_reached"] < 1
     assert {path.suffix for path in (tmp_path / "results").iterdir()} == {".json", ".svg"}
 
